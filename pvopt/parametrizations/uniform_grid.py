@@ -1,0 +1,206 @@
+"""Uniform grids with a scale per group (GPTQ, round-to-nearest)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import Candidates, Parametrization, code_dtype
+from .layout import GroupLayout, matrix_shape
+from .representation import Representation
+from .validation import check_integer, prepare_fit
+
+__all__ = ["UniformGrid"]
+
+
+@dataclass(frozen=True)
+class UniformGrid(Parametrization):
+    """Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
+
+    .. math:: w = s_g\\,(q - z_g), \\qquad q \\in \\{0, \\dots, 2^b - 1\\}
+
+    Values: ``scales`` and, if asymmetric, ``zeros``, ``[rows, columns / group_size]`` each. The
+    symmetric grid has :math:`z = 2^{b-1}` fixed. Codes move weight by weight.
+
+    Args:
+        bits: ``b``, 1 to 8.
+        group_size: inputs that share a scale; None stands for a whole row.
+        symmetric: whether the zero point is fixed.
+
+    Raises:
+        TypeError: if ``bits`` or ``group_size`` is no integer.
+        ValueError: if one is out of range, or (on use) the group does not divide the columns.
+
+    Example:
+        >>> rep = UniformGrid(bits=2, group_size=4).fit(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
+        >>> rep.decode()
+        tensor([[0., 1., 2., 3.]])
+
+    References:
+        GPTQ (arXiv 2210.17323), section 4; PV-Tuning (arXiv 2405.14852), appendix on GPTQ grids.
+    """
+
+    bits: int
+    group_size: int | None = None
+    symmetric: bool = False
+
+    def __post_init__(self) -> None:
+        check_integer("bits", self.bits, 1, 8)
+        if self.group_size is not None:
+            check_integer("group_size", self.group_size, 1, 1 << 30)
+        if not isinstance(self.symmetric, bool):
+            raise TypeError(f"symmetric must be a bool, got {self.symmetric!r}")
+
+    @property
+    def code_bits(self) -> int:
+        """Bits of one integer."""
+        return self.bits
+
+    @property
+    def max_code(self) -> int:
+        """The largest integer, ``2**bits - 1``."""
+        return (1 << self.bits) - 1
+
+    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
+        """Every weight has its own code; the groups that share a scale must divide the columns."""
+        if self.group_size is not None:
+            GroupLayout(shape, 1, self.group_size)
+        return GroupLayout(shape, 1, 1)
+
+    def _scale_size(self, shape: tuple[int, ...]) -> int:
+        return self.group_size or matrix_shape(shape)[1]
+
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """One scale, and one zero point unless symmetric, per group of inputs."""
+        rows, columns = matrix_shape(shape)
+        size = (rows, columns // self._scale_size(shape))
+        return {"scales": size} if self.symmetric else {"scales": size, "zeros": size}
+
+    def fit(
+        self,
+        weight: Tensor,
+        *,
+        metric: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Round to nearest, with the range clipped and refitted for the least squared error."""
+        weight, metric, _ = prepare_fit(weight, metric, generator)
+        self.layout(tuple(weight.shape))
+        size = self._scale_size(tuple(weight.shape))
+        groups = weight.view(-1, size)
+        importance = torch.ones_like(groups) if metric is None else metric.view(-1, size)
+        scale, zero, codes = self._fit_groups(groups, importance)
+        shapes = self.value_shapes(tuple(weight.shape))
+        values = {
+            n: v.view(shapes[n]) for n, v in (("scales", scale), ("zeros", zero)) if n in shapes
+        }
+        codes = codes.view(*matrix_shape(weight.shape), 1).to(code_dtype(self.bits))
+        return Representation(self, codes, values, tuple(weight.shape))
+
+    def _fit_groups(self, groups: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Search the clipping of each row of ``groups``; return scale, zero ``[n, 1]``, codes."""
+        middle = float(1 << (self.bits - 1))
+        low = groups.amin(1, keepdim=True)
+        high = groups.amax(1, keepdim=True)
+        if self.symmetric:
+            full = torch.maximum(-low / middle, high / max(self.max_code - middle, 1.0))
+        else:
+            full = (high - low) / self.max_code
+        best_error = groups.new_full((len(groups), 1), torch.inf)
+        best = (torch.ones_like(low), torch.zeros_like(low), torch.zeros_like(groups))
+        # At 2 bits the best range of Gaussian weights is about half of min..max.
+        for ratio in torch.linspace(1.0, 0.3, 15).tolist():
+            scale = torch.where(full > 0, full * ratio, 1.0)
+            center = low + (high - low) / 2
+            zero = self.max_code / 2 - center / scale
+            if self.symmetric:
+                zero = torch.full_like(low, middle)
+            for _ in range(3):
+                codes = (groups / scale + zero).round_().clamp_(0, self.max_code)
+                error = ((scale * (codes - zero) - groups).square() * importance).sum(1, True)
+                better = error < best_error
+                best_error = torch.where(better, error, best_error)
+                best = tuple(
+                    torch.where(better, new, old)
+                    for new, old in zip((scale, zero, codes), best, strict=True)
+                )
+                scale, zero = self._least_squares(groups, importance, codes, scale, zero)
+        return best
+
+    def _least_squares(
+        self, groups: Tensor, importance: Tensor, codes: Tensor, scale: Tensor, zero: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Refit scale and zero to fixed codes; keep the old ones where the fit degenerates."""
+        if self.symmetric:
+            level = codes - zero
+            energy = (importance * level.square()).sum(1, True)
+            fitted = (importance * level * groups).sum(1, True) / energy
+            return torch.where((energy > 0) & (fitted != 0), fitted, scale), zero
+        mass = importance.sum(1, True)
+        mean_code = (importance * codes).sum(1, True) / mass
+        mean = (importance * groups).sum(1, True) / mass
+        spread = (importance * (codes - mean_code).square()).sum(1, True)
+        fitted = (importance * (codes - mean_code) * (groups - mean)).sum(1, True) / spread
+        usable = (spread > 0) & (fitted > 0)
+        scale = torch.where(usable, fitted, scale)
+        return scale, torch.where(usable, mean_code - mean / scale, zero)
+
+    def _scales_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return scale and zero of each group of one weight, ``[n, 1]`` each."""
+        scales = rep.values["scales"].flatten()
+        size = self._scale_size(rep.shape)
+        if groups is None:
+            index = None
+        else:  # rows are contiguous and a multiple of the size: the flat index divides
+            index = groups.div(size, rounding_mode="floor")
+
+        def spread(value: Tensor) -> Tensor:
+            flat = value.flatten()
+            return (flat.repeat_interleave(size) if index is None else flat[index])[:, None]
+
+        if self.symmetric:
+            return spread(scales), scales.new_full((1, 1), 1 << (self.bits - 1))
+        return spread(scales), spread(rep.values["zeros"])
+
+    def decode_groups(
+        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
+    ) -> Tensor:
+        """Return ``scale * (code - zero)``, ``[n, 1]``."""
+        if codes is None:
+            codes = rep.flat_codes if groups is None else rep.flat_codes[groups]
+        scale, zero = self._scales_of(rep, groups)
+        return scale * (codes.to(scale.dtype) - zero)
+
+    def _position(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Tensor:
+        """Return where the targets lie between the integers, ``[n, 1]``, clipped to the grid."""
+        scale, zero = self._scales_of(rep, groups)
+        # A scale of zero makes every level equal: any finite position will do.
+        position = torch.where(scale == 0, zero, target / scale + zero)
+        return position.clamp(0, self.max_code)
+
+    def search(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        *,
+        metric: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Round the position; further candidates are the integers next to it on either side."""
+        position = self._position(target, rep, groups)
+        k = min(k, self.max_code + 1)
+        # The k nearest integers are consecutive; they start at round(x - (k - 1) / 2).
+        first = (position - (k - 1) / 2).round().clamp_(0, self.max_code + 1 - k)
+        window = torch.arange(k, device=target.device, dtype=position.dtype)
+        return (first + window).long()[..., None]  # [n, k, 1]
+
+    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
+        """Return the integers below and above each position."""
+        below = self._position(target, rep, groups).floor()
+        above = (below + 1).clamp_(max=self.max_code)
+        codes = torch.stack([below, above], dim=1).long()  # [n, 2, 1]
+        return Candidates(codes, self._errors(target.to(rep.dtype), rep, groups, codes, None))

@@ -1,0 +1,123 @@
+"""The methods of the field, each one composition of the same parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from .optimizer import PVOptimizer
+from .parametrizations.representation import Representation
+from .quantize import QuantizedWeights
+from .rounding import Nearest, Stochastic
+from .subspace import AllGroups, Greedy
+
+__all__ = [
+    "continuous_only",
+    "naive_pv",
+    "ste",
+    "stochastic_rounding",
+    "subspace_pv",
+    "subspace_pv_ste",
+]
+
+Representations = QuantizedWeights | Mapping[nn.Parameter, Representation]
+
+
+def continuous_only(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Tune the values alone: every V step is left out.
+
+    Args:
+        base: optimizer over the dense parameters; it keeps no state for quantized ones.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from pvopt import UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> continuous_only(torch.optim.SGD(model.parameters(), lr=0.1), weights).report
+        StepReport(changed={}, groups={})
+    """
+    optimizer = PVOptimizer(base, weights, **options)
+    for group in optimizer.param_groups:
+        group["freeze_codes"] = True
+    return optimizer
+
+
+def ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Straight-through estimation: a latent weight collects all updates, all groups are rounded.
+
+    .. math:: b \\leftarrow b + u, \\qquad z = \\mathrm{nearest}(b)
+
+    Args:
+        base: optimizer over the dense parameters.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`; ``latent_decay`` between 0 and 1 makes
+            it penalised straight-through estimation.
+
+    References:
+        Bengio et al., "Estimating or Propagating Gradients" (arXiv 1308.3432).
+    """
+    return PVOptimizer(base, weights, **{"subspace": AllGroups(), "latent_decay": 0.0} | options)
+
+
+def stochastic_rounding(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Round the updated weight at random to one of two codes, without a latent weight.
+
+    Args:
+        base: optimizer over the dense parameters.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`; ``rounding=Stochastic("linear")`` is
+            unbiased, for scalar codes.
+    """
+    defaults = {"rounding": Stochastic(), "subspace": AllGroups()}
+    return PVOptimizer(base, weights, **defaults | options)
+
+
+def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Linearized PV on the full space: round ``w + u`` to the nearest codes, keep no latent.
+
+    Args:
+        base: optimizer over the dense parameters.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`.
+
+    References:
+        PV-Tuning (arXiv 2405.14852), section 3.2: steps too short to change a code are lost.
+    """
+    return PVOptimizer(base, weights, **{"rounding": Nearest(), "subspace": AllGroups()} | options)
+
+
+def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Linearized PV on the groups of largest update, within a trust region, without a latent.
+
+    Args:
+        base: optimizer over the dense parameters.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`; ``rounding=Forced()`` lets every
+            selected group move.
+
+    References:
+        PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
+    """
+    defaults = {"subspace": Greedy(0.01), "trust_ratio": 0.01}
+    return PVOptimizer(base, weights, **defaults | options)
+
+
+def subspace_pv_ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
+    """Subspace PV towards a latent weight that collects all updates: best on language models.
+
+    Args:
+        base: optimizer over the dense parameters.
+        weights: the representations.
+        options: further arguments of :class:`PVOptimizer`.
+
+    References:
+        PV-Tuning (arXiv 2405.14852), section 4.3 (PV combined with straight-through estimation).
+    """
+    defaults = {"subspace": Greedy(0.01), "trust_ratio": 0.01, "latent_decay": 0.0}
+    return PVOptimizer(base, weights, **defaults | options)

@@ -1,0 +1,223 @@
+"""Subspace rules: which groups may change their codes in a step, and how far in all."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["AllGroups", "Greedy", "Proportional", "Subspace", "TrustRegion", "Uniform"]
+
+
+class Subspace(ABC):
+    """Choose the coordinate subspace of one V step."""
+
+    @abstractmethod
+    def select(
+        self,
+        magnitudes: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        ordered: bool = True,
+    ) -> Tensor:
+        """Select groups by the size of the change that each asks for.
+
+        Args:
+            magnitudes: ``[num_groups]`` non-negative norms ``||target_g - w_g||``.
+            generator: source of random draws, on the magnitudes' device.
+            ordered: whether the most important group must come first; False is cheaper.
+
+        Returns:
+            ``[n]`` distinct group numbers, int64.
+        """
+
+
+@dataclass(frozen=True)
+class AllGroups(Subspace):
+    """Let every group move: the full-space linearized V step, and straight-through estimation.
+
+    Example:
+        >>> AllGroups().select(torch.tensor([1.0, 3.0, 2.0]))
+        tensor([1, 2, 0])
+    """
+
+    def select(
+        self,
+        magnitudes: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        ordered: bool = True,
+    ) -> Tensor:
+        """Return every group, largest magnitude first if ordered."""
+        if ordered:
+            return magnitudes.argsort(descending=True, stable=True)
+        return torch.arange(len(magnitudes), device=magnitudes.device)
+
+
+@dataclass(frozen=True)
+class _Fraction(Subspace):
+    """A rule that selects ``ceil(fraction * num_groups)`` groups."""
+
+    fraction: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
+
+    def count(self, num_groups: int) -> int:
+        """Return how many of ``num_groups`` groups are selected: at least one."""
+        # Rounded first, so that 0.07 * 100 = 7.000000000000001 selects 7 groups and not 8.
+        return max(1, min(num_groups, math.ceil(round(self.fraction * num_groups, 6))))
+
+
+@dataclass(frozen=True)
+class Greedy(_Fraction):
+    """Select the groups that ask for the largest change.
+
+    .. math:: S = \\mathrm{top}_{\\lceil\\tau G\\rceil}\\ \\|t_g - w_g\\|
+
+    Args:
+        fraction: :math:`\\tau` in (0, 1], the share of groups.
+
+    Raises:
+        ValueError: if ``fraction`` is outside (0, 1].
+
+    Example:
+        >>> Greedy(0.5).select(torch.tensor([1.0, 3.0, 2.0, 0.5]))
+        tensor([1, 2])
+
+    References:
+        PV-Tuning (arXiv 2405.14852), section 3.3: the subspace linearized V step.
+    """
+
+    def select(
+        self,
+        magnitudes: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        ordered: bool = True,
+    ) -> Tensor:
+        """Return the groups of largest magnitude."""
+        return magnitudes.topk(self.count(len(magnitudes)), sorted=ordered).indices
+
+
+@dataclass(frozen=True)
+class Uniform(_Fraction):
+    """Select groups at random, each with the same probability, without replacement.
+
+    Args:
+        fraction: share of groups in (0, 1].
+
+    Raises:
+        ValueError: if ``fraction`` is outside (0, 1].
+
+    Example:
+        >>> len(Uniform(0.1).select(torch.ones(50), torch.Generator().manual_seed(0)))
+        5
+    """
+
+    def select(
+        self,
+        magnitudes: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        ordered: bool = True,
+    ) -> Tensor:
+        """Return the groups of the largest of independent uniform keys."""
+        keys = torch.rand(len(magnitudes), generator=generator, device=magnitudes.device)
+        return keys.topk(self.count(len(magnitudes)), sorted=ordered).indices
+
+
+@dataclass(frozen=True)
+class Proportional(_Fraction):
+    """Draw groups without replacement with probability proportional to a power of the magnitude.
+
+    .. math:: P(g) \\propto \\|t_g - w_g\\|^{1/\\theta}
+
+    by Gumbel top-k: the largest of :math:`\\log\\|t_g - w_g\\| / \\theta + \\gamma_g` with
+    independent standard Gumbel :math:`\\gamma_g` (``torch.multinomial`` fails beyond 2^24 groups).
+
+    Args:
+        fraction: share of groups in (0, 1].
+        temperature: :math:`\\theta > 0`; towards 0 it becomes greedy, towards infinity uniform.
+
+    Raises:
+        ValueError: if ``fraction`` is outside (0, 1] or ``temperature`` is not positive.
+
+    Example:
+        >>> rule = Proportional(0.5, temperature=1e-3)
+        >>> rule.select(torch.tensor([1.0, 3.0, 2.0, 0.5]), torch.Generator().manual_seed(0))
+        tensor([1, 2])
+
+    References:
+        Kool et al., "Stochastic Beams and Where to Find Them" (arXiv 1903.06059), section 2.
+    """
+
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.temperature > 0:
+            raise ValueError(f"temperature must be positive, got {self.temperature}")
+
+    def select(
+        self,
+        magnitudes: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        ordered: bool = True,
+    ) -> Tensor:
+        """Return the groups of the largest perturbed log magnitudes."""
+        # float64 keeps the keys distinct: float32 uniforms have 2^24 values only.
+        uniform = torch.rand(
+            len(magnitudes), generator=generator, dtype=torch.float64, device=magnitudes.device
+        )
+        gumbel = -torch.log(-torch.log(uniform))
+        keys = magnitudes.double().log() / self.temperature + gumbel
+        return keys.topk(self.count(len(magnitudes)), sorted=ordered).indices
+
+
+@dataclass(frozen=True)
+class TrustRegion:
+    """Bound the change of a weight in one step, accepting the most important groups first.
+
+    .. math:: \\|w_\\mathrm{new} - w_\\mathrm{old}\\|_F \\le r\\, \\|w_\\mathrm{old}\\|_F
+
+    The first group is accepted in any case, so that progress cannot stop.
+
+    Args:
+        ratio: :math:`r > 0`; 0.01 is typical.
+
+    Raises:
+        ValueError: if ``ratio`` is not positive.
+
+    Example:
+        >>> TrustRegion(0.5).accept(torch.tensor([1.0, 2.0, 4.0]), torch.tensor(12.0))
+        2
+
+    References:
+        PV-Tuning (arXiv 2405.14852), section 3.3.
+    """
+
+    ratio: float = 0.01
+
+    def __post_init__(self) -> None:
+        if not self.ratio > 0:
+            raise ValueError(f"ratio must be positive, got {self.ratio}")
+
+    def accept(self, squared_changes: Tensor, squared_norm: Tensor) -> int:
+        """Return how many of the ordered changes fit into the region.
+
+        Args:
+            squared_changes: ``[n]`` squared norms of the groups' changes, most important first.
+            squared_norm: scalar, squared norm of the weight before the step.
+
+        Returns:
+            Number of leading changes to accept, at least 1 if there is any.
+        """
+        total = squared_changes.double().cumsum(0)
+        fits = int((total <= self.ratio**2 * squared_norm.double()).sum())
+        return min(max(fits, 1), len(squared_changes))
