@@ -36,6 +36,11 @@ class StepReport:
     Args:
         changed: number of groups whose code changed, by parameter name.
         groups: number of all groups of the weights that took a V step, by parameter name.
+
+    Example:
+        >>> report = StepReport(changed={"a": 1, "b": 2}, groups={"a": 50, "b": 50})
+        >>> report.changed_groups, report.changed_fraction
+        (3, 0.03)
     """
 
     changed: Mapping[str, int]
@@ -76,19 +81,19 @@ class _Job:
 
 
 class PVOptimizer(Optimizer):
-    """Lift any torch optimizer to weights of the form decode(codes, values).
+    r"""Lift any torch optimizer to weights of the form decode(codes, values).
 
     One step, for every quantized weight ``w = decode(z, v)`` with a gradient :math:`g`:
 
     .. math::
-        b &\\leftarrow b + u && \\text{the base optimizer's update, on the latent weight} \\\\
-        v &\\leftarrow \\mathrm{step}\\big(v,\\ (\\partial w/\\partial v)' g\\big)
-            && \\text{P step} \\\\
-        z_g &\\leftarrow \\mathrm{round}(b_g),\\ g \\in S && \\text{V step on a subspace} \\\\
-        w &\\leftarrow \\mathrm{decode}(z, v) \\\\
-        b &\\leftarrow (1 - \\rho)\\, b + \\rho\\, w && \\text{latent decay}
+        b &\leftarrow b + u && \text{the base optimizer's update, on the latent weight} \\
+        v &\leftarrow \mathrm{step}\big(v,\ (\partial w/\partial v)' g\big)
+            && \text{P step} \\
+        z_g &\leftarrow \mathrm{round}(b_g),\ g \in S && \text{V step on a subspace} \\
+        w &\leftarrow \mathrm{decode}(z, v) \\
+        b &\leftarrow (1 - \rho)\, b + \rho\, w && \text{latent decay}
 
-    With :math:`\\rho = 1` no latent weight is kept (``b = w``), with :math:`\\rho = 0` it collects
+    With :math:`\rho = 1` no latent weight is kept (``b = w``), with :math:`\rho = 0` it collects
     all updates as in straight-through estimation. Dense parameters always hold the decoded
     weights, so the model stays an ordinary module. Parameters without a representation are left
     to the base optimizer.
@@ -106,7 +111,7 @@ class PVOptimizer(Optimizer):
         subspace: which groups may change their code.
         trust_ratio: bound ``||w_new - w_old|| <= trust_ratio * ||w_old||`` on the V step of each
             weight, or None.
-        latent_decay: :math:`\\rho` in [0, 1].
+        latent_decay: :math:`\rho` in [0, 1].
         values: optimizer of the continuous values.
         schedule: which half steps run when.
         seed: of all random draws; the draws of a step depend on the seed, the parameter's place
@@ -202,12 +207,12 @@ class PVOptimizer(Optimizer):
 
     # The groups live in the base optimizer alone.
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The base optimizer's parameter groups."""
         return self.base.param_groups
 
     @param_groups.setter
-    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:  # type: ignore[override]
         self.base.param_groups = groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

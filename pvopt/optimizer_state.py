@@ -145,7 +145,7 @@ def _check(name: str, rep: Representation, saved: Mapping[str, Any]) -> None:
 
 
 def _restore_dtypes(state: dict[str, Any], saved: Mapping[str, Any]) -> None:
-    """Undo the cast of floating state to the parameter's dtype (bfloat16 weights, float32 state)."""
+    """Undo the cast of floating state to the dtype of a parameter that is less precise."""
     for key, value in saved.items():
         if isinstance(value, Tensor) and state[key].dtype != value.dtype:
             state[key] = value.to(device=state[key].device, copy=True)

@@ -49,15 +49,25 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
 
 
 def ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
-    """Straight-through estimation: a latent weight collects all updates, all groups are rounded.
+    r"""Straight-through estimation: a latent weight collects all updates, all groups are rounded.
 
-    .. math:: b \\leftarrow b + u, \\qquad z = \\mathrm{nearest}(b)
+    .. math:: b \leftarrow b + u, \qquad z = \mathrm{nearest}(b)
 
     Args:
         base: optimizer over the dense parameters.
         weights: the representations.
         options: further arguments of :class:`PVOptimizer`; ``latent_decay`` between 0 and 1 makes
             it penalised straight-through estimation.
+
+    Example:
+        >>> import torch
+        >>> from pvopt import UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> optimizer = ste(base, weights)
+        >>> optimizer.subspace, optimizer.param_groups[0]["latent_decay"]
+        (AllGroups(), 0.0)
 
     References:
         Bengio et al., "Estimating or Propagating Gradients" (arXiv 1308.3432).
@@ -73,6 +83,16 @@ def stochastic_rounding(base: Optimizer, weights: Representations, **options: An
         weights: the representations.
         options: further arguments of :class:`PVOptimizer`; ``rounding=Stochastic("linear")`` is
             unbiased, for scalar codes.
+
+    Example:
+        >>> import torch
+        >>> from pvopt import Stochastic, UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> optimizer = stochastic_rounding(base, weights, rounding=Stochastic("linear"))
+        >>> optimizer.rounding.rule
+        'linear'
     """
     defaults = {"rounding": Stochastic(), "subspace": AllGroups()}
     return PVOptimizer(base, weights, **defaults | options)
@@ -85,6 +105,16 @@ def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOpt
         base: optimizer over the dense parameters.
         weights: the representations.
         options: further arguments of :class:`PVOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from pvopt import UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> optimizer = naive_pv(base, weights)
+        >>> optimizer.subspace, optimizer.param_groups[0]["latent_decay"]
+        (AllGroups(), 1.0)
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.2: steps too short to change a code are lost.
@@ -101,6 +131,17 @@ def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PV
         options: further arguments of :class:`PVOptimizer`; ``rounding=Forced()`` lets every
             selected group move.
 
+    Example:
+        >>> import torch
+        >>> from pvopt import Greedy, UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> optimizer = subspace_pv(base, weights, subspace=Greedy(0.1))
+        >>> group = optimizer.param_groups[0]
+        >>> group["fraction"], group["trust_ratio"]
+        (0.1, 0.01)
+
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
@@ -115,6 +156,17 @@ def subspace_pv_ste(base: Optimizer, weights: Representations, **options: Any) -
         base: optimizer over the dense parameters.
         weights: the representations.
         options: further arguments of :class:`PVOptimizer`.
+
+    Example:
+        >>> import torch
+        >>> from pvopt import UniformGrid, quantize_
+        >>> model = nn.Linear(8, 4)
+        >>> weights = quantize_(model, UniformGrid(2))
+        >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
+        >>> optimizer = subspace_pv_ste(base, weights)
+        >>> group = optimizer.param_groups[0]
+        >>> group["fraction"], group["latent_decay"]
+        (0.01, 0.0)
 
     References:
         PV-Tuning (arXiv 2405.14852), section 4.3 (PV combined with straight-through estimation).

@@ -64,9 +64,9 @@ def _take(candidates: Candidates, index: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Nearest(Rounding):
-    """Take the candidate of least error.
+    r"""Take the candidate of least error.
 
-    .. math:: z_g = \\arg\\min_z \\|t_g - \\mathrm{decode}(z, v)_g\\|^2
+    .. math:: z_g = \arg\min_z \|t_g - \mathrm{decode}(z, v)_g\|^2
 
     Example:
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.1, 0.4]]))
@@ -113,22 +113,22 @@ class Forced(Rounding):
 
 @dataclass(frozen=True)
 class Stochastic(Rounding):
-    """Draw one of two codes at random, the nearer one with the larger probability.
+    r"""Draw one of two codes at random, the nearer one with the larger probability.
 
-    ``rule="power"``: of the two nearest codes, at distances :math:`e_1 \\le e_2`,
+    ``rule="power"``: of the two nearest codes, at distances :math:`e_1 \le e_2`,
 
-    .. math:: P(\\text{nearest}) = \\frac{e_1^{-1/\\tau}}{e_1^{-1/\\tau} + e_2^{-1/\\tau}}
+    .. math:: P(\text{nearest}) = \frac{e_1^{-1/\tau}}{e_1^{-1/\tau} + e_2^{-1/\tau}}
 
-    ``rule="linear"`` (scalar codes): of the two levels :math:`a \\le t \\le b` around the target,
+    ``rule="linear"`` (scalar codes): of the two levels :math:`a \le t \le b` around the target,
 
-    .. math:: P(b) = \\frac{t - a}{b - a}, \\qquad \\mathrm{E}[w] = t .
+    .. math:: P(b) = \frac{t - a}{b - a}, \qquad \mathrm{E}[w] = t .
 
     An exact hit is always kept. Targets outside the outermost levels take the outermost one, so
     the linear rule is unbiased between the levels only.
 
     Args:
         rule: ``"power"`` or ``"linear"``.
-        temperature: :math:`\\tau > 0` of the power rule; small is close to :class:`Nearest`.
+        temperature: :math:`\tau > 0` of the power rule; small is close to :class:`Nearest`.
 
     Raises:
         ValueError: for another rule or a temperature that is not positive.

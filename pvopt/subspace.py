@@ -75,12 +75,12 @@ class _Fraction(Subspace):
 
 @dataclass(frozen=True)
 class Greedy(_Fraction):
-    """Select the groups that ask for the largest change.
+    r"""Select the groups that ask for the largest change.
 
-    .. math:: S = \\mathrm{top}_{\\lceil\\tau G\\rceil}\\ \\|t_g - w_g\\|
+    .. math:: S = \mathrm{top}_{\lceil\tau G\rceil}\ \|t_g - w_g\|
 
     Args:
-        fraction: :math:`\\tau` in (0, 1], the share of groups.
+        fraction: :math:`\tau` in (0, 1], the share of groups.
 
     Raises:
         ValueError: if ``fraction`` is outside (0, 1].
@@ -133,16 +133,16 @@ class Uniform(_Fraction):
 
 @dataclass(frozen=True)
 class Proportional(_Fraction):
-    """Draw groups without replacement with probability proportional to a power of the magnitude.
+    r"""Draw groups without replacement with probability proportional to a power of the magnitude.
 
-    .. math:: P(g) \\propto \\|t_g - w_g\\|^{1/\\theta}
+    .. math:: P(g) \propto \|t_g - w_g\|^{1/\theta}
 
-    by Gumbel top-k: the largest of :math:`\\log\\|t_g - w_g\\| / \\theta + \\gamma_g` with
-    independent standard Gumbel :math:`\\gamma_g` (``torch.multinomial`` fails beyond 2^24 groups).
+    by Gumbel top-k: the largest of :math:`\log\|t_g - w_g\| / \theta + \gamma_g` with
+    independent standard Gumbel :math:`\gamma_g` (``torch.multinomial`` fails beyond 2^24 groups).
 
     Args:
         fraction: share of groups in (0, 1].
-        temperature: :math:`\\theta > 0`; towards 0 it becomes greedy, towards infinity uniform.
+        temperature: :math:`\theta > 0`; towards 0 it becomes greedy, towards infinity uniform.
 
     Raises:
         ValueError: if ``fraction`` is outside (0, 1] or ``temperature`` is not positive.
@@ -182,9 +182,9 @@ class Proportional(_Fraction):
 
 @dataclass(frozen=True)
 class TrustRegion:
-    """Bound the change of a weight in one step, accepting the most important groups first.
+    r"""Bound the change of a weight in one step, accepting the most important groups first.
 
-    .. math:: \\|w_\\mathrm{new} - w_\\mathrm{old}\\|_F \\le r\\, \\|w_\\mathrm{old}\\|_F
+    .. math:: \|w_\mathrm{new} - w_\mathrm{old}\|_F \le r\, \|w_\mathrm{old}\|_F
 
     The first group is accepted in any case, so that progress cannot stop.
 

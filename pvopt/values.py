@@ -52,18 +52,19 @@ class ValueOptimizer(ABC):
 
 @dataclass(frozen=True)
 class SGDValues(ValueOptimizer):
-    """Gradient descent on the values, with optional momentum.
+    r"""Gradient descent on the values, with optional momentum.
 
-    .. math:: m \\leftarrow \\mu m + \\nabla_v, \\qquad v \\leftarrow v - \\eta\\, m
+    .. math:: m \leftarrow \mu m + \nabla_v, \qquad v \leftarrow v - \eta\, m
 
     Args:
         lr_ratio: values' learning rate over the group's.
-        momentum: :math:`\\mu` in [0, 1).
+        momentum: :math:`\mu` in [0, 1).
 
     Raises:
         ValueError: if an argument is out of range.
 
     Example:
+        >>> import torch
         >>> value = torch.tensor([1.0])
         >>> SGDValues().update_(value, torch.tensor([0.5]), {}, lr=0.1, step=1)
         >>> value
@@ -92,10 +93,10 @@ class SGDValues(ValueOptimizer):
 
 @dataclass(frozen=True)
 class AdamValues(ValueOptimizer):
-    """Adam on the values, by default in units of each value tensor's own size.
+    r"""Adam on the values, by default in units of each value tensor's own size.
 
-    .. math:: v \\leftarrow v - \\eta\\, \\rho(v)\\, \\frac{\\hat m}{\\sqrt{\\hat u} + \\epsilon},
-        \\qquad \\rho(v) = \\mathrm{rms}(v) \\text{ if relative, else } 1
+    .. math:: v \leftarrow v - \eta\, \rho(v)\, \frac{\hat m}{\sqrt{\hat u} + \epsilon},
+        \qquad \rho(v) = \mathrm{rms}(v) \text{ if relative, else } 1
 
     Codebooks are of unit size and scales of the weights' size, twenty times smaller in a language
     model: one absolute learning rate cannot fit both, one relative rate does.
@@ -110,6 +111,7 @@ class AdamValues(ValueOptimizer):
         ValueError: if an argument is out of range.
 
     Example:
+        >>> import torch
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
         >>> moments = {name: torch.zeros(2) for name in rule.moments}
         >>> rule.update_(value, torch.tensor([0.3, -9.0]), moments, lr=0.1, step=1)

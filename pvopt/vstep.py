@@ -40,10 +40,10 @@ def v_step(
     trust_region: TrustRegion | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
-    """Move codes of the selected groups towards a target, the values fixed.
+    r"""Move codes of the selected groups towards a target, the values fixed.
 
-    .. math:: z_g \\leftarrow \\mathrm{round}(t_g) \\ \\text{for}\\ g \\in S, \\qquad
-        S = \\mathrm{select}\\big(\\|t_g - w_g\\|\\big)
+    .. math:: z_g \leftarrow \mathrm{round}(t_g) \ \text{for}\ g \in S, \qquad
+        S = \mathrm{select}\big(\|t_g - w_g\|\big)
 
     Groups whose target equals their weight never move, whatever the rules say.
 
@@ -63,7 +63,8 @@ def v_step(
         >>> from pvopt import AllGroups, Nearest, SharedValues
         >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
         >>> weight = rep.decode()
-        >>> v_step(rep, torch.tensor([[0.7, 0.9]]), weight, rounding=Nearest(), subspace=AllGroups())
+        >>> target = torch.tensor([[0.7, 0.9]])
+        >>> v_step(rep, target, weight, rounding=Nearest(), subspace=AllGroups())
         1
         >>> weight
         tensor([[1., 1.]])

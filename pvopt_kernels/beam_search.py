@@ -55,9 +55,9 @@ def beam_search(
     order: Sequence[int],
     metric: Tensor | None = None,
 ) -> Tensor:
-    """Improve additive codes one codebook at a time, keeping the best ``beam_size`` combinations.
+    r"""Improve additive codes one codebook at a time, keeping the best ``beam_size`` combinations.
 
-    .. math:: \\min_z \\sum_i d_i \\Big(t_i - \\sum_m C_m[z_m]_i\\Big)^2
+    .. math:: \min_z \sum_i d_i \Big(t_i - \sum_m C_m[z_m]_i\Big)^2
 
     Starting from the current codes, each codebook in ``order`` is visited once: every beam tries
     all of its entries, the best survive. The current code competes at every visit, so the result

@@ -9,9 +9,9 @@ __all__ = ["sum_by_code"]
 
 
 def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
-    """Add up the rows of ``values`` that have the same code.
+    r"""Add up the rows of ``values`` that have the same code.
 
-    .. math:: S_k = \\sum_{g:\\ z_g = k} x_g
+    .. math:: S_k = \sum_{g:\ z_g = k} x_g
 
     Args:
         values: ``[n, g]``, floating.

@@ -39,9 +39,9 @@ def kmeans(
     iterations: int = 15,
     max_points: int = 32768,
 ) -> Tensor:
-    """Cluster points by Lloyd's iteration from a k-means++ start.
+    r"""Cluster points by Lloyd's iteration from a k-means++ start.
 
-    .. math:: \\min_C \\sum_n \\min_k \\sum_i \\omega_{ni} (x_{ni} - C_{ki})^2
+    .. math:: \min_C \sum_n \min_k \sum_i \omega_{ni} (x_{ni} - C_{ki})^2
 
     Large inputs are clustered on a random sample; a cluster that runs empty is moved to the
     worst-represented point.

@@ -1,8 +1,8 @@
 """A loss summed over tokens, through a linear output head, without the logits of all tokens.
 
 The logits of a batch, [tokens, vocabulary], are by far the largest tensors of language model
-training. The head is linear and the losses sum over tokens, so one pass can go through the tokens in
-chunks: the logits of one chunk are made, turned into their loss and their gradient in place,
+training. The head is linear and the losses sum over tokens, so one pass can go through the tokens
+in chunks: the logits of one chunk are made, turned into their loss and their gradient in place,
 multiplied back into the gradients of the hidden states and of the head, and overwritten by the
 next chunk. The gradients are thus ready before ``backward()``, which only scales them.
 """
@@ -128,8 +128,10 @@ class _SumOverChunks(torch.autograd.Function):
         return total
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable  # its type hides the name of ctx
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
         # Not in place: backward may run again on a retained graph. The kept gradients are wide, so
         # that a loss scale is applied before float16 could underflow.
         gradients = (

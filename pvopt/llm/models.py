@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from pvopt.llm.tiny_llama import tiny_llama
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -96,14 +99,14 @@ def load_model(
     source = str(source)
     with _quiet_transformers():
         if source == _TINY_LLAMA:
-            model, tokenizer = _tiny_llama(seed)
+            model, tokenizer = tiny_llama(seed, dtype)
         elif source == _SMOLLM2:
             model, tokenizer = _smollm2(dtype)
         elif Path(source).exists():
             model, tokenizer = _from_folder(Path(source), dtype)
         else:
             model, tokenizer = _from_hub(source, dtype)
-    return LanguageModel(model.to(device=device, dtype=dtype).eval(), tokenizer, source)
+    return LanguageModel(model.to(device).eval(), tokenizer, source)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -146,8 +149,14 @@ def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import GgufConfig
 
     file = files[0]
-    dense = GgufConfig(dequantize=True)
-    return _from_pretrained(str(file.parent), dtype, gguf_file=file.name, quantization_config=dense)
+    # The conversion has a progress bar of its own that no setting of transformers reaches.
+    with redirect_stderr(io.StringIO()):
+        return _from_pretrained(
+            str(file.parent),
+            dtype,
+            gguf_file=file.name,
+            quantization_config=GgufConfig(dequantize=True),
+        )
 
 
 def _from_pretrained(
@@ -162,63 +171,15 @@ def _from_pretrained(
     )
     model, report = loaded
     # transformers only logs this and fills in random weights: a silently useless model.
-    lacking = sorted(
-        str(name) for key in ("missing_keys", "mismatched_keys") for name in report[key]
-    )
+    lacking = sorted(report["missing_keys"])
     if lacking:
         shown = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
         raise ValueError(
-            f"source={source!r}: {len(lacking)} weights are missing from the checkpoint or have "
-            f"another shape there: {shown}"
+            f"source={source!r}: {len(lacking)} weights of the model are missing from the "
+            f"checkpoint: {shown}"
         )
     named = {} if gguf_file is None else {"gguf_file": gguf_file}
     return model, AutoTokenizer.from_pretrained(source, **named)
-
-
-def _tiny_llama(seed: int) -> tuple[Any, Any]:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    tokenizer = _byte_tokenizer()
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.convert_tokens_to_ids("<s>"),
-        eos_token_id=tokenizer.convert_tokens_to_ids("</s>"),
-    )
-    with torch.random.fork_rng(devices=[]):  # the constructor draws from the global generator
-        model = LlamaForCausalLM(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                # Activations of unit size, so that damage to the weights shows in the logits.
-                parameter.normal_(0, parameter.shape[1] ** -0.5, generator=generator)
-    return model, tokenizer
-
-
-def _byte_tokenizer() -> Any:
-    """Token id = byte value of the UTF-8 text; three special tokens follow."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    # Byte-level tokenizers write each byte as one printable character: printable Latin-1 bytes as
-    # themselves, the other ones as the characters from U+0100 on, in order.
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    shifted = iter(range(256, 512))
-    alphabet = [chr(byte if byte in printable else next(shifted)) for byte in range(256)]
-    vocabulary = {character: byte for byte, character in enumerate(alphabet)}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
-    )
 
 
 def _require(package: str, install: str, purpose: str) -> Any:

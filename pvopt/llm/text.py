@@ -56,7 +56,7 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     r"""Cut a text in two at a paragraph: first the part to train on, then the part held out.
 
     The cut is the blank line nearest to the wanted place; a text without blank lines is cut at
-    the nearest line end, one without lines at the nearest space.
+    the nearest line end, one without lines at the nearest space. Blanks around the text go.
 
     Args:
         text: the whole text.
@@ -74,15 +74,15 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     """
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie strictly between 0 and 1, got {held_out}")
+    text = text.strip()  # so that every cut inside leaves words on both sides
     wanted = round(len(text) * (1 - held_out))
     for separator in ("\n\n", "\n", " "):
-        before = text.rfind(separator, 0, wanted)
+        before = text.rfind(separator, 0, wanted + len(separator) - 1)  # starts before `wanted`
         after = text.find(separator, wanted)
-        cuts = sorted((cut for cut in (before, after) if cut >= 0), key=lambda c: abs(c - wanted))
-        for cut in cuts:
-            train, rest = text[:cut], text[cut + len(separator) :]
-            if train.strip() and rest.strip():
-                return train, rest
+        cuts = [cut for cut in (before, after) if cut >= 0]
+        if cuts:
+            cut = min(cuts, key=lambda cut: abs(cut - wanted))
+            return text[:cut], text[cut + len(separator) :]
     raise ValueError(
         f"text of {len(text)} characters cannot be cut in two: it needs a blank line, a line end "
         "or a space with text on both sides"

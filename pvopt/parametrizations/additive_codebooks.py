@@ -12,9 +12,9 @@ __all__ = ["AdditiveCodebooks"]
 
 @dataclass(frozen=True)
 class AdditiveCodebooks(Codebooks):
-    """``M`` codebooks of ``2**B`` vectors whose entries are added up ("MxBgN").
+    r"""``M`` codebooks of ``2**B`` vectors whose entries are added up ("MxBgN").
 
-    .. math:: w_g = s_g \\sum_{m=1}^{M} C_m[z_{g,m}]
+    .. math:: w_g = s_g \sum_{m=1}^{M} C_m[z_{g,m}]
 
     2x8g8 (``AdditiveCodebooks(2, 8, 8)``) is about 2 bits per weight, 1x16g8 about 2.3 on a 7B
     model, 1x8g8 about 1. The V step is a beam search in random codebook order.

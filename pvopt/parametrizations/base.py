@@ -23,6 +23,14 @@ class Candidates:
         codes: ``[n, k, codes_per_group]``, int64.
         errors: ``[n, k]``, squared distance (in the metric, if any) of the decoded candidate to
             the group's target; ``inf`` marks a slot for which no further code exists.
+
+    Example:
+        >>> from pvopt import SharedValues
+        >>> rep = SharedValues(3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
+        >>> target, groups = torch.tensor([[2.25]]), torch.tensor([0])
+        >>> found = rep.parametrization.candidates(target, rep, groups, k=2)
+        >>> found.codes.flatten().tolist(), found.errors.flatten().tolist()
+        ([1, 2], [1.5625, 3.0625])
     """
 
     codes: Tensor
@@ -137,9 +145,9 @@ class Parametrization(ABC):
         metric: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Candidates:
-        """Return the ``k`` codes of least error for each group, values fixed: the V step's search.
+        r"""Return the ``k`` codes of least error for each group, values fixed: the V step's search.
 
-        .. math:: z_g = \\arg\\min_z \\sum_i d_{gi} (t_{gi} - \\mathrm{decode}(z, v)_{gi})^2
+        .. math:: z_g = \arg\min_z \sum_i d_{gi} (t_{gi} - \mathrm{decode}(z, v)_{gi})^2
 
         With ``k = 1`` the result is never worse than the current code, and is the current code
         where nothing is strictly better: codes move only for a gain.
@@ -202,10 +210,10 @@ class Parametrization(ABC):
         return rep.layout.merge(self.decode_groups(rep))
 
     def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
-        """Pull a dense gradient back to the values by the chain rule through decode.
+        r"""Pull a dense gradient back to the values by the chain rule through decode.
 
-        .. math:: \\nabla_v = \\Big(\\frac{\\partial\\,\\mathrm{decode}(z, v)}{\\partial v}\\Big)'
-            \\nabla_w
+        .. math:: \nabla_v = \Big(\frac{\partial\,\mathrm{decode}(z, v)}{\partial v}\Big)'
+            \nabla_w
 
         A shared value receives the sum of the gradients of its members.
 
@@ -248,9 +256,9 @@ class Parametrization(ABC):
         )
 
     def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
-        """Return the true storage per weight: codes, codebooks, scales.
+        r"""Return the true storage per weight: codes, codebooks, scales.
 
-        .. math:: \\frac{B\\,M\\,G + b_v \\sum_v |v|}{d}
+        .. math:: \frac{B\,M\,G + b_v \sum_v |v|}{d}
 
         with ``G`` groups of ``M`` codes of ``B`` bits and values of ``b_v`` bits each.
 

@@ -19,9 +19,9 @@ __all__ = ["Codebooks"]
 
 
 class Codebooks(Parametrization):
-    """Scaled sums of codebook entries, one entry of each codebook per group.
+    r"""Scaled sums of codebook entries, one entry of each codebook per group.
 
-    .. math:: w_g = s_g \\sum_{m=1}^{M} C_m[z_{g,m}]
+    .. math:: w_g = s_g \sum_{m=1}^{M} C_m[z_{g,m}]
 
     Values: ``codebooks`` ``[M, 2**B, out_group * in_group]`` and ``scales``
     ``[rows, columns / scale_group]`` with ``rows`` counted in blocks of ``out_group``.

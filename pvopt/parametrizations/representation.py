@@ -19,9 +19,9 @@ __all__ = ["Representation"]
 
 @dataclass(eq=False)
 class Representation:
-    """The discrete codes and continuous values that stand for one dense weight.
+    r"""The discrete codes and continuous values that stand for one dense weight.
 
-    .. math:: w = \\mathrm{decode}(z, v)
+    .. math:: w = \mathrm{decode}(z, v)
 
     Optimizers change ``codes`` and ``values`` in place, so a representation that was handed to
     one always shows the current state.
@@ -86,7 +86,7 @@ class Representation:
     def bits_per_weight(self) -> float:
         """Return the bits this object takes per weight: packed codes, values as they are.
 
-        Unlike :meth:`Parametrization.bits_per_weight` the values are counted at their present dtype.
+        Unlike :meth:`Parametrization.bits_per_weight` it counts values at their present dtype.
         """
         value_bits = 8 * next(iter(self.values.values())).element_size()
         return self.parametrization.bits_per_weight(self.shape, value_bits=value_bits)

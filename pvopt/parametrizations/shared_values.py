@@ -23,9 +23,9 @@ _CHUNK_ELEMENTS = 1 << 20
 
 @dataclass(frozen=True)
 class SharedValues(Parametrization):
-    """A weight with at most ``c`` distinct entries: the theory's own space.
+    r"""A weight with at most ``c`` distinct entries: the theory's own space.
 
-    .. math:: w_i = v_{z_i}, \\qquad v \\in \\mathbb{R}^c
+    .. math:: w_i = v_{z_i}, \qquad v \in \mathbb{R}^c
 
     Values: ``values`` ``[c]``. Every weight is a group of its own.
 

@@ -17,9 +17,9 @@ __all__ = ["UniformGrid"]
 
 @dataclass(frozen=True)
 class UniformGrid(Parametrization):
-    """Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
+    r"""Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
 
-    .. math:: w = s_g\\,(q - z_g), \\qquad q \\in \\{0, \\dots, 2^b - 1\\}
+    .. math:: w = s_g\,(q - z_g), \qquad q \in \{0, \dots, 2^b - 1\}
 
     Values: ``scales`` and, if asymmetric, ``zeros``, ``[rows, columns / group_size]`` each. The
     symmetric grid has :math:`z = 2^{b-1}` fixed. Codes move weight by weight.
@@ -122,9 +122,10 @@ class UniformGrid(Parametrization):
                 error = ((scale * (codes - zero) - groups).square() * importance).sum(1, True)
                 better = error < best_error
                 best_error = torch.where(better, error, best_error)
-                best = tuple(
-                    torch.where(better, new, old)
-                    for new, old in zip((scale, zero, codes), best, strict=True)
+                best = (
+                    torch.where(better, scale, best[0]),
+                    torch.where(better, zero, best[1]),
+                    torch.where(better, codes, best[2]),
                 )
                 scale, zero = self._least_squares(groups, importance, codes, scale, zero)
         return best
@@ -151,10 +152,8 @@ class UniformGrid(Parametrization):
         """Return scale and zero of each group of one weight, ``[n, 1]`` each."""
         scales = rep.values["scales"].flatten()
         size = self._scale_size(rep.shape)
-        if groups is None:
-            index = None
-        else:  # rows are contiguous and a multiple of the size: the flat index divides
-            index = groups.div(size, rounding_mode="floor")
+        # Rows are contiguous and a multiple of the size: the flat index divides.
+        index = None if groups is None else groups.div(size, rounding_mode="floor")
 
         def spread(value: Tensor) -> Tensor:
             flat = value.flatten()

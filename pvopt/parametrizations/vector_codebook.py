@@ -12,9 +12,9 @@ __all__ = ["VectorCodebook"]
 
 @dataclass(frozen=True)
 class VectorCodebook(Codebooks):
-    """One codebook of ``2**bits`` vectors for groups of consecutive inputs (VQ).
+    r"""One codebook of ``2**bits`` vectors for groups of consecutive inputs (VQ).
 
-    .. math:: w_g = s_g\\, C[z_g]
+    .. math:: w_g = s_g\, C[z_g]
 
     Args:
         bits: width of a code, 1 to 16.
@@ -58,6 +58,6 @@ class VectorCodebook(Codebooks):
         return self.bits
 
     @property
-    def in_group(self) -> int:
+    def in_group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Inputs in a group."""
         return self.group_size
