@@ -26,6 +26,7 @@ class AdditiveCodebooks(Codebooks):
         out_group: rows (outputs) of a group.
         scale_group: inputs that share a scale, a multiple of ``in_group``; None: a whole row.
         beam_size: combinations the V step keeps between codebooks.
+        fit_beam_size: the same in the last round of :meth:`fit`.
         refine_iterations: rounds of codes and values that :meth:`fit` adds to residual k-means.
 
     Raises:
@@ -46,7 +47,8 @@ class AdditiveCodebooks(Codebooks):
     out_group: int = 1
     scale_group: int | None = None
     beam_size: int = 5
-    refine_iterations: int = 8
+    fit_beam_size: int = 8
+    refine_iterations: int = 2
 
     def __post_init__(self) -> None:
         check_integer("num_codebooks", self.num_codebooks, 1, 16)
@@ -54,6 +56,7 @@ class AdditiveCodebooks(Codebooks):
         check_integer("in_group", self.in_group, 1, 1024)
         check_integer("out_group", self.out_group, 1, 1024)
         check_integer("beam_size", self.beam_size, 1, 1024)
+        check_integer("fit_beam_size", self.fit_beam_size, 1, 1024)
         check_integer("refine_iterations", self.refine_iterations, 0, 1000)
         check_scale_group(self.scale_group, "in_group", self.in_group)
 

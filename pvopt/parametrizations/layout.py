@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["GroupLayout", "matrix_shape"]
+__all__ = ["GroupLayout", "check_divides", "matrix_shape"]
 
 
 def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
@@ -32,6 +33,36 @@ def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
     if len(shape) == 1:
         return 1, shape[0]
     return shape[0], math.prod(shape[1:])
+
+
+def check_divides(
+    name: str, group: int, shape: tuple[int, ...], *, axis: Literal["rows", "columns"] = "columns"
+) -> None:
+    """Raise unless groups tile an axis of a weight's matrix.
+
+    Args:
+        name: of the setting, for the message.
+        group: rows or columns of a group.
+        shape: of the dense weight.
+        axis: which of the two.
+
+    Raises:
+        ValueError: if they do not; the message names sizes that would.
+
+    Example:
+        >>> check_divides("group_size", 4, (3, 6))
+        Traceback (most recent call last):
+        ...
+        ValueError: group_size=4 does not divide the 6 columns of a weight of shape [3, 6]; \
+sizes up to 64 that fit: [1, 2, 3, 6]
+    """
+    size = matrix_shape(shape)[axis == "columns"]
+    if size % group:
+        fits = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
+        raise ValueError(
+            f"{name}={group} does not divide the {size} {axis} of a weight of shape "
+            f"{list(shape)}; sizes up to 64 that fit: {fits}"
+        )
 
 
 @dataclass(frozen=True)
@@ -61,18 +92,8 @@ class GroupLayout:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", tuple(self.shape))
-        num_rows, num_columns = matrix_shape(self.shape)
-        for name, group, size in (
-            ("out_group", self.out_group, num_rows),
-            ("in_group", self.in_group, num_columns),
-        ):
-            if size % group:
-                fits = [n for n in range(1, min(size, 64) + 1) if size % n == 0]
-                axis = "rows" if name == "out_group" else "columns"
-                raise ValueError(
-                    f"{name}={group} does not divide the {size} {axis} of a weight of shape "
-                    f"{list(self.shape)}; sizes up to 64 that fit: {fits}"
-                )
+        check_divides("out_group", self.out_group, self.shape, axis="rows")
+        check_divides("in_group", self.in_group, self.shape)
 
     @property
     def rows(self) -> int:

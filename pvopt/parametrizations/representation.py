@@ -95,8 +95,8 @@ class Representation:
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Representation:
         """Return a copy on ``device`` with values of ``dtype`` (codes keep theirs)."""
-        values = {n: v.to(device=device, dtype=dtype) for n, v in self.values.items()}
-        codes = self.codes.to(device=device)
+        values = {n: v.to(device=device, dtype=dtype, copy=True) for n, v in self.values.items()}
+        codes = self.codes.to(device=device, copy=True)
         return Representation(self.parametrization, codes, values, self.shape)
 
     def clone(self) -> Representation:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .base import Candidates, Parametrization, code_dtype
-from .layout import GroupLayout, matrix_shape
+from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation
 from .validation import check_integer, prepare_fit
 
@@ -66,7 +66,7 @@ class UniformGrid(Parametrization):
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
         """Every weight has its own code; the groups that share a scale must divide the columns."""
         if self.group_size is not None:
-            GroupLayout(shape, 1, self.group_size)
+            check_divides("group_size", self.group_size, shape)
         return GroupLayout(shape, 1, 1)
 
     def _scale_size(self, shape: tuple[int, ...]) -> int:
@@ -146,7 +146,8 @@ class UniformGrid(Parametrization):
         fitted = (importance * (codes - mean_code) * (groups - mean)).sum(1, True) / spread
         usable = (spread > 0) & (fitted > 0)
         scale = torch.where(usable, fitted, scale)
-        return scale, torch.where(usable, mean_code - mean / scale, zero)
+        # Constant codes leave the scale open, but still the best zero point follows from it.
+        return scale, torch.where(mass > 0, mean_code - mean / scale, zero)
 
     def _scales_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return scale and zero of each group of one weight, ``[n, 1]`` each."""
@@ -173,11 +174,10 @@ class UniformGrid(Parametrization):
         return scale * (codes.to(scale.dtype) - zero)
 
     def _position(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Tensor:
-        """Return where the targets lie between the integers, ``[n, 1]``, clipped to the grid."""
+        """Return where the targets lie between the integers, ``[n, 1]``, not clipped."""
         scale, zero = self._scales_of(rep, groups)
         # A scale of zero makes every level equal: any finite position will do.
-        position = torch.where(scale == 0, zero, target / scale + zero)
-        return position.clamp(0, self.max_code)
+        return torch.where(scale == 0, zero, target / scale + zero)
 
     def search(
         self,
@@ -200,6 +200,6 @@ class UniformGrid(Parametrization):
     def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
         """Return the integers below and above each position."""
         below = self._position(target, rep, groups).floor()
-        above = (below + 1).clamp_(max=self.max_code)
-        codes = torch.stack([below, above], dim=1).long()  # [n, 2, 1]
+        both = torch.stack([below, below + 1], dim=1)  # [n, 2, 1]
+        codes = both.clamp_(0, self.max_code).long()
         return Candidates(codes, self._errors(target.to(rep.dtype), rep, groups, codes, None))

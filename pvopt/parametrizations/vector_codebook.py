@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .codebooks import Codebooks
+from .layout import GroupLayout, check_divides
 from .validation import check_integer, check_scale_group
 
 __all__ = ["VectorCodebook"]
@@ -45,12 +46,18 @@ class VectorCodebook(Codebooks):
     num_codebooks = 1
     out_group = 1
     beam_size = 1  # a single codebook is searched exactly
+    fit_beam_size = 1
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 1, 16)
         check_integer("group_size", self.group_size, 1, 1024)
         check_integer("refine_iterations", self.refine_iterations, 0, 1000)
         check_scale_group(self.scale_group, "group_size", self.group_size)
+
+    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
+        """Runs of ``group_size`` columns."""
+        check_divides("group_size", self.group_size, shape)
+        return super().layout(shape)
 
     @property
     def code_bits(self) -> int:

@@ -1,0 +1,234 @@
+"""The stages of the benchmark; each runs in a process of its own, so that its memory is its own."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pvopt
+from pvopt import checkpoints
+from pvopt.llm import (
+    TokenBatches,
+    distillation_loss,
+    hidden_states,
+    load_model,
+    load_text,
+    native_autocast_dtype,
+    output_head,
+    perplexity,
+)
+
+__all__ = ["RECIPES", "Settings", "prepare", "tune"]
+
+RECIPES = (
+    "subspace_pv_ste",
+    "subspace_pv",
+    "ste",
+    "stochastic_rounding",
+    "naive_pv",
+    "continuous_only",
+)
+_START = "start"
+_TEACHER = "teacher.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the numbers depend on.
+
+    Args:
+        model: source for :func:`pvopt.llm.load_model`.
+        train_text, test_text: sources for :func:`pvopt.llm.load_text`.
+        steps, batch, length: optimizer steps; sequences per step; tokens per sequence.
+        micro_batch: sequences per forward and backward pass.
+        evaluate_at: steps after which the perplexity is measured.
+        context, windows: of the evaluation.
+        precision: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where native).
+        code_lr: learning rate of quantized weights, in units of each weight's root mean square.
+        values_lr: relative learning rate of codebooks and scales.
+        other_lr: learning rate of all other parameters. All three fall linearly to 0.
+        fraction, trust_ratio: of the subspace recipes.
+        beam_size: of the V step where a fraction of the groups moves; where all move it is 1.
+        seed: of the batches, the fit and the draws of the optimizer.
+    """
+
+    model: str = "smollm2"
+    train_text: str = "hub:Salesforce/wikitext:wikitext-2-v1:validation"
+    test_text: str = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
+    num_codebooks: int = 2
+    bits: int = 8
+    group: int = 8
+    steps: int = 48
+    batch: int = 4
+    length: int = 512
+    micro_batch: int = 1
+    evaluate_at: tuple[int, ...] = (16, 32, 48)
+    context: int = 1024
+    windows: int = 24
+    precision: str = "auto"
+    code_lr: float = 3e-2
+    values_lr: float = 3e-3
+    other_lr: float = 3e-4
+    fraction: float = 0.01
+    trust_ratio: float | None = None
+    beam_size: int = 5
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Return sizes for a first look: a tiny random model on Python's manual."""
+        return cls(
+            model="tiny-llama",
+            train_text="pydoc",
+            test_text="pydoc",
+            bits=4,
+            steps=12,
+            batch=4,
+            length=64,
+            micro_batch=2,
+            evaluate_at=(4, 8, 12),
+            context=128,
+            windows=4,
+            code_lr=0.3,
+        )
+
+    def autocast_dtype(self) -> torch.dtype | None:
+        """Return the dtype of the evaluation's autocast, or None for float32."""
+        if self.precision == "auto":
+            return native_autocast_dtype()
+        return {"float32": None, "bfloat16": torch.bfloat16}[self.precision]
+
+    def batches(self, tokens: Tensor) -> TokenBatches:
+        """Return the training batches, the same for every recipe."""
+        return TokenBatches(tokens, self.batch, self.length, self.seed)
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+
+
+def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
+    return perplexity(
+        model,
+        tokens,
+        context_length=settings.context,
+        max_windows=settings.windows,
+        autocast_dtype=settings.autocast_dtype(),
+    ).perplexity
+
+
+def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Measure the teacher, keep its hidden states for every batch, and quantize by k-means.
+
+    The teacher's states are the same for every recipe: computed once, they cost each of them
+    neither time nor the memory of a second model.
+    """
+    teacher = load_model(settings.model)
+    batches = settings.batches(teacher.encode(load_text(settings.train_text)))
+    test = teacher.encode(load_text(settings.test_text))
+    teacher_ppl = _perplexity(settings, teacher.model, test)
+    ids = torch.stack([batches[step] for step in range(settings.steps)])  # [steps, batch, length]
+    with torch.no_grad():
+        hidden = torch.stack(
+            [hidden_states(teacher.model, row[None])[0] for row in ids.flatten(0, 1)]
+        ).unflatten(0, ids.shape[:2])  # [steps, batch, length, H]
+    kept = {
+        "ids": ids,
+        "hidden": hidden,
+        "head": output_head(teacher.model).detach().clone(),
+        "test": test[: settings.context * settings.windows],
+    }
+    torch.save(kept, folder / _TEACHER)
+    spec = pvopt.AdditiveCodebooks(
+        settings.num_codebooks, settings.bits, settings.group, beam_size=settings.beam_size
+    )
+    begin = time.perf_counter()
+    weights = pvopt.quantize_(teacher.model, spec, seed=settings.seed)
+    quantize_s = time.perf_counter() - begin
+    checkpoints.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
+    return {
+        "teacher_ppl": teacher_ppl,
+        "start_ppl": _perplexity(settings, teacher.model, test),
+        "quantize_s": quantize_s,
+        "bits_per_weight": weights.bits_per_weight(),
+        "peak_bytes": _peak_bytes(),
+    }
+
+
+def _with_beam(weights: pvopt.QuantizedWeights, beam_size: int) -> pvopt.QuantizedWeights:
+    """Return the same codes and values with another beam size of the V step."""
+    changed = {
+        name: replace(rep, parametrization=replace(rep.parametrization, beam_size=beam_size))
+        for name, rep in weights.items()
+    }
+    return pvopt.QuantizedWeights(weights.model, changed)
+
+
+def _optimizer(settings: Settings, recipe: str, weights: pvopt.QuantizedWeights) -> Any:
+    groups = []
+    for parameter in weights.parameters():
+        size = float(parameter.detach().square().mean().sqrt())
+        lr = settings.code_lr * size
+        # betas[0] = 0: few steps, and a latent weight already averages its updates
+        options = {"betas": (0.0, 0.95), "values_lr_ratio": settings.values_lr / lr}
+        groups.append({"params": [parameter], "lr": lr, **options})
+    groups.append({"params": weights.other_parameters(), "lr": settings.other_lr})
+    base = torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-12, weight_decay=0.0, fused=True)
+    options: dict[str, Any] = {"seed": settings.seed}
+    if recipe.startswith("subspace"):
+        options["subspace"] = pvopt.Greedy(settings.fraction)
+        options["trust_ratio"] = settings.trust_ratio
+    return getattr(pvopt, recipe)(base, weights, **options)
+
+
+def tune(settings: Settings, recipe: str, folder: Path) -> dict[str, Any]:
+    """Tune the start by one recipe and return its row."""
+    loaded = checkpoints.load(folder / _START)
+    model, weights = loaded.model, loaded.weights
+    if not recipe.startswith("subspace"):
+        # Every group is searched in every step here: a beam of 5 would take a minute a step.
+        weights = _with_beam(weights, 1)
+    kept = torch.load(folder / _TEACHER, mmap=True, weights_only=True)
+    optimizer = _optimizer(settings, recipe, weights)
+    row: dict[str, Any] = {"recipe": recipe}
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / settings.steps)
+    losses, backward_s, step_s, changed = [], [], [], []
+    for step in range(settings.steps):
+        begin = time.perf_counter()
+        loss = 0.0
+        for start in range(0, settings.batch, settings.micro_batch):
+            part = slice(start, start + settings.micro_batch)
+            ids, hidden = kept["ids"][step, part], kept["hidden"][step, part]
+            share = len(ids) / settings.batch
+            term = distillation_loss(model, hidden, kept["head"], ids) * share
+            term.backward()
+            loss += float(term.detach())
+        middle = time.perf_counter()
+        optimizer.step()
+        end = time.perf_counter()
+        optimizer.zero_grad()
+        scheduler.step()
+        losses.append(loss)
+        backward_s.append(middle - begin)
+        step_s.append(end - middle)
+        changed.append(optimizer.report.changed_groups)
+        if step + 1 in settings.evaluate_at:
+            row[f"ppl_{step + 1}"] = _perplexity(settings, model, kept["test"])
+    total = sum(rep.layout.num_groups for rep in weights.values())
+    return row | {
+        "forward_backward_s": statistics.median(backward_s),
+        "step_s": statistics.median(step_s),
+        "step_s_max": max(step_s),
+        "peak_bytes": _peak_bytes(),
+        "changed_groups": statistics.mean(changed),
+        "changed_fraction": statistics.mean(changed) / total,
+        "changed_by_step": changed,
+        "loss": losses,
+    }
