@@ -4,7 +4,8 @@ The flow: :func:`quantize_` makes representations (codes and values) of a model'
 :class:`PVOptimizer` tunes them in any training loop, :mod:`pvopt.checkpoints` saves them.
 """
 
-from .optimizer import NonFiniteGradientError, PVOptimizer, StepReport
+from .gradients import NonFiniteGradientError
+from .optimizer import PVOptimizer
 from .parametrizations import (
     AdditiveCodebooks,
     Candidates,
@@ -26,6 +27,7 @@ from .recipes import (
 )
 from .rounding import Forced, Nearest, Rounding, Stochastic
 from .schedule import Alternate, Schedule, Simultaneous
+from .step_report import StepReport
 from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
 from .values import AdamValues, SGDValues, ValueOptimizer
 from .vstep import v_step

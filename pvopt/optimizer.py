@@ -13,48 +13,18 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from . import optimizer_state
+from .gradients import check_finite
 from .group_settings import GroupSettings
 from .parametrizations.representation import Representation
 from .quantize import QuantizedWeights
 from .rounding import Nearest, Rounding
 from .schedule import Phases, Schedule, Simultaneous
+from .step_report import StepReport
 from .subspace import Greedy, Subspace, TrustRegion
 from .values import AdamValues, ValueOptimizer
 from .vstep import v_step
 
-__all__ = ["NonFiniteGradientError", "PVOptimizer", "StepReport"]
-
-
-class NonFiniteGradientError(FloatingPointError):
-    """A gradient holds NaN or infinity; nothing was changed."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What the last step did to the codes.
-
-    Args:
-        changed: number of groups whose code changed, by parameter name.
-        groups: number of all groups of the weights that took a V step, by parameter name.
-
-    Example:
-        >>> report = StepReport(changed={"a": 1, "b": 2}, groups={"a": 50, "b": 50})
-        >>> report.changed_groups, report.changed_fraction
-        (3, 0.03)
-    """
-
-    changed: Mapping[str, int]
-    groups: Mapping[str, int]
-
-    @property
-    def changed_groups(self) -> int:
-        """Number of groups whose code changed, over all weights."""
-        return sum(self.changed.values())
-
-    @property
-    def changed_fraction(self) -> float:
-        """Share of groups whose code changed (0 if no weight took a V step)."""
-        return self.changed_groups / max(1, sum(self.groups.values()))
+__all__ = ["PVOptimizer"]
 
 
 @dataclass
@@ -250,7 +220,8 @@ class PVOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_gradients()
+        names = {id(p): name for name, p, _ in self.named_representations()}
+        check_finite(self.param_groups, names)
         jobs = self._jobs()
         with self._latents_in_place(jobs):
             self.base.step()
@@ -284,22 +255,6 @@ class PVOptimizer(Optimizer):
                 )
                 jobs.append(_Job(name, p, rep, state, settings, phases, float(group["lr"])))
         return jobs
-
-    def _check_gradients(self) -> None:
-        names = {id(p): name for name, p, _ in self.named_representations()}
-        for i, group in enumerate(self.param_groups):
-            for j, p in enumerate(group["params"]):
-                if p.grad is None:
-                    continue
-                grad = p.grad.coalesce().values() if p.grad.is_sparse else p.grad
-                # A finite sum proves finite entries and reads at memory speed; the exact look is
-                # 40 times slower and only needed if the sum itself overflowed.
-                if not bool(grad.sum().isfinite()) and not bool(grad.isfinite().all()):
-                    known = group.get("param_names", {j: names.get(id(p), "(not quantized)")})[j]
-                    raise NonFiniteGradientError(
-                        f"the gradient of {known!r} (parameter {j} of group {i}) holds NaN or "
-                        "infinity; weights, codes and state are unchanged"
-                    )
 
     @contextmanager
     def _latents_in_place(self, jobs: list[_Job]) -> Iterator[None]:

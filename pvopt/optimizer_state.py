@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .group_settings import GroupSettings
 from .parametrizations.representation import Representation
 from .values import ValueOptimizer
 
@@ -35,8 +36,9 @@ def ensure(state: dict[str, Any], rep: Representation, values: ValueOptimizer) -
     if "step" not in state:
         state["step"] = torch.zeros((), dtype=torch.int64)
         state["values_step"] = torch.zeros((), dtype=torch.int64)
-        for name, value in rep.values.items():
-            for moment in values.moments:
+    for name, value in rep.values.items():
+        for moment in values.moments:  # also after loading a state of other moments
+            if f"values.{name}.{moment}" not in state:
                 state[f"values.{name}.{moment}"] = torch.zeros_like(value)
     state.update(rep.tensors())
     return state
@@ -112,22 +114,28 @@ def load_state_dict(optimizer: PVOptimizer, saved: Mapping[str, Any]) -> None:
         saved = saved if replaced is None else replaced
     parameters = _numbered(optimizer)
     quantized = _quantized(optimizer)
-    ours: dict[int, dict[str, Any]] = {}
-    theirs: dict[int, dict[str, Any]] = {}
-    for number, entries in saved["state"].items():
-        ours[number] = {k[len(_PREFIX) :]: v for k, v in entries.items() if k.startswith(_PREFIX)}
-        theirs[number] = {k: v for k, v in entries.items() if not k.startswith(_PREFIX)}
+    # Parameters correspond by their place in the groups. What the saved groups call them is free:
+    # numbers in torch's own state dicts, names in those of torch.distributed.checkpoint.
+    saved_keys = [key for group in saved["param_groups"] for key in group["params"]]
+    keys = dict(zip(parameters, saved_keys, strict=False))  # the base refuses another number
+    ours: dict[int | str, dict[str, Any]] = {}
+    theirs: dict[int | str, dict[str, Any]] = {}
+    for key, entries in saved["state"].items():
+        ours[key] = {k[len(_PREFIX) :]: v for k, v in entries.items() if k.startswith(_PREFIX)}
+        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(_PREFIX)}
     for number, p in parameters.items():
         if id(p) in quantized:
-            _check(*quantized[id(p)], ours.get(number, {}))
+            _check(*quantized[id(p)], ours.get(keys.get(number, -1), {}))
+    for group in saved["param_groups"]:
+        GroupSettings.of(group, optimizer._default_settings, optimizer.subspace)
     # Adam counts a parameter with an empty dictionary as initialised: drop those.
-    base = {number: entries for number, entries in theirs.items() if entries}
+    base = {key: entries for key, entries in theirs.items() if entries}
     optimizer.base.load_state_dict({**saved, "state": base})
     for number, p in _numbered(optimizer).items():
-        _restore_dtypes(optimizer.base.state.get(p, {}), theirs.get(number, {}))
+        _restore_dtypes(optimizer.base.state.get(p, {}), theirs.get(keys[number], {}))
         if id(p) in quantized:
             rep = quantized[id(p)][1]
-            _restore(optimizer.state[p], rep, ours[number], optimizer.values)
+            _restore(optimizer.state[p], rep, ours[keys[number]], optimizer.values)
             p.copy_(rep.decode())
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
@@ -142,6 +150,12 @@ def _check(name: str, rep: Representation, saved: Mapping[str, Any]) -> None:
                 f"state_dict must hold {key} of shape {list(tensor.shape)} for {name!r} "
                 f"({rep.parametrization}), got {shape}"
             )
+    codes = saved["codes"]
+    if codes.is_floating_point() or int(codes.max()) >> rep.parametrization.code_bits:
+        raise ValueError(
+            f"state_dict must hold codes of {rep.parametrization.code_bits} bits for {name!r} "
+            f"({rep.parametrization}), got {codes.dtype} with maximum {codes.max().item()}"
+        )
 
 
 def _restore_dtypes(state: dict[str, Any], saved: Mapping[str, Any]) -> None:

@@ -140,9 +140,12 @@ def quantize_(
     for name in names if progress is None else progress(names):
         weight = named[name].detach()
         generator = torch.Generator(weight.device).manual_seed(seed)
-        representations[name] = chosen[name].fit(
-            weight, metric=metrics.get(name), generator=generator
-        )
+        try:
+            representations[name] = chosen[name].fit(
+                weight, metric=metrics.get(name), generator=generator
+            )
+        except ValueError as error:
+            raise ValueError(f"cannot quantize {name!r}: {error}") from error
         logger.debug("quantized %s with %s", name, chosen[name])
     weights = QuantizedWeights(model, representations)
     weights.write_()
@@ -158,8 +161,8 @@ def _select(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str,
 
     def matches(name: str, pattern: str) -> bool:
         module, _, leaf = name.rpartition(".")
-        if pattern.endswith(leaf):
-            return fnmatch.fnmatchcase(name, pattern) and named[name].ndim > 1
+        if pattern.endswith(leaf) and fnmatch.fnmatchcase(name, pattern):
+            return named[name].ndim > 1
         return name in linear and fnmatch.fnmatchcase(module, pattern)
 
     # named_parameters lists a tied parameter once, under its first name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -45,6 +46,8 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
     optimizer = PVOptimizer(base, weights, **options)
     for group in optimizer.param_groups:
         group["freeze_codes"] = True
+    frozen = replace(optimizer._default_settings, freeze_codes=True)
+    optimizer._default_settings = frozen  # for groups that are added later
     return optimizer
 
 

@@ -1,0 +1,70 @@
+"""The command line: ``python -m pvopt COMMAND ...``, one module of :mod:`pvopt.commands` each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from pvopt.optimizer import NonFiniteGradientError
+
+__all__ = ["main"]
+
+_USER_ERRORS = (ValueError, ImportError, OSError, NonFiniteGradientError)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0, 2 after an error of the user, 128 + n after signal n.
+
+    Raises:
+        SystemExit: for arguments that cannot be parsed (code 2), and after ``--help``.
+
+    Example:
+        >>> main(["eval", "--model", "tiny-llama", "--context", "64", "--windows", "2"])
+        ... # doctest: +ELLIPSIS
+        perplexity ... (... nats per token)
+        ...
+        0
+    """
+    args = _parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("\npvopt: interrupted", file=sys.stderr)
+        return 130
+    except _USER_ERRORS as error:
+        if args.debug:
+            raise
+        message = " ".join(str(error).split()) or type(error).__name__
+        print(f"pvopt: error: {message}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    # Imported here, so that the library can be imported without the extras of the commands.
+    from pvopt.commands import demo, evaluate, info, quantize, tune
+
+    parser = _Parser(prog="pvopt", description="Optimize the discrete weights of language models.")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (quantize, tune, evaluate, info, demo):
+        module.add_parser(commands)
+    return parser
