@@ -26,7 +26,7 @@ from .recipes import (
     subspace_pv_ste,
 )
 from .rounding import Forced, Nearest, Rounding, Stochastic
-from .schedule import Alternate, Schedule, Simultaneous
+from .schedule import Alternate, Phases, Schedule, Simultaneous
 from .step_report import StepReport
 from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
 from .values import AdamValues, SGDValues, ValueOptimizer
@@ -47,6 +47,7 @@ __all__ = [
     "NonFiniteGradientError",
     "PVOptimizer",
     "Parametrization",
+    "Phases",
     "Proportional",
     "QuantizedWeights",
     "Representation",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pvopt.optimizer import NonFiniteGradientError
+from pvopt.gradients import NonFiniteGradientError
 
 __all__ = ["main"]
 

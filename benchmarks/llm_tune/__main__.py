@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import tempfile
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ _OPTIONS = (
     "train_text",
     "test_text",
     "precision",
+    "stop_after",
     "micro_batch",
     "code_lr",
     "values_lr",
@@ -36,6 +38,19 @@ def _in_own_process(function: Callable[..., dict[str, Any]], *arguments: object)
         return pool.submit(function, *arguments).result()
 
 
+def _prepared(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Prepare the start in a folder, unless it holds one of the same settings already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, key = folder / "start.json", settings.start_key()
+    if kept.exists():
+        found = json.loads(kept.read_text())
+        if found["key"] == key:
+            return found["start"]
+    start = _in_own_process(prepare, settings, folder)
+    kept.write_text(json.dumps({"key": key, "start": start}) + "\n")
+    return start
+
+
 def _settings(arguments: Any) -> Settings:
     settings = Settings.quick() if arguments.quick else Settings()
     given = {name: getattr(arguments, name) for name in _OPTIONS}
@@ -45,9 +60,9 @@ def _settings(arguments: Any) -> Settings:
 def _checks(settings: Settings, start: dict[str, Any], rows: list[dict[str, Any]]) -> list[Check]:
     """Return the targets for subspace PV + STE on the full-size work."""
     row = next((r for r in rows if r["recipe"] == "subspace_pv_ste"), None)
-    if row is None or settings.model != "smollm2":
-        return []
     last = f"ppl_{settings.evaluate_at[-1]}"
+    if row is None or last not in row or settings.model != "smollm2":
+        return []
     return [
         Check.at_most("subspace PV + STE: perplexity at the last step", row[last], 100),
         Check.at_most("subspace PV + STE: seconds of opt.step()", row["step_s"], 2.5),
@@ -66,8 +81,8 @@ def _plot(report: Report, start: dict[str, Any], settings: Settings, folder: Pat
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
     for row in report.rows:
         left.plot(row["loss"], label=row["recipe"], linewidth=1.2)
-        points = [row[f"ppl_{step}"] for step in settings.evaluate_at]
-        right.plot(settings.evaluate_at, points, "o-", label=row["recipe"])
+        steps = [step for step in settings.evaluate_at if f"ppl_{step}" in row]
+        right.plot(steps, [row[f"ppl_{step}"] for step in steps], "o-", label=row["recipe"])
     right.axhline(start["teacher_ppl"], color="black", linestyle=":", label="teacher")
     left.set(xlabel="step", ylabel="KL(teacher || student), nats per token", yscale="log")
     right.set(xlabel="step", ylabel="test perplexity", yscale="log")
@@ -82,8 +97,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.add_argument("--recipes", default=",".join(RECIPES), help="comma-separated names")
     types = {f.name: type(f.default) for f in fields(Settings)}
     for name in _OPTIONS:
-        kind = float if name == "trust_ratio" else types[name]
+        kind = {"trust_ratio": float, "stop_after": int}.get(name, types[name])
         options.add_argument(f"--{name.replace('_', '-')}", type=kind)
+    options.add_argument("--work", metavar="DIR", type=Path, help="keep (or reuse) the start here")
     arguments = options.parse_args(argv)
     recipes = arguments.recipes.split(",")
     for recipe in recipes:
@@ -91,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.error(f"unknown recipe {recipe!r}; choose from {', '.join(RECIPES)}")
     settings = _settings(arguments)
     report = Report("llm_tune", asdict(settings), packages=("torch", "transformers", "numpy"))
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        start = _in_own_process(prepare, settings, folder)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = arguments.work or Path(temporary)
+        start = _prepared(settings, folder)
         print(
             f"teacher {start['teacher_ppl']:.2f}; k-means start {start['start_ppl']:.4g} in "
             f"{start['quantize_s']:.0f} s, {start['bits_per_weight']:.2f} bits per weight",

@@ -36,8 +36,8 @@ def kmeans(
     *,
     weights: Tensor | None = None,
     generator: torch.Generator | None = None,
-    iterations: int = 15,
-    max_points: int = 32768,
+    iterations: int = 10,
+    max_points: int = 16384,
 ) -> Tensor:
     r"""Cluster points by Lloyd's iteration from a k-means++ start.
 

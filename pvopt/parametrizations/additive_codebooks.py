@@ -26,8 +26,8 @@ class AdditiveCodebooks(Codebooks):
         out_group: rows (outputs) of a group.
         scale_group: inputs that share a scale, a multiple of ``in_group``; None: a whole row.
         beam_size: combinations the V step keeps between codebooks.
-        fit_beam_size: the same in the last round of :meth:`fit`.
-        refine_iterations: rounds of codes and values that :meth:`fit` adds to residual k-means.
+        fit_beam_size: the same in the last round of :meth:`Parametrization.fit`.
+        refine_iterations: rounds of codes and values after residual k-means.
 
     Raises:
         TypeError: if an argument is no integer.
@@ -47,8 +47,8 @@ class AdditiveCodebooks(Codebooks):
     out_group: int = 1
     scale_group: int | None = None
     beam_size: int = 5
-    fit_beam_size: int = 8
-    refine_iterations: int = 2
+    fit_beam_size: int = 6
+    refine_iterations: int = 1
 
     def __post_init__(self) -> None:
         check_integer("num_codebooks", self.num_codebooks, 1, 16)

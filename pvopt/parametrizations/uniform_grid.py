@@ -108,11 +108,15 @@ class UniformGrid(Parametrization):
             full = torch.maximum(-low / middle, high / max(self.max_code - middle, 1.0))
         else:
             full = (high - low) / self.max_code
+        # A constant group leaves its scale open: one of the weight's own size.
+        usual = full.mean()
+        usual = torch.where(usual > 0, usual, groups.abs().mean())
+        usual = torch.where(usual > 0, usual, 1.0)
         best_error = groups.new_full((len(groups), 1), torch.inf)
         best = (torch.ones_like(low), torch.zeros_like(low), torch.zeros_like(groups))
         # At 2 bits the best range of Gaussian weights is about half of min..max.
         for ratio in torch.linspace(1.0, 0.3, 15).tolist():
-            scale = torch.where(full > 0, full * ratio, 1.0)
+            scale = torch.where(full > 0, full * ratio, usual)
             center = low + (high - low) / 2
             zero = self.max_code / 2 - center / scale
             if self.symmetric:

@@ -21,7 +21,7 @@ class VectorCodebook(Codebooks):
         bits: width of a code, 1 to 16.
         group_size: inputs in a group.
         scale_group: inputs that share a scale, a multiple of ``group_size``; None: a whole row.
-        refine_iterations: rounds of codes and values that :meth:`fit` adds to k-means.
+        refine_iterations: rounds of codes and values after k-means.
 
     Raises:
         TypeError: if an argument is no integer.

@@ -1,0 +1,1 @@
+"""Toy convergence: PV and its rivals where the global optimum is known."""

@@ -1,0 +1,55 @@
+"""Render formulas as MathML when the pages are built: browsers show it without any script."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+# What the converter does not know, in terms of what it knows.
+_MACROS = {r"\arg": r"\operatorname{arg}"}
+
+
+def to_mathml(tex: str, *, display: bool) -> str:
+    """Convert a formula, or several lines of one that are aligned at ``&``.
+
+    Raises:
+        ValueError: for a command that is not understood.
+    """
+    for macro, replacement in _MACROS.items():
+        tex = re.sub(re.escape(macro) + r"(?![a-zA-Z])", lambda _, r=replacement: r, tex)
+    if display and r"\\" in tex and r"\begin" not in tex:
+        tex = rf"\begin{{split}}{tex}\end{{split}}"
+    result = convert(tex, display="block" if display else "inline")
+    unknown = re.findall(r">(\\[a-zA-Z]*|&)<", result)
+    if unknown:
+        raise ValueError(f"not understood: {' '.join(sorted(set(unknown)))}")
+    return result
+
+
+def _visit(self: Any, node: Any, *, display: bool) -> None:
+    from docutils import nodes
+    from sphinx.util import logging
+
+    try:
+        mathml = to_mathml(node.astext(), display=display)
+    except Exception as error:
+        logging.getLogger(__name__).warning("formula: %s", error, location=node)
+        mathml = f"<code>{self.encode(node.astext())}</code>"
+    self.body.append(f'<div class="math">{mathml}</div>' if display else mathml)
+    raise nodes.SkipNode
+
+
+def _visit_inline(self: Any, node: Any) -> None:
+    _visit(self, node, display=False)
+
+
+def _visit_block(self: Any, node: Any) -> None:
+    _visit(self, node, display=True)
+
+
+def setup(app: Any) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.add_html_math_renderer("mathml", (_visit_inline, None), (_visit_block, None))
+    return {"parallel_read_safe": True}

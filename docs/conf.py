@@ -1,0 +1,42 @@
+import importlib.metadata
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent / "_ext"))
+
+project = "pvopt"
+author = "The pvopt authors"
+copyright = "The pvopt authors, Apache-2.0"
+version = release = importlib.metadata.version("pvopt")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "api_pages", "mathml"]
+exclude_patterns = ["_build", "_ext"]
+suppress_warnings: list[str] = []  # every warning counts
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+html_theme = "furo"
+html_title = f"pvopt {release}"
+html_static_path = ["_static"]
+html_css_files = ["pvopt.css"]
+html_math_renderer = "mathml"
+html_copy_source = False
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+python_use_unqualified_type_names = True
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+add_module_names = False
+
+# Names of other projects: no inventory of theirs is fetched. Broken references to our own count.
+nitpick_ignore_regex = [
+    ("py:.*", r"(torch|np|numpy|nn|scipy|transformers|tqdm|collections|pathlib|argparse)\..*"),
+    ("py:.*", r"(Tensor|Path|PreTrainedModel|PreTrainedTokenizerBase|abc\.ABC)"),
+    ("py:class", r"pvopt\.([a-z_]+\.)+_\w+"),  # private base classes
+    ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
+]

@@ -1,0 +1,62 @@
+"""``pvopt info``: what a checkpoint holds and what it takes."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from .common import print_table
+
+__all__ = ["add_parser", "run"]
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser("info", help="show the true bits per weight of a checkpoint")
+    parser.add_argument("--checkpoint", required=True, help="folder written by quantize or tune")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print a table of all weights and the sums."""
+    from pvopt.checkpoints import storage_report
+    from pvopt.tuning import find_checkpoint, format_name
+
+    folder = find_checkpoint(args.checkpoint)
+    report = storage_report(folder)
+    rows = [
+        [
+            weight.name,
+            "x".join(map(str, weight.shape)),
+            format_name(weight.parametrization),
+            f"{weight.code_bytes:,}",
+            f"{weight.value_bytes:,}",
+            f"{weight.bits_per_weight:.3f}",
+            f"{weight.bits_per_weight_16:.3f}",
+        ]
+        for weight in report.weights
+    ]
+    print_table(
+        ["weight", "shape", "format", "code bytes", "value bytes", "bits stored", "16-bit values"],
+        rows,
+    )
+    print()
+    print_table(
+        ["bits per weight", "weights", "as stored", "16-bit values"],
+        [
+            [
+                "quantized: codes, codebooks, scales",
+                f"{report.count:,}",
+                f"{report.bits_per_weight:.3f}",
+                f"{report.bits_per_weight_16:.3f}",
+            ],
+            [
+                "all, with embeddings and other weights",
+                f"{report.count + report.other_count:,}",
+                f"{report.total_bits_per_weight:.3f}",
+                f"{report.total_bits_per_weight_16:.3f}",
+            ],
+        ],
+    )
+    print(f"\n{folder / 'model.safetensors'}: {report.file_bytes:,} bytes")
+    return 0

@@ -1,0 +1,186 @@
+"""``pvopt tune``: distil a quantized model from its own full-precision original."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import sys
+import types
+import typing
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .common import names_bar, print_table, progress_bar
+
+if TYPE_CHECKING:
+    from pvopt.llm import PerplexityResult
+    from pvopt.tuning import StepRecord, StopRequest, Trainer
+
+__all__ = ["add_parser", "add_settings", "run", "train"]
+
+# What a resumed run may do differently.
+_CHANGEABLE = {"steps", "checkpoint_every", "eval_every", "eval_windows"}
+
+
+def add_parser(commands: Any) -> None:
+    """Add the command to the command line."""
+    from pvopt.tuning import FORMATS
+
+    # Only what the user gave is in the namespace: a resumed run keeps the rest as it was.
+    parser = commands.add_parser(
+        "tune",
+        help="tune a quantized model on a text",
+        argument_default=argparse.SUPPRESS,
+        description="Distil a quantized model from its own full-precision original.",
+    )
+    parser.add_argument("--model", help="full precision: folder, hub id, smollm2 or tiny-llama")
+    parser.add_argument("--format", help=", ".join(FORMATS) + "; default 2x8g8")
+    parser.add_argument("--checkpoint", help="start from it (with --model: another original)")
+    parser.add_argument("--text", help="file, hub:NAME or pydoc (default)")
+    parser.add_argument("--eval-text", help="default: the last tenth of --text, held out")
+    parser.add_argument("--out", required=True, help="folder for checkpoint, metrics and curves")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    parser.add_argument("--overwrite", action="store_true", help="delete the run in --out")
+    add_settings(parser)
+    parser.set_defaults(run=run)
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every field of the settings, with the help of its docstring."""
+    from pvopt.tuning import TuneSettings, settings
+
+    choices = {
+        "recipe": settings.RECIPES,
+        "base": settings.BASES,
+        "loss": settings.LOSSES,
+        "schedule": settings.SCHEDULES,
+        "dtype": settings.DTYPES,
+    }
+    hints = typing.get_type_hints(TuneSettings)
+    documented = _argument_help(TuneSettings)
+    for field in fields(TuneSettings):
+        if field.name == "relative_code_lr":
+            group = parser.add_mutually_exclusive_group()
+            for flag, value in (("--relative-code-lr", True), ("--absolute-code-lr", False)):
+                text = documented[field.name] if value else "--code-lr is the same for all weights"
+                group.add_argument(
+                    flag, dest=field.name, action="store_const", const=value, help=text
+                )
+            continue
+        default = "" if field.default in (None, MISSING) else f" (default {field.default})"
+        parser.add_argument(
+            "--" + field.name.replace("_", "-"),
+            type=_plain_type(hints[field.name]),
+            choices=choices.get(field.name),
+            help=documented[field.name].replace("%", "%%") + default,
+        )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Start or resume a run and see it to its end."""
+    from pvopt.tuning import Inputs, StopRequest, TuneSettings, resume_run, start_run
+
+    given = vars(args)
+    settings = {f.name: given[f.name] for f in fields(TuneSettings) if f.name in given}
+    inputs = {f.name: given[f.name] for f in fields(Inputs) if f.name in given}
+    if given.get("resume"):
+        fixed = sorted((settings.keys() - _CHANGEABLE) | inputs.keys())
+        if fixed or given.get("overwrite"):
+            flags = ["--" + name.replace("_", "-") for name in fixed] or ["--overwrite"]
+            raise ValueError(
+                f"{', '.join(flags)}: a resumed run keeps its settings; only "
+                f"{', '.join('--' + n.replace('_', '-') for n in sorted(_CHANGEABLE))} may change"
+            )
+        trainer = resume_run(args.out, **settings)
+        print(f"resuming {args.out} at step {trainer.step} of {trainer.settings.steps}")
+    else:
+        checked = TuneSettings(**settings)
+        trainer = start_run(
+            Inputs(**_with_model(inputs)),
+            checked,
+            args.out,
+            overwrite=given.get("overwrite", False),
+            progress=names_bar,
+        )
+    with StopRequest() as stop:
+        train(trainer, stop)
+    if stop():
+        print(
+            f"pvopt: stopped after step {trainer.step} and saved; go on with "
+            f"pvopt tune --resume --out {args.out}",
+            file=sys.stderr,
+        )
+    return stop.exit_code
+
+
+def train(trainer: Trainer, stop: StopRequest) -> None:
+    """Run a trainer with a progress bar, then draw its curves and print its perplexities."""
+    from pvopt.tuning import plot_curves
+
+    settings = trainer.settings
+    with progress_bar(total=settings.steps, initial=trainer.step, desc="tune", unit="step") as bar:
+
+        def on_step(step: int, record: StepRecord) -> None:
+            bar.set_postfix_str(
+                f"loss {record.loss:.4g}, {record.tokens_per_s:.0f} tokens/s, "
+                f"{record.changed_groups} codes changed",
+                refresh=False,
+            )
+            bar.update()
+
+        def on_evaluation(step: int, model: str, result: PerplexityResult) -> None:
+            bar.write(f"step {step}: perplexity of the {model} {result.perplexity:.5g}")
+
+        trainer.run(stop=stop, on_step=on_step, on_evaluation=on_evaluation)
+    records = trainer.metrics.read()
+    curves = trainer.folder / "curves.png"
+    plot_curves(records, curves, title=settings.recipe)
+    rows = [
+        [r["model"], str(r["step"]), f"{r['nll_per_token']:.4f}", _number(r["perplexity"])]
+        for r in records
+        if r["kind"] == "evaluation"
+    ]
+    print_table(["model", "step", "nats per token", "perplexity"], rows)
+    print(f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows")
+    for path in (trainer.checkpoint, trainer.metrics.path, curves):
+        print(path)
+
+
+def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
+    """Complete the inputs by the original of a checkpoint."""
+    from pvopt.checkpoints import CheckpointError, read_metadata
+    from pvopt.tuning import find_checkpoint
+
+    if "checkpoint" in inputs and "format" in inputs:
+        raise ValueError("--format does not go with --checkpoint, which has one")
+    if "model" in inputs:
+        return inputs
+    if "checkpoint" not in inputs:
+        raise ValueError("one of --model, --checkpoint and --resume is needed")
+    folder = find_checkpoint(Path(inputs["checkpoint"]))
+    model = read_metadata(folder).get("model")
+    if not isinstance(model, str):
+        raise CheckpointError(f"{folder}: does not name its original; give it by --model")
+    return {**inputs, "model": model}
+
+
+def _argument_help(cls: type) -> dict[str, str]:
+    """Read the descriptions under ``Args:`` of a docstring."""
+    section = (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    described = {name: " ".join(text.split()).rstrip(".") for name, text in found}
+    # Without the marks of reStructuredText: :mod:`pvopt.recipes`, ``name``.
+    return {f.name: re.sub(r":\w+:(?=`)|`", "", described.get(f.name, "")) for f in fields(cls)}
+
+
+def _plain_type(hint: Any) -> Any:
+    """Return T of ``T`` or ``T | None``."""
+    if isinstance(hint, types.UnionType):
+        return next(arg for arg in typing.get_args(hint) if arg is not types.NoneType)
+    return hint
+
+
+def _number(value: float | None) -> str:
+    return "overflow" if value is None else f"{value:.5g}"

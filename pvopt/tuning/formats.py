@@ -1,0 +1,100 @@
+"""Short names of parametrizations, as they are written on a command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from pvopt.parametrizations import (
+    AdditiveCodebooks,
+    Parametrization,
+    SharedValues,
+    UniformGrid,
+    VectorCodebook,
+)
+
+__all__ = ["FORMATS", "format_name", "parse_format"]
+
+_Build = Callable[..., Parametrization]
+
+# What the user may write, what it looks like exactly, what is made of its numbers.
+_GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
+    (
+        "MxBgN",
+        r"(\d+)x(\d+)g(\d+)",
+        lambda m, b, n: AdditiveCodebooks(int(m), int(b), int(n)),
+    ),
+    (
+        "MxBgOxN",
+        r"(\d+)x(\d+)g(\d+)x(\d+)",
+        lambda m, b, o, n: AdditiveCodebooks(int(m), int(b), int(n), out_group=int(o)),
+    ),
+    ("vq:BgN", r"vq:?(\d+)g(\d+)", lambda b, n: VectorCodebook(int(b), int(n))),
+    (
+        "grid:B[gN][s]",
+        r"grid:?(\d+)(?:g(\d+))?(s?)",
+        lambda b, n, s: UniformGrid(int(b), None if n is None else int(n), symmetric=bool(s)),
+    ),
+    ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
+)
+
+FORMATS = tuple(name for name, _, _ in _GRAMMAR)
+
+
+def parse_format(text: str) -> Parametrization:
+    """Make a parametrization of its short name.
+
+    ========== ============================================================ ==================
+    form       meaning                                                      example
+    ========== ============================================================ ==================
+    MxBgN      M additive codebooks of B bits, groups of N inputs           2x8g8, 1x16g8
+    MxBgOxN    the same with groups of O outputs by N inputs                2x8g2x4
+    vq:BgN     one codebook of B bits, groups of N inputs                   vq:8g4
+    grid:BgN   B-bit integers, scale and zero point per N inputs            grid:2g64
+    grid:BgNs  the same without zero point (symmetric)                      grid:4g128s
+    grid:B     B-bit integers, scale and zero point per row                 grid:4
+    values:C   a table of C values for the whole weight                     values:4
+    ========== ============================================================ ==================
+
+    Args:
+        text: the short name.
+
+    Returns:
+        The parametrization.
+
+    Raises:
+        ValueError: if no form fits, or a number is out of range.
+
+    Example:
+        >>> parse_format("grid:2g64s")
+        UniformGrid(bits=2, group_size=64, symmetric=True)
+    """
+    for name, pattern, build in _GRAMMAR:
+        match = re.fullmatch(pattern, text.strip())
+        if match:
+            try:
+                return build(*match.groups())
+            except ValueError as error:
+                raise ValueError(f"format {text!r} ({name}): {error}") from error
+    raise ValueError(f"format {text!r} is unknown; the forms are {', '.join(FORMATS)}")
+
+
+def format_name(parametrization: Parametrization) -> str:
+    """Return the short name of a parametrization; the inverse of :func:`parse_format`.
+
+    Settings that have no place in the short name (scale groups, beam size) are left out.
+
+    Example:
+        >>> format_name(parse_format("2x8g8")), format_name(parse_format("grid4"))
+        ('2x8g8', 'grid:4')
+    """
+    match parametrization:
+        case AdditiveCodebooks(num_codebooks=m, bits=b, in_group=n, out_group=o):
+            return f"{m}x{b}g{n}" if o == 1 else f"{m}x{b}g{o}x{n}"
+        case VectorCodebook(bits=b, group_size=n):
+            return f"vq:{b}g{n}"
+        case UniformGrid(bits=b, group_size=n, symmetric=symmetric):
+            return f"grid:{b}" + ("" if n is None else f"g{n}") + ("s" if symmetric else "")
+        case SharedValues(num_values=c):
+            return f"values:{c}"
+    return type(parametrization).__name__

@@ -1,0 +1,66 @@
+"""``metrics.jsonl``: one JSON object per line, one line per step or evaluation."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+__all__ = ["MetricsFile"]
+
+
+class MetricsFile:
+    """Append records to a file, and read them back.
+
+    Every record has ``kind`` and ``step``, the number of steps taken by then. The kinds are
+    ``step`` (``loss``, ``seconds``, ...) and ``evaluation`` (``model``: ``student`` or
+    ``teacher``, ``perplexity``, ...).
+
+    Args:
+        path: the file; made by the first record.
+
+    Example:
+        >>> import tempfile
+        >>> metrics = MetricsFile(Path(tempfile.mkdtemp()) / "metrics.jsonl")
+        >>> metrics.append("step", 1, loss=2.5)
+        >>> metrics.read()
+        [{'kind': 'step', 'step': 1, 'loss': 2.5}]
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def append(self, kind: str, step: int, **values: Any) -> None:
+        """Write one record; it is in the file when this returns."""
+        # JSON has no infinity: a perplexity that overflows is null
+        finite = {k: None if _not_finite(v) else v for k, v in values.items()}
+        line = json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return all records; a line that a killed writer left unfinished is passed over."""
+        if not self.path.exists():
+            return []
+        records = []
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and {"kind", "step"} <= record.keys():
+                records.append(record)
+        return records
+
+    def forget_after(self, step: int) -> None:
+        """Drop the records of later steps, which a resumed run is going to repeat."""
+        lines = [json.dumps(record) for record in self.read() if record["step"] <= step]
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        os.replace(partial, self.path)
+
+
+def _not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

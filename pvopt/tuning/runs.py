@@ -1,0 +1,198 @@
+"""Starting and resuming runs from names: a model, a format, a text, a folder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvopt.checkpoints import CheckpointError, load, load_tokenizer, load_training_state
+from pvopt.llm import LanguageModel, TokenBatches, load_model, load_text, split_text
+from pvopt.quantize import QuantizedWeights, quantize_
+
+from .formats import parse_format
+from .optimizers import with_beam_size
+from .settings import TuneSettings
+from .trainer import Trainer
+
+__all__ = ["Inputs", "find_checkpoint", "load_student", "resume_run", "start_run"]
+
+Progress = Callable[[list[str]], Iterable[str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run starts from.
+
+    Args:
+        model: source of the full-precision model (see :func:`pvopt.llm.load_model`).
+        text: source of the text to tune on (see :func:`pvopt.llm.load_text`).
+        eval_text: source of the text to evaluate on; None holds out the end of ``text``.
+        format: of the quantized weights (see :func:`~pvopt.tuning.formats.parse_format`).
+        checkpoint: a quantized model to start from, in place of ``format``.
+    """
+
+    model: str
+    text: str = "pydoc"
+    eval_text: str | None = None
+    format: str = "2x8g8"
+    checkpoint: str | None = None
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint at a path: the folder itself, or ``checkpoint`` in a run's folder.
+
+    Args:
+        path: of a checkpoint or of a run.
+    """
+    path = Path(path)
+    inside = path / "checkpoint"
+    aside = path / ".checkpoint.previous"  # left there by a writer that was killed
+    return inside if inside.is_dir() or aside.is_dir() else path
+
+
+def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, dict[str, Any]]:
+    """Load a quantized language model with its tokenizer.
+
+    Args:
+        folder: of a checkpoint or of a run.
+
+    Returns:
+        The model, its quantized weights, the checkpoint's metadata.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    folder = find_checkpoint(folder)
+    loaded = load(folder)
+    model: Any = loaded.model
+    student = LanguageModel(model, load_tokenizer(folder), str(folder))
+    return student, loaded.weights, loaded.metadata
+
+
+def start_run(
+    inputs: Inputs,
+    settings: TuneSettings,
+    folder: str | Path,
+    *,
+    overwrite: bool = False,
+    resumable: bool = True,
+    progress: Progress | None = None,
+) -> Trainer:
+    """Prepare a new run: load or quantize the student, load teacher and texts.
+
+    Args:
+        inputs: what to start from.
+        settings: how to tune.
+        folder: where results go.
+        overwrite: whether a run that is there already may be deleted.
+        resumable: whether checkpoints shall hold the optimizer's state.
+        progress: wraps the names of the weights to quantize, for instance ``tqdm.tqdm``.
+
+    Returns:
+        A trainer at step 0.
+
+    Raises:
+        ValueError: if an input cannot be found, settings do not fit it, or the folder holds a run
+            already.
+    """
+    folder = Path(folder)
+    if find_checkpoint(folder) != folder and not overwrite:
+        raise ValueError(f"{folder} holds a run already: resume it, overwrite it or choose another")
+    if inputs.checkpoint is None:
+        parametrization = parse_format(inputs.format)
+        if settings.beam is not None:
+            with_beam_size(parametrization, settings.beam)
+        teacher = load_model(inputs.model)
+        batches, held_out = _texts(inputs, settings, teacher)
+        student = replace(teacher, model=copy.deepcopy(teacher.model))
+        weights = quantize_(student.model, parametrization, seed=settings.seed, progress=progress)
+    else:
+        student, weights, _ = load_student(inputs.checkpoint)
+        teacher = load_model(inputs.model, dtype=_dtype(student))
+        batches, held_out = _texts(inputs, settings, teacher)
+    if settings.beam is not None:
+        for rep in weights.values():
+            rep.parametrization = with_beam_size(rep.parametrization, settings.beam)
+    metadata = {"model": inputs.model, "inputs": asdict(inputs)}
+    trainer = Trainer(
+        student,
+        weights,
+        teacher.model,
+        batches,
+        held_out,
+        settings,
+        folder,
+        metadata,
+        resumable=resumable,
+    )
+    # Nothing was deleted until everything else had succeeded.
+    for name in ("checkpoint", ".checkpoint.previous"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    trainer.metrics.path.unlink(missing_ok=True)
+    return trainer
+
+
+def resume_run(folder: str | Path, **changes: Any) -> Trainer:
+    """Prepare a run to go on from its last checkpoint.
+
+    Args:
+        folder: of the run.
+        changes: settings to replace. The result equals that of an uninterrupted run with the
+            changed settings where these have not mattered before, such as ``steps`` with a
+            constant schedule.
+
+    Returns:
+        A trainer at the checkpoint's step.
+
+    Raises:
+        CheckpointError: if there is no checkpoint, or it is damaged or not of a run.
+    """
+    checkpoint = Path(folder) / "checkpoint"
+    student, weights, metadata = load_student(checkpoint)
+    state = load_training_state(checkpoint)
+    try:
+        inputs = Inputs(**metadata["inputs"])
+        known = {field.name for field in fields(TuneSettings)}
+        saved = {name: value for name, value in state["settings"].items() if name in known}
+        settings = replace(TuneSettings(**saved), **changes)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{checkpoint}: was not written by a tuning run ({error})") from error
+    teacher = load_model(inputs.model, dtype=_dtype(student))
+    batches, held_out = _texts(inputs, settings, teacher)
+    metadata = {"model": inputs.model, "inputs": asdict(inputs)}
+    trainer = Trainer(
+        student, weights, teacher.model, batches, held_out, settings, folder, metadata
+    )
+    trainer.restore(state)
+    return trainer
+
+
+def _texts(
+    inputs: Inputs, settings: TuneSettings, model: LanguageModel
+) -> tuple[TokenBatches, Tensor]:
+    """Return the batches to tune on and the tokens to evaluate on; both are long enough."""
+    if inputs.eval_text is not None:
+        parts = load_text(inputs.text), load_text(inputs.eval_text)
+    else:
+        parts = split_text(load_text(inputs.text))
+    batches = TokenBatches(
+        model.encode(parts[0]), settings.batch, settings.length, seed=settings.seed
+    )
+    tokens = model.encode(parts[1])
+    if len(tokens) < settings.context_length:
+        raise ValueError(
+            f"the text to evaluate on has {len(tokens)} tokens, less than one window of "
+            f"{settings.context_length}: take a longer one or a smaller eval_length"
+        )
+    return batches, tokens
+
+
+def _dtype(model: LanguageModel) -> torch.dtype:
+    return next(p.dtype for p in model.model.parameters() if p.is_floating_point())

@@ -1,0 +1,262 @@
+"""The training loop: steps, evaluations, checkpoints, in an order that a resumed run repeats."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from pvopt.checkpoints import save
+from pvopt.llm import (
+    LanguageModel,
+    PerplexityResult,
+    TokenBatches,
+    distillation_loss,
+    hidden_states,
+    language_loss,
+    output_head,
+    perplexity,
+)
+from pvopt.quantize import QuantizedWeights
+
+from .metrics import MetricsFile
+from .optimizers import build_optimizer
+from .settings import TuneSettings, autocast_dtype
+
+__all__ = ["StepRecord", "Trainer"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Stopped(Exception):
+    """An evaluation was given up because the run is to stop."""
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did.
+
+    Args:
+        loss: mean over the step's tokens, before the step, in nats.
+        changed_groups: groups whose code changed, over all weights.
+        changed_fraction: their share of all groups.
+        forward_backward_s: seconds in both models' passes.
+        optimizer_s: seconds in ``optimizer.step()``.
+        tokens_per_s: tokens of the step by the seconds it took.
+        lr_factor: what the schedule multiplied all learning rates with.
+    """
+
+    loss: float
+    changed_groups: int
+    changed_fraction: float
+    forward_backward_s: float
+    optimizer_s: float
+    tokens_per_s: float
+    lr_factor: float
+
+
+class Trainer:
+    """Tune a quantized language model and write what happens into a folder.
+
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.checkpoints`). The state
+    after ``n`` steps is a function of the settings, the start and the texts only, however often
+    the run was interrupted.
+
+    Args:
+        student: the model to tune; it is kept in evaluation mode, dropout would need a saved
+            random state.
+        weights: its quantized weights.
+        teacher: the full-precision model.
+        batches: what to tune on, batch by batch.
+        eval_tokens: ``[tokens]`` int64, what to measure perplexity on.
+        settings: how to tune.
+        folder: where results go; made if it does not exist.
+        metadata: kept in the checkpoints.
+        resumable: whether checkpoints hold the optimizer's state, several times the model's size.
+    """
+
+    def __init__(
+        self,
+        student: LanguageModel,
+        weights: QuantizedWeights,
+        teacher: nn.Module,
+        batches: TokenBatches,
+        eval_tokens: Tensor,
+        settings: TuneSettings,
+        folder: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        resumable: bool = True,
+    ) -> None:
+        self.student = student
+        self.weights = weights
+        self.teacher = teacher.requires_grad_(False)
+        self.settings = settings
+        self.folder = Path(folder)
+        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.resumable = resumable
+        self.step = 0
+        self._metadata = dict(metadata or {})
+        self._batches = batches
+        self.eval_tokens = eval_tokens
+        self._device = next(student.model.parameters()).device
+        self._autocast_dtype = autocast_dtype(settings.dtype, self._device)
+        self.optimizer = build_optimizer(weights, settings)
+        self._scheduler = self._new_scheduler()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where the checkpoint goes."""
+        return self.folder / "checkpoint"
+
+    def restore(self, training_state: Mapping[str, Any]) -> None:
+        """Continue where a checkpoint left off.
+
+        Args:
+            training_state: of the checkpoint that the student was loaded from.
+
+        Raises:
+            ValueError: if it belongs to another model or other settings.
+        """
+        self.optimizer.load_state_dict(training_state["optimizer"])
+        self.step = int(training_state["step"])
+        self._scheduler = self._new_scheduler()
+        self.metrics.forget_after(self.step)
+
+    def run(
+        self,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        on_step: Callable[[int, StepRecord], None] | None = None,
+        on_evaluation: Callable[[int, str, PerplexityResult], None] | None = None,
+    ) -> None:
+        """Take the remaining steps, with evaluations and checkpoints between them.
+
+        Args:
+            stop: asked between steps; if true, a checkpoint is written and the run ends.
+            on_step: called after each step with the number of steps taken.
+            on_evaluation: called with steps taken, ``student`` or ``teacher``, and the result.
+
+        Raises:
+            NonFiniteGradientError: if the training diverged; the last checkpoint stays.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        saved = None
+        while True:
+            try:
+                self._evaluate_if_due(stop, on_evaluation)
+            except _Stopped:
+                break
+            if self.step >= self.settings.steps or stop():
+                break
+            record = self._train_step()
+            self.step += 1
+            self.metrics.append("step", self.step, **asdict(record))
+            if on_step is not None:
+                on_step(self.step, record)
+            every = self.settings.checkpoint_every
+            if every and self.step % every == 0:
+                self.save()
+                saved = self.step
+        if saved != self.step:
+            self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the present step."""
+        settings = asdict(self.settings)
+        state = None
+        if self.resumable:
+            optimizer = self.optimizer.state_dict()
+            state = {"step": self.step, "settings": settings, "optimizer": optimizer}
+        metadata = {**self._metadata, "step": self.step, "settings": settings}
+        save(
+            self.checkpoint,
+            self.student.model,
+            self.weights,
+            tokenizer=self.student.tokenizer,
+            metadata=metadata,
+            training_state=state,
+        )
+        logger.info("saved step %d to %s", self.step, self.checkpoint)
+
+    def _new_scheduler(self) -> LambdaLR:
+        # The groups keep their initial learning rates, so the step is all there is to restore.
+        return LambdaLR(self.optimizer, self.settings.lr_factor, last_epoch=self.step - 1)
+
+    def _train_step(self) -> StepRecord:
+        settings = self.settings
+        batch = self._batches[self.step].to(self._device)
+        factor = settings.lr_factor(self.step)
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        total = 0.0
+        for ids in batch.split(settings.sequences_per_pass):
+            loss = self._loss(ids) * (len(ids) / len(batch))
+            loss.backward()
+            total += float(loss.detach())
+        middle = time.perf_counter()
+        self.optimizer.step()
+        end = time.perf_counter()
+        self._scheduler.step()
+        self.optimizer.zero_grad()  # frees the gradients before an evaluation
+        return StepRecord(
+            loss=total,
+            changed_groups=self.optimizer.report.changed_groups,
+            changed_fraction=self.optimizer.report.changed_fraction,
+            forward_backward_s=middle - start,
+            optimizer_s=end - middle,
+            tokens_per_s=batch.numel() / (time.perf_counter() - start),
+            lr_factor=factor,
+        )
+
+    def _loss(self, ids: Tensor) -> Tensor:
+        model = self.student.model
+        dtype = self._autocast_dtype
+        with torch.autocast(self._device.type, dtype, enabled=dtype is not None):
+            if self.settings.loss == "ce":
+                return language_loss(model, ids)
+            with torch.no_grad():
+                hidden = hidden_states(self.teacher, ids)
+            return distillation_loss(
+                model, hidden, output_head(self.teacher), ids, temperature=self.settings.temperature
+            )
+
+    def _evaluate_if_due(
+        self,
+        stop: Callable[[], bool],
+        on_evaluation: Callable[[int, str, PerplexityResult], None] | None,
+    ) -> None:
+        every = self.settings.eval_every
+        due = self.step in (0, self.settings.steps) or (every > 0 and self.step % every == 0)
+        done = {(r["model"], r["step"]) for r in self.metrics.read() if r["kind"] == "evaluation"}
+        wanted = [("teacher", self.teacher)] * (not any(name == "teacher" for name, _ in done))
+        if due and ("student", self.step) not in done:
+            wanted.append(("student", self.student.model))
+
+        def check(done: int, windows: int) -> None:
+            if stop():
+                raise _Stopped
+
+        for name, model in wanted:
+            start = time.perf_counter()
+            result = perplexity(
+                model,
+                self.eval_tokens,
+                context_length=self.settings.context_length,
+                max_windows=self.settings.eval_windows,
+                autocast_dtype=self._autocast_dtype,
+                progress=check,
+            )
+            seconds = time.perf_counter() - start
+            self.metrics.append(
+                "evaluation", self.step, model=name, **asdict(result), seconds=seconds
+            )
+            if on_evaluation is not None:
+                on_evaluation(self.step, name, result)

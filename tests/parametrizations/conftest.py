@@ -1,0 +1,93 @@
+"""Small cases of every parametrization, random representations of them, and all their codes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from pvopt import (
+    AdditiveCodebooks,
+    Parametrization,
+    Representation,
+    SharedValues,
+    UniformGrid,
+    VectorCodebook,
+)
+
+Case = tuple[Parametrization, tuple[int, ...]]
+
+# Every combination of codes can be enumerated; the beams of sums are wide enough to be exact.
+CASES: dict[str, Case] = {
+    "shared": (SharedValues(5), (4, 6)),
+    "shared-single": (SharedValues(1), (2, 3)),
+    "shared-vector": (SharedValues(3), (7,)),
+    "grid": (UniformGrid(2, group_size=3), (4, 6)),
+    "grid-row": (UniformGrid(3), (3, 5)),
+    "grid-symmetric": (UniformGrid(2, group_size=2, symmetric=True), (4, 6)),
+    "grid-binary": (UniformGrid(1), (3, 4)),
+    "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
+    "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
+    "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
+    "additive": (AdditiveCodebooks(2, 2, in_group=2, beam_size=4), (4, 6)),
+    "additive-out": (AdditiveCodebooks(2, 2, in_group=2, out_group=2, beam_size=4), (4, 6)),
+    "additive-scale-group": (
+        AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4, beam_size=4),
+        (4, 8),
+    ),
+    "additive-three": (AdditiveCodebooks(3, 1, in_group=4, beam_size=4), (2, 8)),
+    "additive-conv": (AdditiveCodebooks(2, 2, in_group=3, out_group=2, beam_size=4), (4, 2, 3, 1)),
+}
+
+
+@pytest.fixture(scope="session", params=list(CASES))
+def case(request: pytest.FixtureRequest) -> Case:
+    """One parametrization and a shape it fits."""
+    return CASES[request.param]
+
+
+def num_codes(parametrization: Parametrization) -> int:
+    if isinstance(parametrization, SharedValues):
+        return parametrization.num_values
+    return 2**parametrization.code_bits
+
+
+@pytest.fixture(scope="session")
+def draw_rep() -> Callable[..., Representation]:
+    """Return a function that draws codes and values, scales of both signs and zero included."""
+
+    def draw(
+        case: Case, seed: int, *, dtype: torch.dtype = torch.float64, usual: bool = False
+    ) -> Representation:
+        parametrization, shape = case
+        generator = torch.Generator().manual_seed(seed)
+        layout = parametrization.layout(shape)
+        size = (layout.rows, layout.cols, parametrization.codes_per_group)
+        codes = torch.randint(num_codes(parametrization), size, generator=generator)
+        values = {
+            name: torch.randn(size, generator=generator, dtype=torch.float64)
+            for name, size in parametrization.value_shapes(shape).items()
+        }
+        if "scales" in values and usual:
+            values["scales"] = values["scales"].abs() + 0.1
+        elif "scales" in values and seed % 3 == 0:
+            values["scales"].flatten()[0] = 0.0
+        codes = codes.to(torch.uint8 if parametrization.code_bits <= 8 else torch.int32)
+        values = {name: value.to(dtype) for name, value in values.items()}
+        return Representation(parametrization, codes, values, shape)
+
+    return draw
+
+
+@pytest.fixture(scope="session")
+def all_codes() -> Callable[[Parametrization], Tensor]:
+    """Return a function that lists every code of a group, ``[N, codes_per_group]``."""
+
+    def enumerate_codes(parametrization: Parametrization) -> Tensor:
+        single = range(num_codes(parametrization))
+        return torch.tensor(list(itertools.product(single, repeat=parametrization.codes_per_group)))
+
+    return enumerate_codes

@@ -1,0 +1,72 @@
+"""True storage per weight."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from pvopt import AdditiveCodebooks, SharedValues, UniformGrid, VectorCodebook
+
+
+@pytest.mark.parametrize(
+    ("books", "bits", "group", "shape"),
+    [
+        (2, 8, 8, (4096, 11008)),
+        (1, 16, 8, (4096, 4096)),
+        (1, 16, 16, (512, 64)),
+        (4, 3, 2, (6, 10)),
+    ],
+)
+def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
+    """M B / N + 16 M 2^B N / (rows cols) + 16 / cols."""
+    rows, columns = shape
+    expected = books * bits / group + 16 * books * 2**bits * group / (rows * columns) + 16 / columns
+    found = AdditiveCodebooks(books, bits, in_group=group).bits_per_weight(shape)
+    assert found == pytest.approx(expected, rel=1e-12)
+    if books == 1:
+        vector = VectorCodebook(bits, group).bits_per_weight(shape)
+        assert vector == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "shape", "bits"),
+    [
+        # 24 codes of 3 bits, 5 values of 16
+        (SharedValues(5), (4, 6), (24 * 3 + 5 * 16) / 24),
+        (SharedValues(4), (4, 6), (24 * 2 + 4 * 16) / 24),
+        # 24 codes of 2 bits, 8 scales and 8 zeros of 16
+        (UniformGrid(2, group_size=3), (4, 6), (24 * 2 + 16 * 16) / 24),
+        (UniformGrid(2, group_size=3, symmetric=True), (4, 6), (24 * 2 + 8 * 16) / 24),
+        (UniformGrid(4), (4, 6), (24 * 4 + 8 * 16) / 24),
+        # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
+        (VectorCodebook(2, 3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
+        # 8 groups of 2 x 2 bits, 2 x 4 entries of 4 numbers, 2 block rows x 2 scales
+        (
+            AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
+            (4, 8),
+            (8 * 4 + 16 * (32 + 4)) / 32,
+        ),
+        # a convolution is a matrix [4, 6]: 4 groups of 2 x 2 bits, 8 entries of 6, 2 scales
+        (
+            AdditiveCodebooks(2, 2, in_group=3, out_group=2),
+            (4, 2, 3, 1),
+            (4 * 4 + 16 * (48 + 2)) / 24,
+        ),
+    ],
+    ids=str,
+)
+def test_bits_counted_by_hand(parametrization, shape, bits):
+    assert parametrization.bits_per_weight(shape) == pytest.approx(bits, rel=1e-12)
+
+
+def test_bits_equal_the_size_of_the_tensors(case, draw_rep):
+    rep = draw_rep(case, 1)
+    p = rep.parametrization
+    codes = rep.codes.numel() * p.code_bits
+    values = sum(value.numel() for value in rep.values.values())
+    for value_bits in (8, 16, 32):
+        expected = (codes + value_bits * values) / math.prod(rep.shape)
+        found = p.bits_per_weight(rep.shape, value_bits=value_bits)
+        assert found == pytest.approx(expected, rel=1e-12)
+    assert rep.bits_per_weight() == pytest.approx(p.bits_per_weight(rep.shape, value_bits=64))

@@ -1,0 +1,437 @@
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pvopt import NonFiniteGradientError
+from pvopt.checkpoints import load_training_state, read_metadata, storage_report
+from pvopt.cli import main
+from pvopt.llm import load_model, perplexity, split_text
+from pvopt.tuning import Inputs, TuneSettings, load_student, resume_run, start_run
+from pvopt.tuning.settings import BASES, RECIPES
+
+# The codes of a 3-bit grid move often: 48 levels per 16 inputs, and a high learning rate.
+SMALL = {
+    "batch": 2,
+    "length": 24,
+    "eval_windows": 3,
+    "eval_length": 32,
+    "code_lr": 0.3,
+    "base": "adamw",
+    "schedule": "constant",
+}
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory):
+    words = random.Random(0).choices(["to", "be", "or", "not", "that", "is", "\n\n"], k=3000)
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(" ".join(words))
+    return str(file)
+
+
+def tune_flags(text, out, **settings):
+    flags = ["tune", "--model", "tiny-llama", "--format", "grid:3g16", "--text", text]
+    for name, value in {**SMALL, **settings}.items():
+        flags += ["--" + name.replace("_", "-"), str(value)]
+    return [*flags, "--out", str(out)]
+
+
+def start(text, out, **settings):
+    inputs = Inputs(model="tiny-llama", format="grid:3g16", text=text)
+    return start_run(inputs, TuneSettings(**{**SMALL, **settings}), out)
+
+
+def flat(value, path=""):
+    """Name every leaf of nested dictionaries and lists."""
+    if isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {k: v for key, part in items for k, v in flat(part, f"{path}/{key}").items()}
+    return {path: value}
+
+
+def assert_same_runs(one, other, *, settings=True):
+    """Weights, codes, values, moments, latents and metrics agree bit for bit."""
+    first, second = (load_file(run / "checkpoint" / "model.safetensors") for run in (one, other))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+    first, second = (flat(load_training_state(run / "checkpoint")) for run in (one, other))
+    assert first.keys() == second.keys()
+    for name, value in first.items():
+        if isinstance(value, torch.Tensor):
+            assert value.dtype == second[name].dtype, name
+            assert torch.equal(value, second[name]), name
+        elif settings or not name.startswith("/settings"):
+            assert value == second[name], name
+    metrics = []
+    for run in (one, other):
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        kept = ("kind", "step", "model", "loss", "changed_groups", "lr_factor", "perplexity")
+        metrics.append([{key: line.get(key) for key in kept} for line in lines])
+    assert metrics[0] == metrics[1]
+
+
+def test_quantize_info_eval(tmp_path, text, capsys):
+    out = tmp_path / "q"
+    assert main(["quantize", "--model", "tiny-llama", "--format", "2x4g8", "--out", str(out)]) == 0
+    report = storage_report(out)
+    assert (
+        f"quantized 14 weights to {report.bits_per_weight_16:.3f} bits" in capsys.readouterr().out
+    )
+
+    assert main(["info", "--checkpoint", str(out)]) == 0
+    shown = capsys.readouterr().out
+    # q_proj: 64 x 64, 2 codes of 4 bits per 8 weights, 2 codebooks of 16 x 8 and 64 scales
+    bits, bits_16 = 1 + 32 * (256 + 64) / 4096, 1 + 16 * (256 + 64) / 4096
+    line = next(line for line in shown.splitlines() if "layers.0.self_attn.q_proj" in line)
+    assert line.split()[1:] == ["64x64", "2x4g8", "512", "1,280", f"{bits:.3f}", f"{bits_16:.3f}"]
+    assert f"{os.path.getsize(out / 'model.safetensors'):,} bytes" in shown
+
+    flags = ["--text", text, "--context", "32", "--windows", "4", "--dtype", "float32"]
+    assert main(["eval", "--checkpoint", str(out), *flags]) == 0
+    shown = capsys.readouterr().out
+    student, weights, metadata = load_student(out)
+    assert metadata["model"] == "tiny-llama"
+    assert len(weights) == 14
+    with open(text) as file:
+        tokens = student.encode(split_text(file.read())[1])
+    expected = perplexity(student.model, tokens, context_length=32, max_windows=4)
+    assert f"perplexity {expected.perplexity:.5g} " in shown
+    assert "held-out text: 4 windows of 32 tokens, 124 predictions, float32" in shown
+
+    assert main(["eval", "--model", "tiny-llama", "--part", "train", *flags]) == 0
+    assert f"perplexity {expected.perplexity:.5g} " not in capsys.readouterr().out
+
+
+def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys):
+    out = tmp_path / "run"
+    flags = tune_flags(text, out, steps=3, eval_every=2, micro_batch=1, seed=4, beam=2)
+    flags[flags.index("--format") + 1] = "1x6g2"
+    assert main(flags) == 0
+    shown = capsys.readouterr()
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [(r["kind"], r["step"], r.get("model")) for r in records] == [
+        ("evaluation", 0, "teacher"),
+        ("evaluation", 0, "student"),
+        ("step", 1, None),
+        ("step", 2, None),
+        ("evaluation", 2, "student"),
+        ("step", 3, None),
+        ("evaluation", 3, "student"),
+    ]
+    assert all(record["context_length"] == 32 for record in records if "windows" in record)
+    assert records[-2]["changed_groups"] > 0
+    assert f"{records[-1]['perplexity']:.5g}" in shown.out
+    assert "tokens/s" in shown.err
+    assert "codes changed" in shown.err
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    student, weights, metadata = load_student(out)
+    assert metadata["step"] == 3
+    assert metadata["inputs"]["text"] == text
+    assert next(iter(weights.values())).parametrization.beam_size == 2
+    assert load_training_state(out / "checkpoint")["step"] == 3
+    # The held-out part is not trained on: the reported perplexity is that of the end of the text.
+    with open(text) as file:
+        tokens = student.encode(split_text(file.read())[1])
+    again = perplexity(student.model, tokens, context_length=32, max_windows=3)
+    assert again.nll_per_token == pytest.approx(records[-1]["nll_per_token"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"recipe": "subspace_pv_ste", "schedule": "constant"},
+        {"recipe": "stochastic_rounding", "base": "sgd", "code_lr": 30.0, "trust_ratio": 0.1},
+    ],
+    ids=["subspace_pv_ste", "stochastic_rounding"],
+)
+def test_two_steps_and_two_resumed_equal_four(tmp_path, text, settings):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(tune_flags(text, whole, steps=4, eval_every=2, **settings)) == 0
+    assert main(tune_flags(text, parts, steps=2, eval_every=2, **settings)) == 0
+    middle = load_file(parts / "checkpoint" / "model.safetensors")
+    assert main(["tune", "--resume", "--out", str(parts), "--steps", "4"]) == 0
+    assert_same_runs(whole, parts)
+    end = load_file(parts / "checkpoint" / "model.safetensors")
+    assert any(not torch.equal(end[n], middle[n]) for n in end if n.endswith(".codes"))
+
+
+def test_a_stopped_run_with_a_schedule_goes_on_exactly(tmp_path, text):
+    settings = {"steps": 5, "schedule": "cosine", "warmup": 2, "micro_batch": 1, "eval_every": 1}
+    start(text, tmp_path / "whole", **settings).run()
+    trainer = start(text, tmp_path / "parts", **settings)
+    trainer.run(stop=lambda: trainer.step == 1)
+    for target in (3, 9):
+        trainer = resume_run(tmp_path / "parts")
+        assert trainer.step == {3: 1, 9: 3}[target]
+        trainer.run(stop=lambda: trainer.step == target)  # noqa: B023
+    assert trainer.step == 5
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_steps_after_the_last_checkpoint_are_repeated(tmp_path, text):
+    settings = {"steps": 4, "checkpoint_every": 2}
+    start(text, tmp_path / "whole", **settings).run()
+    trainer = start(text, tmp_path / "killed", **settings)
+
+    def kill(step, record):
+        if step == 3:
+            raise SystemError("power cut")
+
+    with pytest.raises(SystemError):
+        trainer.run(on_step=kill)
+    with open(trainer.metrics.path, "a") as file:
+        file.write('{"kind": "st')
+    resume_run(tmp_path / "killed").run()
+    assert_same_runs(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_bfloat16_models(tmp_path, text):
+    quantized = tmp_path / "q"
+    flags = ["--model", "tiny-llama", "--format", "grid:3g16", "--dtype", "bfloat16"]
+    assert main(["quantize", *flags, "--out", str(quantized)]) == 0
+    for name, steps in (("whole", (4,)), ("parts", (2, 4))):
+        flags = tune_flags(text, tmp_path / name, steps=steps[0], eval_every=2)
+        flags[1:5] = ["--checkpoint", str(quantized)]
+        assert main(flags) == 0
+        for more in steps[1:]:
+            assert main(["tune", "--resume", "--out", flags[-1], "--steps", str(more)]) == 0
+    assert_same_runs(tmp_path / "whole", tmp_path / "parts")
+    student, _, metadata = load_student(tmp_path / "parts")
+    assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
+    assert metadata["inputs"]["model"] == "tiny-llama"
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path, text):
+    losses = []
+    for micro in (1, 2, 4):
+        trainer = start(text, tmp_path / str(micro), steps=1, batch=4, micro_batch=micro)
+        trainer.run()
+        losses.append(trainer.metrics.read()[-2]["loss"])
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
+
+
+def test_losses_differ_and_the_temperature_matters(tmp_path, text):
+    found = []
+    for number, settings in enumerate(({}, {"loss": "ce"}, {"temperature": 3.0})):
+        trainer = start(text, tmp_path / str(number), steps=1, **settings)
+        trainer.run()
+        found.append(trainer.metrics.read()[-2]["loss"])
+    assert len({round(loss, 4) for loss in found}) == 3
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_runs(tmp_path, text, recipe):
+    trainer = start(text, tmp_path, steps=1, recipe=recipe)
+    before = {name: rep.clone() for name, rep in trainer.weights.items()}
+    trainer.run()
+    moved = [not torch.equal(before[n].codes, rep.codes) for n, rep in trainer.weights.items()]
+    assert any(moved) == (recipe != "continuous_only")
+    scales = [
+        torch.equal(before[n].values["scales"], r.values["scales"])
+        for n, r in trainer.weights.items()
+    ]
+    assert not any(scales)
+
+
+@pytest.mark.parametrize("base", BASES)
+def test_every_base_optimizer_moves_everything(tmp_path, text, base):
+    trainer = start(text, tmp_path, steps=1, base=base, lr=0.01)
+    before = {n: p.detach().clone() for n, p in trainer.student.model.named_parameters()}
+    trainer.run()
+    for name, parameter in trainer.student.model.named_parameters():
+        assert not torch.equal(before[name], parameter), name
+
+
+def test_learning_rates_are_what_the_settings_say(tmp_path, text):
+    trainer = start(text, tmp_path, values_lr=0.004, code_lr=0.02, lr=0.001, fraction=0.05)
+    *quantized, others = trainer.optimizer.param_groups
+    for group in quantized:
+        (weight,) = group["params"]
+        assert group["lr"] == pytest.approx(0.02 * float(weight.detach().square().mean().sqrt()))
+        assert group["lr"] * group["values_lr_ratio"] == pytest.approx(0.004)
+        assert group["fraction"] == 0.05
+    assert others["lr"] == 0.001
+    trainer = start(text, tmp_path, relative_code_lr=False, lr=0.0)
+    assert {group["lr"] for group in trainer.optimizer.param_groups} == {SMALL["code_lr"]}
+    assert not trainer.student.model.get_input_embeddings().weight.requires_grad
+
+
+def test_divergence_is_an_error_and_the_last_checkpoint_stays(tmp_path, text, capsys):
+    assert main(tune_flags(text, tmp_path / "a", steps=1)) == 0
+    trainer = resume_run(tmp_path / "a", steps=3)
+    with torch.no_grad():
+        trainer.student.model.get_input_embeddings().weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteGradientError):
+        trainer.run()
+    assert read_metadata(tmp_path / "a" / "checkpoint")["step"] == 1
+    assert resume_run(tmp_path / "a").step == 1
+
+
+def test_a_run_is_not_overwritten_unless_asked(tmp_path, text, capsys):
+    flags = tune_flags(text, tmp_path, steps=1)
+    assert main(flags) == 0
+    assert main(flags) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*flags, "--overwrite"]) == 0
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
+    assert main(tune_flags(text, tmp_path, steps=1)) == 0
+    resume = ["tune", "--resume", "--out", str(tmp_path)]
+    assert main([*resume, "--lr", "1", "--text", "pydoc"]) == 2
+    assert "--lr, --text: a resumed run keeps its settings" in capsys.readouterr().err
+    assert main(resume) == 0  # nothing is left to do
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["quantize", "--model", "tiny-llama", "--format", "7b", "--out", "X"],
+            "format '7b' is un",
+        ),
+        (["quantize", "--model", "tiny-llama", "--format", "2x99g8", "--out", "X"], "bits must be"),
+        (
+            ["quantize", "--model", "tiny-llama", "--format", "vq:4g7", "--out", "X"],
+            "q_proj.weight",
+        ),
+        (["quantize", "--model", "no/../model", "--out", "X"], "neither an existing folder"),
+        (["eval", "--model", "tiny-llama", "--text", "/nowhere"], "existing text file"),
+        (["eval", "--checkpoint", "/nowhere"], "must be a checkpoint folder, found nothing"),
+        (["eval", "--model", "tiny-llama", "--context", "1"], "context_length must be"),
+        (["info", "--checkpoint", "/"], "pvopt.json: is missing"),
+        (["tune", "--out", "X"], "one of --model, --checkpoint and --resume"),
+        (["tune", "--resume", "--out", "X"], "checkpoint folder"),
+        (
+            ["tune", "--model", "tiny-llama", "--out", "X", "--batch", "3", "--micro-batch", "2"],
+            "div",
+        ),
+        (["tune", "--model", "tiny-llama", "--out", "X", "--lr", "-1"], "lr must not be negative"),
+        (["tune", "--model", "tiny-llama", "--out", "X", "--length", "99999999"], "at least one"),
+        (
+            ["tune", "--model", "tiny-llama", "--out", "X", "--recipe", "ste", "--fraction", "0.1"],
+            "fraction fits the recipes",
+        ),
+        (
+            ["tune", "--model", "tiny-llama", "--format", "grid:4", "--out", "X", "--beam", "3"],
+            "beam fits additive codebooks",
+        ),
+        (["tune", "--out", "X", "--recipe", "best"], "argument --recipe: invalid choice: 'best'"),
+        (["tune", "--out", "X", "--steps", "many"], "argument --steps: invalid int value"),
+        (["convert"], "invalid choice"),
+        ([], "required"),
+    ],
+)
+def test_errors_of_the_user_are_one_line_and_code_2(tmp_path, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(flags)
+    except SystemExit as exit:
+        code = exit.code
+    assert code == 2
+    errors = capsys.readouterr().err
+    assert "quantize:" not in errors or "q_proj" in message  # found before the work begins
+    lines = [part for part in errors.splitlines() if part and "window" not in part]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert lines[0].startswith("pvopt")
+    assert not (tmp_path / "X" / "metrics.jsonl").exists()
+
+
+def test_debug_shows_the_traceback():
+    with pytest.raises(ValueError, match="unknown"):
+        main(["--debug", "quantize", "--model", "tiny-llama", "--format", "7b", "--out", "X"])
+
+
+def test_the_library_does_not_print(tmp_path, text, capfd):
+    start(text, tmp_path, steps=2, checkpoint_every=1).run()
+    resume_run(tmp_path, steps=3).run()
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_and_saves(tmp_path, text, number):
+    flags = tune_flags(text, tmp_path, steps=1_000_000, eval_every=3)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pvopt", *flags], stderr=subprocess.PIPE, env=environment
+    )
+    metrics = tmp_path / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 300
+        while not metrics.exists() or metrics.read_text().count('"step", ') < 4:
+            assert process.poll() is None, process.communicate()[1].decode()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=300)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number
+    assert b"Traceback" not in errors
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    trainer = resume_run(tmp_path)
+    assert trainer.step == max(steps)
+    assert b"stopped after step %d and saved" % trainer.step in errors
+    assert (tmp_path / "curves.png").exists()
+
+
+def test_demo(tmp_path, capsys):
+    flags = [
+        "demo",
+        "--model",
+        "tiny-llama",
+        "--steps",
+        "2",
+        "--length",
+        "64",
+        "--out",
+        str(tmp_path),
+    ]
+    assert main(flags) == 0
+    shown = capsys.readouterr().out
+    assert "the loaded checkpoint equals the saved model" in shown
+    assert "the same, saved and loaded" in shown
+    assert not (tmp_path / "checkpoint" / "training_state.pt").exists()
+
+
+def test_module_runs():
+    done = subprocess.run([sys.executable, "-m", "pvopt", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "quantize" in done.stdout
+
+
+def test_a_killed_replacement_leaves_a_run_that_can_be_found(tmp_path, text):
+    assert main(tune_flags(text, tmp_path, steps=1)) == 0
+    os.rename(tmp_path / "checkpoint", tmp_path / ".checkpoint.previous")
+    assert load_student(tmp_path)[2]["step"] == 1
+    trainer = resume_run(tmp_path, steps=2)
+    trainer.run()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint",
+        "curves.png",
+        "metrics.jsonl",
+    ]
+
+
+def test_a_checkpoint_is_no_source_for_load_model(tmp_path):
+    """Its weights are packed: transformers must not make up random ones."""
+    assert (
+        main(["quantize", "--model", "tiny-llama", "--format", "grid:4", "--out", str(tmp_path)])
+        == 0
+    )
+    with pytest.raises(ValueError, match="missing from the checkpoint"):
+        load_model(tmp_path)

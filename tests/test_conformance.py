@@ -1,0 +1,212 @@
+"""One suite that every parametrization, rounding and subspace rule must pass in any combination.
+
+To add a rule, add one line to its table.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pvopt import (
+    AdditiveCodebooks,
+    AllGroups,
+    Forced,
+    Greedy,
+    Nearest,
+    Parametrization,
+    Proportional,
+    PVOptimizer,
+    Representation,
+    Rounding,
+    SharedValues,
+    Stochastic,
+    Subspace,
+    Uniform,
+    UniformGrid,
+    VectorCodebook,
+)
+
+PARAMETRIZATIONS: list[Parametrization] = [
+    SharedValues(5),
+    UniformGrid(2, group_size=4),
+    UniformGrid(3, symmetric=True),
+    VectorCodebook(bits=3, group_size=2),
+    VectorCodebook(bits=2, group_size=2, scale_group=4),
+    AdditiveCodebooks(2, 2, in_group=4),
+    AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
+]
+ROUNDINGS: list[Rounding] = [Nearest(), Forced(), Stochastic(), Stochastic("linear")]
+SUBSPACES: list[Subspace] = [AllGroups(), Greedy(0.2), Uniform(0.2), Proportional(0.2)]
+LATENT_DECAYS = [0.0, 0.3, 1.0]
+DTYPES = [torch.float32, torch.bfloat16, torch.float64]
+TRUST_RATIOS = [None, 0.3]
+
+SHAPE, STEPS = (6, 8), 4
+
+
+@dataclass(frozen=True)
+class Composition:
+    """One way to put the parts together."""
+
+    parametrization: Parametrization
+    rounding: Rounding
+    subspace: Subspace
+    latent_decay: float
+    dtype: torch.dtype
+    trust_ratio: float | None
+
+    def __str__(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        parts = (self.parametrization, self.rounding, self.subspace, self.latent_decay, dtype)
+        return "-".join([*(str(part) for part in parts), str(self.trust_ratio)])
+
+
+def compositions() -> list[Composition]:
+    """All parametrizations x roundings x subspaces, each with two of the other settings.
+
+    The other settings go round so that every pair of any two settings occurs.
+    """
+    others = list(itertools.product(LATENT_DECAYS, DTYPES, TRUST_RATIOS))
+    main = itertools.product(PARAMETRIZATIONS, ROUNDINGS, SUBSPACES)
+    # 5 and 18 have no common factor: consecutive picks walk through all combinations.
+    turn = (others[5 * i % len(others)] for i in itertools.count())
+    return [
+        Composition(*parts, *next(turn))
+        for parts in main
+        for _ in range(2)
+        if fits(parts[0], parts[1])
+    ]
+
+
+def fits(parametrization: Parametrization, rounding: Rounding) -> bool:
+    try:
+        rounding.check(parametrization)
+    except TypeError:
+        return False
+    return True
+
+
+def gaussian(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+class Run:
+    """A least-squares problem ||W X - Y||^2 / n and an optimizer for it."""
+
+    def __init__(self, how: Composition, seed: int = 0, start: int = 0) -> None:
+        self.how = how
+        self.parameter = nn.Parameter(gaussian(start, *SHAPE).to(how.dtype))
+        self.rep = how.parametrization.fit(self.parameter)
+        with torch.no_grad():
+            self.parameter.copy_(self.rep.decode())
+        self.inputs = gaussian(1, SHAPE[1], 16).to(how.dtype)
+        self.outputs = gaussian(2, SHAPE[0], 16).to(how.dtype)
+        self.optimizer = PVOptimizer(
+            torch.optim.Adam([self.parameter], lr=0.1),
+            {self.parameter: self.rep},
+            rounding=how.rounding,
+            subspace=how.subspace,
+            latent_decay=how.latent_decay,
+            trust_ratio=how.trust_ratio,
+            seed=seed,
+        )
+
+    def step(self) -> float:
+        self.optimizer.zero_grad()
+        loss = (self.parameter @ self.inputs - self.outputs).square().mean()
+        loss.backward()
+        self.optimizer.step()
+        return loss.item()
+
+    def state(self) -> dict[str, Any]:
+        return {"weight": self.parameter.detach(), "optimizer": self.optimizer.state_dict()}
+
+
+def assert_same(left: Any, right: Any) -> None:
+    if isinstance(left, Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert set(left) == set(right)
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(left, list):
+        for a, b in zip(left, right, strict=True):
+            assert_same(a, b)
+    else:
+        assert left == right
+
+
+def selected(how: Composition, num_groups: int) -> int:
+    count = getattr(how.subspace, "count", None)
+    return num_groups if count is None else count(num_groups)
+
+
+@pytest.mark.parametrize("how", compositions(), ids=str)
+def test_a_composition(how: Composition) -> None:
+    run, twin = Run(how), Run(how)
+    rep: Representation = run.rep
+    limit = getattr(how.parametrization, "num_values", 2**how.parametrization.code_bits)
+    for step in range(STEPS):
+        codes = rep.codes.clone()
+        run.step()
+        # the weight is always decode(codes, values), cast
+        assert torch.equal(run.parameter, rep.decode().to(how.dtype))
+        assert bool(run.parameter.isfinite().all())
+        assert int(rep.codes.min()) >= 0
+        assert int(rep.codes.max()) < limit
+        # no more groups move than were selected, and the report tells how many
+        moved = int((rep.codes != codes).any(-1).sum())
+        assert moved == run.optimizer.report.changed_groups
+        assert moved <= selected(how, rep.layout.num_groups)
+        # the V step, between the weight after the P step and the new one, is in the trust region
+        between = Representation(how.parametrization, codes, rep.values, rep.shape).decode()
+        change = float((rep.decode() - between).norm())
+        if how.trust_ratio is not None and moved > 1:
+            assert change <= how.trust_ratio * float(between.norm()) * (1 + 1e-5)
+        assert ("latent" in run.optimizer.state[run.parameter]) == (how.latent_decay < 1)
+        # the same seed repeats everything, a state dict continues it from another start
+        if step == 1:
+            saved = copy.deepcopy(run.state())
+            other = Run(how, start=7)
+            other.optimizer.load_state_dict(saved["optimizer"])
+            assert_same(other.state(), saved)
+        if step >= 2:
+            other.step()
+            assert_same(other.state(), run.state())
+        twin.step()
+        assert_same(twin.state(), run.state())
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
+@pytest.mark.parametrize("latent_decay", LATENT_DECAYS)
+def test_a_composition_learns(parametrization: Parametrization, latent_decay: float) -> None:
+    how = Composition(parametrization, Nearest(), Greedy(0.2), latent_decay, torch.float32, None)
+    run = Run(how)
+    losses = [run.step() for _ in range(30)]
+    assert min(losses[-5:]) < 0.8 * losses[0]
+
+
+def test_the_table_has_every_pair() -> None:
+    fields = list(Composition.__dataclass_fields__)
+    found = compositions()
+    tables = dict(
+        zip(
+            fields,
+            (PARAMETRIZATIONS, ROUNDINGS, SUBSPACES, LATENT_DECAYS, DTYPES, TRUST_RATIOS),
+            strict=True,
+        )
+    )
+    for one, two in itertools.combinations(fields, 2):
+        pairs = {(getattr(how, one), getattr(how, two)) for how in found}
+        for pair in itertools.product(tables[one], tables[two]):
+            if {one, two} == {"parametrization", "rounding"} and not fits(*pair):
+                continue
+            assert pair in pairs, (one, two, pair)

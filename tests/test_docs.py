@@ -1,0 +1,64 @@
+"""Every public name is explained, and the examples on the documentation's pages run."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import inspect
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DOCS = Path(__file__).parents[1] / "docs"
+sys.path.insert(0, str(DOCS / "_ext"))
+
+import api_pages  # noqa: E402
+
+PUBLIC = [n for n in api_pages.public_names() if n.home == n.package]
+PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"])
+
+
+def _is_record(thing: Any) -> bool:
+    """Whether a class only holds results: the function that returns it has the example."""
+    holds_fields = dataclasses.is_dataclass(thing) or hasattr(thing, "_fields")
+    own = [v for name, v in vars(thing).items() if not name.startswith("_")]
+    return holds_fields and not any(inspect.isroutine(v) for v in own)
+
+
+def _needs_example(thing: Any) -> bool:
+    if inspect.isclass(thing):
+        is_error = issubclass(thing, BaseException)
+        return not (is_error or inspect.isabstract(thing) or _is_record(thing))
+    return inspect.isroutine(thing)
+
+
+@pytest.mark.parametrize("public", PUBLIC, ids=lambda n: f"{n.package}.{n.name}")
+def test_public_name_is_explained(public):
+    if public.directive == "autodata":
+        return  # a constant has no docstring of its own
+    doc = inspect.getdoc(public.thing) or ""
+    name = f"{public.package}.{public.name}"
+    assert doc, f"{name} has no docstring"
+    if _needs_example(public.thing):
+        assert re.search(r"^Examples?:$", doc, re.M), f"the docstring of {name} has no Example"
+        assert ">>>" in doc, f"the Example of {name} does not run"
+
+
+def test_reference_has_every_public_name_once():
+    pages = "\n".join(api_pages.page(package) for package in api_pages.packages())
+    documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.M)
+    expected = [f"{n.package}.{n.name}" for n in PUBLIC] + api_pages.packages()
+    assert sorted(documented) == sorted(expected)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)
+def test_examples_on_page(page):
+    blocks = re.findall(r"^( *)```pycon\n(.*?)^ *```", page.read_text("utf-8"), re.M | re.S)
+    source = "\n".join(block for _, block in blocks)
+    names: dict[str, Any] = {}
+    test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), 0)
+    failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
+    assert failed == 0, f"{failed} examples of {page.name} fail; the output above says how"

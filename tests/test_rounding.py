@@ -1,0 +1,261 @@
+"""Rounding rules: which candidate is taken, and how often."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pvopt import (
+    AdditiveCodebooks,
+    AllGroups,
+    Candidates,
+    Forced,
+    Nearest,
+    PVOptimizer,
+    Representation,
+    Rounding,
+    SharedValues,
+    Stochastic,
+    UniformGrid,
+    VectorCodebook,
+    v_step,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
+some = settings(max_examples=20, deadline=None, derandomize=True)
+DOUBLE = torch.float64
+
+# Relative frequencies of n draws stay within z standard deviations: a fair coin of 40000 draws
+# leaves 5 sigma = 0.0125 with probability 6e-7, and the seeds are fixed.
+DRAWS = 40_000
+SIGMAS = 5.0
+
+
+def allowed(probability: float) -> float:
+    return SIGMAS * math.sqrt(max(probability * (1 - probability), 1e-4) / DRAWS)
+
+
+def scalar_rep(values: list[float], current: int, count: int) -> Representation:
+    codes = torch.full((1, count, 1), current, dtype=torch.uint8)
+    table = torch.tensor(values, dtype=DOUBLE)
+    return Representation(SharedValues(len(values)), codes, {"values": table}, (1, count))
+
+
+def take(rule: Rounding, rep: Representation, target: Tensor, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    found = rule.propose(target, rep, None, generator=generator)
+    return rule.choose(found, rep.flat_codes.long(), generator)[:, 0]
+
+
+def test_nearest_takes_the_first_candidate():
+    codes = torch.tensor([[[3, 1], [0, 0]], [[2, 2], [1, 1]]])
+    found = Candidates(codes, torch.tensor([[0.0, 1.0], [0.5, 0.5]]))
+    assert torch.equal(Nearest().choose(found, torch.zeros(2, 2).long(), None), codes[:, 0])
+
+
+def test_forced_takes_the_best_code_unlike_the_current_one():
+    codes = torch.tensor([[[3, 1], [0, 0]], [[2, 2], [1, 1]], [[4, 0], [4, 1]]])
+    found = Candidates(codes, torch.tensor([[0.0, 1.0], [0.5, 0.5], [0.1, 0.2]]))
+    current = torch.tensor([[3, 1], [1, 1], [4, 1]])
+    taken = Forced().choose(found, current, None)
+    assert taken.tolist() == [[0, 0], [2, 2], [4, 0]]
+
+
+@some
+@given(seed=SEEDS)
+def test_forced_moves_every_group_to_the_best_other_code(seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in (
+        SharedValues(4),
+        UniformGrid(2, group_size=4),
+        VectorCodebook(2, 2),
+        AdditiveCodebooks(2, 1, in_group=2, beam_size=4),
+    ):
+        rep = p.fit(torch.randn(4, 8, generator=generator, dtype=DOUBLE))
+        before = rep.flat_codes.clone()
+        start = rep.decode()
+        target = start + 1e-6  # far too short a step to cross to another code
+        layout = rep.layout
+        every = torch.cartesian_prod(
+            *[torch.arange(getattr(p, "num_values", 2**p.code_bits))] * p.codes_per_group
+        ).view(-1, p.codes_per_group)
+        goal = layout.split(target)
+        best = torch.full((layout.num_groups,), torch.inf, dtype=DOUBLE)
+        for code in every:
+            decoded = p.decode_groups(rep, torch.arange(len(goal)), code.expand(len(goal), -1))
+            error = (decoded - goal).square().sum(1)
+            error[(before.long() == code).all(1)] = torch.inf
+            best = torch.minimum(best, error)
+        weight = start.clone()
+        moved = v_step(rep, target, weight, rounding=Forced(), subspace=AllGroups())
+        assert moved == layout.num_groups
+        assert bool((rep.flat_codes != before).any(1).all())
+        torch.testing.assert_close((layout.split(weight) - goal).square().sum(1), best)
+
+
+def test_forced_keeps_the_only_code_there_is():
+    rep = scalar_rep([1.0], 0, 3)
+    assert take(Forced(), rep, torch.zeros(3, 1, dtype=DOUBLE)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("target", [0.1, 0.5, 0.9, 1.4, -0.7])
+def test_power_rule_keeps_the_nearest_as_often_as_its_formula_says(temperature, target):
+    """P = e1^(-1/t) / (e1^(-1/t) + e2^(-1/t)) for the distances e1 <= e2 of the two nearest."""
+    values = [0.0, 1.0, 3.0]
+    order = sorted(range(3), key=lambda i: abs(values[i] - target))
+    e1, e2 = abs(values[order[0]] - target), abs(values[order[1]] - target)
+    powers = [e ** (-1 / temperature) for e in (e1, e2)]
+    expected = powers[0] / sum(powers)
+    rep = scalar_rep(values, 2, DRAWS)
+    taken = take(Stochastic(temperature=temperature), rep, torch.full((DRAWS, 1), target).double())
+    frequency = float((taken == order[0]).double().mean())
+    if e1 == e2:  # either may be called the nearest
+        assert set(taken.tolist()) == {0, 1}
+    assert abs(frequency - expected) <= allowed(expected)
+    assert bool(((taken == order[0]) | (taken == order[1])).all())
+
+
+def test_power_rule_for_vectors_uses_euclidean_distances():
+    book = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [50.0, 50.0], [90.0, 0.0]]], dtype=DOUBLE)
+    rep = Representation(
+        VectorCodebook(2, 2),
+        torch.zeros(1, DRAWS, 1, dtype=torch.uint8),
+        {"codebooks": book, "scales": torch.ones(1, 1, dtype=DOUBLE)},
+        (1, 2 * DRAWS),
+    )
+    target = torch.tensor([[0.6, 0.8]], dtype=DOUBLE).expand(DRAWS, 2)  # distances 1 and 4
+    taken = take(Stochastic(temperature=0.5), rep, target)
+    expected = 1 / (1 + (1 / 4) ** 2)
+    assert abs(float((taken == 0).double().mean()) - expected) <= allowed(expected)
+
+
+@pytest.mark.parametrize("rule", [Stochastic(), Stochastic("linear"), Stochastic(temperature=9.0)])
+def test_an_exact_hit_is_always_kept(rule):
+    for hit in (0.0, 1.0, 3.0):
+        rep = scalar_rep([0.0, 1.0, 3.0], 1, 1000)
+        taken = take(rule, rep, torch.full((1000, 1), hit, dtype=DOUBLE))
+        assert bool((rep.values["values"][taken] == hit).all())
+
+
+def test_an_exact_hit_of_two_equal_values_takes_either():
+    rep = scalar_rep([1.0, 1.0, 5.0], 2, 100)
+    for rule in (Stochastic(), Stochastic("linear")):
+        taken = take(rule, rep, torch.ones(100, 1, dtype=DOUBLE))
+        assert bool((taken != 2).all())
+
+
+def test_extreme_temperatures_neither_overflow_nor_divide_by_zero():
+    rep = scalar_rep([0.0, 1e-3], 0, 1000)
+    target = torch.full((1000, 1), 1e-9, dtype=DOUBLE)
+    assert bool((take(Stochastic(temperature=1e-3), rep, target) == 0).all())
+    hot = take(Stochastic(temperature=1e6), rep, target).double().mean()
+    assert 0.4 < float(hot) < 0.6
+
+
+def test_a_single_code_is_kept():
+    rep = scalar_rep([1.0], 0, 10)
+    for rule in (Stochastic(), Stochastic("linear")):
+        assert bool((take(rule, rep, torch.zeros(10, 1, dtype=DOUBLE)) == 0).all())
+
+
+@pytest.mark.parametrize("target", [-1.0, -0.75, -0.2, 0.0, 0.3, 1.0, 1.9, 2.5])
+def test_linear_rule_is_unbiased_inside_the_range(target):
+    """The mean of the decoded weight is the target, within 5 standard errors."""
+    for p, values in (
+        (SharedValues(4), {"values": torch.tensor([2.5, -1.0, 0.5, 1.0], dtype=DOUBLE)}),
+        (
+            UniformGrid(2),
+            {
+                "scales": torch.tensor([[1.25]], dtype=DOUBLE),
+                "zeros": torch.tensor([[0.8]], dtype=DOUBLE),
+            },
+        ),
+    ):
+        codes = torch.zeros(1, DRAWS, 1, dtype=torch.uint8)
+        rep = Representation(p, codes, values, (1, DRAWS))
+        goal = torch.full((DRAWS, 1), target, dtype=DOUBLE)
+        taken = take(Stochastic("linear"), rep, goal)
+        decoded = p.decode_groups(rep, torch.arange(DRAWS), taken[:, None])
+        bound = SIGMAS * max(float(decoded.std()), 1e-9) / math.sqrt(DRAWS)
+        assert abs(float(decoded.mean()) - target) <= bound
+        neighbours = decoded.unique()
+        assert len(neighbours) <= 2
+        assert float((neighbours - target).abs().max()) <= 1.5
+
+
+@pytest.mark.parametrize(("target", "level"), [(-7.0, 0.0), (-0.01, 0.0), (3.01, 3.0), (99.0, 3.0)])
+def test_linear_rule_takes_the_outermost_level_outside_the_range(target, level):
+    grid = UniformGrid(2).fit(torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=DOUBLE))
+    table = scalar_rep([0.0, 3.0, 1.0], 2, 4)
+    for rep in (grid, table):
+        goal = torch.full((4, 1), target, dtype=DOUBLE)
+        for seed in range(20):
+            taken = take(Stochastic("linear"), rep, goal, seed)
+            decoded = rep.parametrization.decode_groups(rep, torch.arange(4), taken[:, None])
+            assert decoded.flatten().tolist() == pytest.approx([level] * 4)
+
+
+@some
+@given(seed=SEEDS)
+def test_linear_rule_gets_by_with_negative_and_zero_scales(seed):
+    generator = torch.Generator().manual_seed(seed)
+    scales = torch.tensor([[-0.5], [0.0], [0.7]], dtype=DOUBLE)
+    zeros = 3 * torch.rand(3, 1, generator=generator, dtype=DOUBLE)
+    codes = torch.zeros(3, 5, 1, dtype=torch.uint8)
+    rep = Representation(UniformGrid(2), codes, {"scales": scales, "zeros": zeros}, (3, 5))
+    target = torch.randn(15, 1, generator=generator, dtype=DOUBLE)
+    taken = take(Stochastic("linear"), rep, target, seed)
+    assert int(taken.min()) >= 0
+    assert int(taken.max()) <= 3
+    decoded = rep.parametrization.decode_groups(rep, None, taken[:, None])
+    low = torch.minimum(scales * (0 - zeros), scales * (3 - zeros)).repeat_interleave(5)[:, None]
+    high = torch.maximum(scales * (0 - zeros), scales * (3 - zeros)).repeat_interleave(5)[:, None]
+    inside = (target >= low) & (target <= high)
+    gap = scales.abs().repeat_interleave(5)[:, None]
+    assert bool(((decoded - target).abs() <= gap + 1e-12)[inside].all())
+    expected = torch.where(target < low, low, high)
+    torch.testing.assert_close(decoded[~inside], expected[~inside])
+
+
+def test_draws_come_from_the_generator_alone():
+    rep = scalar_rep([0.0, 1.0], 0, 200)
+    target = torch.full((200, 1), 0.4, dtype=DOUBLE)
+    state = torch.get_rng_state()
+    for rule in (Stochastic(), Stochastic("linear")):
+        assert torch.equal(take(rule, rep, target, 3), take(rule, rep, target, 3))
+        assert not torch.equal(take(rule, rep, target, 3), take(rule, rep, target, 4))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("p", [VectorCodebook(1, 2), AdditiveCodebooks(2, 1, in_group=2)], ids=str)
+def test_linear_rule_refuses_vector_codes_when_the_optimizer_is_made(p):
+    rule = Stochastic("linear")
+    with pytest.raises(TypeError, match=f"scalar codes.*{type(p).__name__}.*power"):
+        rule.check(p)
+    weight = torch.nn.Parameter(torch.randn(2, 4))
+    base = torch.optim.SGD([weight], lr=0.1)
+    with pytest.raises(TypeError, match=type(p).__name__):
+        PVOptimizer(base, {weight: p.fit(weight)}, rounding=rule)
+    Stochastic().check(p)
+    rule.check(SharedValues(2))
+    rule.check(UniformGrid(2))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rule": "cubic"}, "rule must be 'power' or 'linear', got 'cubic'"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_bad_settings_are_refused(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        Stochastic(**arguments)

@@ -1,0 +1,219 @@
+"""Subspace rules: sizes, distinctness, order, frequencies; the trust region."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvopt import (
+    AllGroups,
+    Greedy,
+    Nearest,
+    Proportional,
+    SharedValues,
+    TrustRegion,
+    Uniform,
+    v_step,
+)
+
+SEEDS = st.integers(0, 2**32 - 1)
+some = settings(max_examples=40, deadline=None, derandomize=True)
+RULES = [Greedy(0.1), Uniform(0.1), Proportional(0.1), Proportional(0.3, temperature=5.0)]
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@some
+@given(seed=SEEDS, n=st.integers(1, 300), fraction=st.floats(0.001, 1.0), ordered=st.booleans())
+def test_a_fraction_selects_that_many_distinct_groups(seed, n, fraction, ordered):
+    magnitudes = torch.rand(n, generator=seeded(seed))
+    magnitudes[torch.rand(n, generator=seeded(seed + 1)) < 0.3] = 0.0
+    for kind in (Greedy, Uniform, Proportional):
+        chosen = kind(fraction).select(magnitudes, seeded(seed), ordered=ordered)
+        assert chosen.dtype == torch.int64
+        assert len(chosen) == kind(fraction).count(n)
+        assert len(chosen.unique()) == len(chosen)
+        assert 0 <= int(chosen.min()) <= int(chosen.max()) < n
+        assert 1 <= len(chosen) <= n
+        assert fraction * n - 1e-5 <= len(chosen) < fraction * n + 1
+
+
+@pytest.mark.parametrize(
+    ("fraction", "n", "count"),
+    [(0.01, 100, 1), (0.01, 101, 2), (0.01, 3, 1), (1.0, 7, 7), (0.07, 100, 7), (0.5, 5, 3)],
+)
+def test_counts(fraction, n, count):
+    assert Greedy(fraction).count(n) == count
+
+
+@some
+@given(seed=SEEDS, n=st.integers(1, 100))
+def test_greedy_equals_a_sort(seed, n):
+    magnitudes = torch.rand(n, generator=seeded(seed))
+    order = magnitudes.argsort(descending=True)
+    chosen = Greedy(0.25).select(magnitudes)
+    assert torch.equal(chosen, order[: len(chosen)])
+    unordered = Greedy(0.25).select(magnitudes, ordered=False)
+    assert set(unordered.tolist()) == set(chosen.tolist())
+
+
+@some
+@given(seed=SEEDS, n=st.integers(1, 100))
+def test_all_groups_selects_every_group(seed, n):
+    magnitudes = torch.rand(n, generator=seeded(seed))
+    assert torch.equal(AllGroups().select(magnitudes), magnitudes.argsort(descending=True))
+    assert sorted(AllGroups().select(magnitudes, ordered=False).tolist()) == list(range(n))
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_draws_come_from_the_generator_alone(rule):
+    magnitudes = torch.rand(200, generator=seeded(0))
+    state = torch.get_rng_state()
+    one, two, other = (rule.select(magnitudes, seeded(seed)) for seed in (1, 1, 2))
+    assert torch.equal(one, two)
+    assert torch.equal(one, other) == isinstance(rule, Greedy)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_proportional_without_temperature_is_greedy():
+    magnitudes = torch.rand(500, generator=seeded(3)) + torch.arange(500) / 50
+    cold = Proportional(0.1, temperature=1e-9)
+    for seed in range(5):
+        chosen = cold.select(magnitudes, seeded(seed))
+        assert torch.equal(chosen, Greedy(0.1).select(magnitudes))
+
+
+def frequencies(rule: Uniform | Proportional, magnitudes: torch.Tensor, draws: int) -> torch.Tensor:
+    generator = seeded(0)
+    counts = torch.zeros(len(magnitudes), dtype=torch.float64)
+    for _ in range(draws):
+        counts[rule.select(magnitudes, generator)] += 1
+    return counts / draws
+
+
+def close(found: torch.Tensor, expected: torch.Tensor, draws: int) -> bool:
+    """Within 5 standard deviations of a relative frequency."""
+    allowed = 5 * (expected * (1 - expected) / draws).sqrt() + 1e-12
+    return bool(((found - expected).abs() <= allowed).all())
+
+
+def test_uniform_includes_every_group_equally_often():
+    found = frequencies(Uniform(0.3), torch.tensor([0.0, 1.0, 5.0, 2.0, 1.0] * 2), 4000)
+    assert close(found, torch.full((10,), 0.3, dtype=torch.float64), 4000)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_proportional_draws_one_group_with_the_stated_probability(temperature):
+    magnitudes = torch.tensor([0.5, 1.0, 2.0, 4.0], dtype=torch.float64)
+    weights = magnitudes ** (1 / temperature)
+    found = frequencies(Proportional(0.25, temperature), magnitudes, 8000)
+    assert close(found, weights / weights.sum(), 8000)
+
+
+def test_proportional_draws_two_groups_without_replacement():
+    """Inclusion of i: p_i + sum_j p_j p_i / (1 - p_j), for successive draws."""
+    magnitudes = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    p = magnitudes / magnitudes.sum()
+    expected = torch.stack(
+        [p[i] + sum(p[j] * p[i] / (1 - p[j]) for j in range(4) if j != i) for i in range(4)]
+    )
+    assert close(frequencies(Proportional(0.5), magnitudes, 8000), expected, 8000)
+
+
+def test_proportional_at_high_temperature_is_uniform():
+    magnitudes = torch.tensor([1e-3, 1.0, 1e3, 10.0])
+    found = frequencies(Proportional(0.25, temperature=1e9), magnitudes, 4000)
+    assert close(found, torch.full((4,), 0.25, dtype=torch.float64), 4000)
+
+
+def test_proportional_takes_groups_without_wish_last():
+    magnitudes = torch.zeros(20)
+    magnitudes[[3, 11]] = torch.tensor([1e-20, 1.0])
+    for seed in range(20):
+        chosen = Proportional(0.1).select(magnitudes, seeded(seed))
+        assert set(chosen.tolist()) == {3, 11}
+        assert len(Proportional(0.5).select(magnitudes, seeded(seed)).unique()) == 10
+
+
+def test_many_groups_do_not_exhaust_the_draw():
+    """torch.multinomial fails above 2^24 items."""
+    magnitudes = torch.ones(2**24 + 2)
+    chosen = Proportional(1e-6).select(magnitudes, seeded(0))
+    assert len(chosen) == math.ceil(1e-6 * (2**24 + 2))
+    assert len(chosen.unique()) == len(chosen)
+
+
+@some
+@given(seed=SEEDS, n=st.integers(1, 50), ratio=st.floats(1e-3, 2.0))
+def test_trust_region_accepts_the_longest_prefix_that_fits(seed, n, ratio):
+    changes = torch.rand(n, generator=seeded(seed), dtype=torch.float64)
+    norm = torch.rand((), generator=seeded(seed + 1), dtype=torch.float64) * n
+    accepted = TrustRegion(ratio).accept(changes, norm)
+    limit = ratio**2 * float(norm)
+    assert 1 <= accepted <= n
+    if accepted > 1:
+        assert float(changes[:accepted].sum()) <= limit * (1 + 1e-9)
+    if accepted < n:
+        assert float(changes[: accepted + 1].sum()) > limit * (1 - 1e-9)
+
+
+def test_trust_region_of_nothing_accepts_nothing():
+    assert TrustRegion(0.1).accept(torch.empty(0), torch.tensor(1.0)) == 0
+
+
+def test_trust_region_of_a_zero_weight_accepts_one():
+    assert TrustRegion(0.1).accept(torch.ones(3), torch.tensor(0.0)) == 1
+
+
+def test_trust_region_sums_in_double_precision():
+    changes = torch.full((1 << 12,), 1e-8)
+    changes[0] = 1.0
+    # the limit fits exactly half of the small changes, which single precision would not count
+    limit = torch.tensor(1.0 + 1e-8 * (1 << 11), dtype=torch.float64)
+    assert abs(TrustRegion(1.0).accept(changes, limit) - (1 << 11)) <= 1
+
+
+@some
+@given(seed=SEEDS, ratio=st.sampled_from([1e-4, 0.05, 0.3]), fraction=st.floats(0.05, 1.0))
+def test_a_v_step_stays_in_the_trust_region_and_moves_at_least_one_group(seed, ratio, fraction):
+    start = torch.randn(8, 8, generator=seeded(seed), dtype=torch.float64)
+    rep = SharedValues(8).fit(start)
+    target = start + torch.randn(8, 8, generator=seeded(seed + 1), dtype=torch.float64)
+    weight = rep.decode()
+    before = weight.clone()
+    free = rep.clone()
+    rules = {"rounding": Nearest(), "subspace": Greedy(fraction)}
+    wanted = v_step(free, target, free.decode(), **rules)
+    moved = v_step(rep, target, weight, **rules, trust_region=TrustRegion(ratio))
+    assert torch.equal(weight, rep.decode())
+    assert (moved >= 1) == (wanted >= 1)
+    assert moved <= wanted
+    if moved > 1:
+        assert float((weight - before).norm()) <= ratio * float(before.norm()) * (1 + 1e-12)
+    # those that moved are the most important of those that wanted to
+    asked = (target - before).abs().flatten()
+    changed = (weight != before).flatten()
+    others = (free.decode() != before).flatten() & ~changed
+    if changed.any() and others.any():
+        assert float(asked[changed].min()) >= float(asked[others].max())
+
+
+@pytest.mark.parametrize("kind", [Greedy, Uniform, Proportional])
+@pytest.mark.parametrize("fraction", [0.0, -0.1, 1.1, float("nan")])
+def test_bad_fractions_are_refused(kind, fraction):
+    with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\]"):
+        kind(fraction)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_bad_temperatures_and_ratios_are_refused(value):
+    with pytest.raises(ValueError, match="temperature must be positive"):
+        Proportional(0.1, temperature=value)
+    with pytest.raises(ValueError, match="ratio must be positive"):
+        TrustRegion(value)

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import pvopt
+from pvopt.commands.tune import _argument_help
+from pvopt.tuning import (
+    MetricsFile,
+    StopRequest,
+    TuneSettings,
+    build_optimizer,
+    format_name,
+    parse_format,
+    plot_curves,
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "parametrization"),
+    [
+        ("2x8g8", pvopt.AdditiveCodebooks(2, 8, 8)),
+        ("1x16g8", pvopt.AdditiveCodebooks(1, 16, 8)),
+        ("2x8g2x4", pvopt.AdditiveCodebooks(2, 8, 4, out_group=2)),
+        ("vq:8g4", pvopt.VectorCodebook(8, 4)),
+        ("grid:2g64", pvopt.UniformGrid(2, 64)),
+        ("grid:4g128s", pvopt.UniformGrid(4, 128, symmetric=True)),
+        ("grid:4", pvopt.UniformGrid(4)),
+        ("grid:4s", pvopt.UniformGrid(4, symmetric=True)),
+        ("values:4", pvopt.SharedValues(4)),
+    ],
+)
+def test_formats_and_their_names(text, parametrization):
+    assert parse_format(text) == parametrization
+    assert format_name(parametrization) == text
+    assert parse_format(text.replace(":", "")) == parametrization
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "is unknown; the forms are MxBgN, MxBgOxN, vq:BgN, grid:B"),
+        ("2x8", "is unknown"),
+        ("2x8g8 extra", "is unknown"),
+        ("0x8g8", r"'0x8g8' \(MxBgN\): num_codebooks must be in 1\.\.16, got 0"),
+        ("grid:9g64", r"bits must be in 1\.\.8"),
+    ],
+)
+def test_format_errors(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_format(text)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"recipe": "pv"},
+        {"base": "lbfgs"},
+        {"loss": "mse"},
+        {"schedule": "step"},
+        {"dtype": "int8"},
+        {"steps": 0},
+        {"length": 1},
+        {"batch": 4, "micro_batch": 3},
+        {"code_lr": 0.0},
+        {"code_lr": float("nan")},
+        {"lr": -1.0},
+        {"values_lr": float("inf")},
+        {"temperature": 0.0},
+        {"fraction": 0.0},
+        {"fraction": 0.1, "recipe": "ste"},
+        {"trust_ratio": -0.1},
+        {"latent_decay": 1.5},
+        {"beam": 0},
+    ],
+)
+def test_wrong_settings_cannot_be_made(wrong):
+    with pytest.raises(ValueError, match=next(reversed(wrong)) if len(wrong) == 1 else "must|fits"):
+        TuneSettings(**wrong)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 4, 10, 12])
+def test_schedules_rise_then_fall_and_never_stop(schedule, warmup):
+    settings = TuneSettings(steps=10, warmup=warmup, schedule=schedule)
+    factors = [settings.lr_factor(step) for step in range(10)]
+    assert all(0 < factor <= 1 for factor in factors)
+    assert factors[:warmup] == [(step + 1) / warmup for step in range(min(10, warmup))]
+    falling = factors[warmup:]
+    assert falling == sorted(falling, reverse=True)
+    if falling:
+        assert falling[0] == 1
+        assert (falling[-1] == 1) == (schedule == "constant" or len(falling) == 1)
+
+
+def test_every_setting_is_explained_on_the_command_line():
+    described = _argument_help(TuneSettings)
+    assert set(described) == {field.name for field in dataclasses.fields(TuneSettings)}
+    assert all(len(text) > 10 for text in described.values())
+
+
+def test_zero_weights_have_a_learning_rate_and_adafactor_scales_by_itself():
+    model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False))
+    nn.init.zeros_(model[0].weight)
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    for base in ("adamw", "adafactor"):
+        settings = TuneSettings(base=base, code_lr=0.5, values_lr=0.1)
+        groups = build_optimizer(weights, settings).param_groups
+        assert groups[0]["lr"] == 0.5
+        rms = float(model[1].weight.detach().square().mean().sqrt())
+        assert groups[1]["lr"] == pytest.approx(0.5 * (rms if base == "adamw" else 1))
+        assert all(g["lr"] * g["values_lr_ratio"] == pytest.approx(0.1) for g in groups)
+    with pytest.raises(ValueError, match="must be relative"):
+        build_optimizer(weights, TuneSettings(base="adafactor", relative_code_lr=False))
+
+
+def test_settings_reach_the_optimizer():
+    model = nn.Linear(8, 4)
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    settings = TuneSettings(fraction=0.2, trust_ratio=0.3, latent_decay=0.4, seed=5)
+    for group in build_optimizer(weights, settings).param_groups:
+        found = [group[name] for name in ("fraction", "trust_ratio", "latent_decay", "seed")]
+        assert found == [0.2, 0.3, 0.4, 5]
+    defaults = build_optimizer(weights, TuneSettings()).param_groups[0]
+    assert (defaults["trust_ratio"], defaults["latent_decay"]) == (None, 0.0)
+
+
+def test_metrics_survive_torn_lines_and_infinities(tmp_path):
+    metrics = MetricsFile(tmp_path / "m.jsonl")
+    assert metrics.read() == []
+    for step in range(3):
+        metrics.append("step", step, loss=float("inf") if step == 1 else 1.5)
+    with open(metrics.path, "a") as file:
+        file.write('{"kind": "step", "st')
+    assert [record["loss"] for record in metrics.read()] == [1.5, None, 1.5]
+    metrics.forget_after(1)
+    metrics.append("step", 7, loss=0.0)
+    assert [record["step"] for record in metrics.read()] == [0, 1, 7]
+    assert "Infinity" not in metrics.path.read_text()
+
+
+@pytest.mark.parametrize("high", [20.5, 90.0, 280_000.0])
+def test_curves_of_any_range_can_be_drawn(tmp_path, high):
+    records = [{"kind": "evaluation", "step": 0, "model": "teacher", "perplexity": 20.0}]
+    for step in range(5):
+        value = 20 * (high / 20) ** (1 - step / 4)
+        records.append({"kind": "step", "step": step + 1, "loss": None if step == 1 else value})
+        records.append(
+            {"kind": "evaluation", "step": step, "model": "student", "perplexity": value}
+        )
+    records.append({"kind": "evaluation", "step": 5, "model": "student", "perplexity": None})
+    plot_curves(records, tmp_path / "c.png", title="title")
+    plot_curves([], tmp_path / "empty.png")
+    for name in ("c.png", "empty.png"):
+        assert (tmp_path / name).stat().st_size > 5000
+
+
+def test_the_second_signal_acts_as_before():
+    seen = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        with StopRequest() as stop:
+            assert not stop()
+            signal.raise_signal(signal.SIGINT)
+            assert stop()
+            assert stop.exit_code == 130
+            assert seen == []
+            signal.raise_signal(signal.SIGINT)
+            assert seen == [signal.SIGINT]
+        signal.raise_signal(signal.SIGINT)
+        assert len(seen) == 2
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_tensors_of_the_training_state_are_plain(tmp_path):
+    """weights_only reads it, so do not smuggle objects into the settings."""
+    settings = dataclasses.asdict(TuneSettings())
+    torch.save(settings, tmp_path / "s.pt")
+    assert TuneSettings(**torch.load(tmp_path / "s.pt", weights_only=True)) == TuneSettings()
