@@ -166,8 +166,10 @@ def test_two_steps_and_two_resumed_equal_four(tmp_path, text, settings):
     assert any(not torch.equal(end[n], middle[n]) for n in end if n.endswith(".codes"))
 
 
-def test_a_stopped_run_with_a_schedule_goes_on_exactly(tmp_path, text):
+@pytest.mark.parametrize("base", ["adamw", "adafactor"])
+def test_a_stopped_run_with_a_schedule_goes_on_exactly(tmp_path, text, base):
     settings = {"steps": 5, "schedule": "cosine", "warmup": 2, "micro_batch": 1, "eval_every": 1}
+    settings["base"] = base
     start(text, tmp_path / "whole", **settings).run()
     trainer = start(text, tmp_path / "parts", **settings)
     trainer.run(stop=lambda: trainer.step == 1)

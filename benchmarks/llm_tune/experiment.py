@@ -24,6 +24,8 @@ from pvopt.llm import (
     output_head,
     perplexity,
 )
+from pvopt.tuning import TuneSettings, build_optimizer
+from pvopt.tuning.optimizers import with_beam_size
 
 __all__ = ["RECIPES", "Settings", "prepare", "tune"]
 
@@ -174,27 +176,28 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
 def _with_beam(weights: pvopt.QuantizedWeights, beam_size: int) -> pvopt.QuantizedWeights:
     """Return the same codes and values with another beam size of the V step."""
     changed = {
-        name: replace(rep, parametrization=replace(rep.parametrization, beam_size=beam_size))
+        name: replace(rep, parametrization=with_beam_size(rep.parametrization, beam_size))
         for name, rep in weights.items()
     }
     return pvopt.QuantizedWeights(weights.model, changed)
 
 
-def _optimizer(settings: Settings, recipe: str, weights: pvopt.QuantizedWeights) -> Any:
+def _tune_settings(settings: Settings, recipe: str) -> TuneSettings:
     # Adafactor: learning rates in units of each weight's size, and a factored second moment, which
     # keeps the ratios between the updates of a row. Adam makes every update alike, and with it the
     # choice of the groups of largest update arbitrary.
-    ratio = settings.values_lr / settings.code_lr
-    groups = [
-        {"params": weights.parameters(), "lr": settings.code_lr, "values_lr_ratio": ratio},
-        {"params": weights.other_parameters(), "lr": settings.other_lr},
-    ]
-    base = torch.optim.Adafactor(groups, weight_decay=0.0)
-    options: dict[str, Any] = {"seed": settings.seed}
-    if recipe.startswith("subspace"):
-        options["subspace"] = pvopt.Greedy(settings.fraction)
-        options["trust_ratio"] = settings.trust_ratio
-    return getattr(pvopt, recipe)(base, weights, **options)
+    return TuneSettings(
+        recipe=recipe,
+        base="adafactor",
+        steps=settings.steps,
+        code_lr=settings.code_lr,
+        values_lr=settings.values_lr,
+        lr=settings.other_lr,
+        fraction=settings.fraction if recipe.startswith("subspace") else None,
+        trust_ratio=settings.trust_ratio or 0.0,
+        schedule="linear",
+        seed=settings.seed,
+    )
 
 
 def tune(settings: Settings, recipe: str, folder: Path) -> dict[str, Any]:
@@ -204,9 +207,10 @@ def tune(settings: Settings, recipe: str, folder: Path) -> dict[str, Any]:
     # Where every group is searched in every step, a beam of 5 would take a minute a step.
     weights = _with_beam(weights, settings.beam_size if recipe.startswith("subspace") else 1)
     kept = torch.load(folder / _TEACHER, mmap=True, weights_only=True)
-    optimizer = _optimizer(settings, recipe, weights)
+    plan = _tune_settings(settings, recipe)
+    optimizer = build_optimizer(weights, plan)
     row: dict[str, Any] = {"recipe": recipe}
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 - n / settings.steps)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, plan.lr_factor)
     losses, backward_s, step_s, changed = [], [], [], []
     for step in range(settings.stop_after or settings.steps):
         begin = time.perf_counter()

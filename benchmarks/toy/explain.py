@@ -115,10 +115,10 @@ def stalls(traps: Rows, greedy: GreedyStall, folder: Path) -> Path:
         right.annotate(
             "the rule chooses this one, for ever:\nits step reaches no other value",
             (int(np.flatnonzero(order == greedy.chosen)[0]), 0),
-            (0.2, 1.08 * gain.max()),
+            (-0.4, 1.1 * gain.max()),
             fontsize=8,
             color="C1",
-            arrowprops={"arrowstyle": "->", "color": "C1"},
+            arrowprops={"arrowstyle": "->", "color": "C1", "relpos": (0.07, 0)},
         )
         right.set_ylim(0, 1.3 * gain.max())
         right.set_xticks(place, [f"{g:.3g}" for g in greedy.gradient[order]])

@@ -32,6 +32,13 @@ class Trajectory:
             method, else ``"iteration limit"``.
         iterations: ``(...)`` int64, the last iteration that changed the run's weights or buffer.
 
+    Example:
+        >>> from pvopt.convex import Quadratic, recipes
+        >>> start = Point(np.array([0, 0, 1]), np.array([0.0, 1.0]))
+        >>> run = recipes.exact_pv().run(Quadratic(np.eye(3), np.array([0.0, 3.0, 4.0])), start)
+        >>> run.weights[-1].tolist(), run.stop_reason
+        ([0.0, 3.5, 3.5], 'fixed point')
+
     References:
         PV-Tuning (arXiv 2405.14852), the PV algorithm: the iterates x and y.
     """

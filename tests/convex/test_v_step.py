@@ -237,6 +237,39 @@ def test_subspace_rules_select_what_they_say():
     assert Greedy(99).select(proposal).shape == (6,)
 
 
+def test_proportional_draws_in_proportion():
+    """P(i) is the share of |update_i|, to the power 1 / temperature (subspace selection)."""
+    generator = np.random.default_rng(0)
+    update = np.array([0.1, -0.2, 0.3, -0.4])
+    point = Point(np.zeros((20_000, 4), dtype=int), np.zeros((20_000, 1)))
+    problem = Quadratic(np.eye(4), -update)
+    every = np.tile(update, (20_000, 1))
+    proposal = Proposal(problem, point, -every, every)
+    for temperature in (1.0, 0.5):
+        drawn = Proportional(1, temperature).select(proposal, generator)[:, 0]
+        weights = np.abs(update) ** (1 / temperature)
+        shares = np.bincount(drawn, minlength=4) / 20_000
+        np.testing.assert_allclose(shares, weights / weights.sum(), atol=0.012)
+
+
+@some
+@given(seed=SEEDS, inner=st.integers(2, 4), decay=st.sampled_from([0.0, 0.4, 1.0]))
+def test_inner_iterations_are_steps_with_new_gradients(seed, inner, decay):
+    """T linearized steps before the next P step: each at its own gradient and subspace."""
+    generator = np.random.default_rng(seed)
+    problem, point = random_quadratic(5, 30.0, generator), random_start(5, 4, generator)
+    rule = Gain(2) if decay == 1 else Greedy(2)
+    together = LinearizedV(inner, rule, latent_decay=decay).step(problem, point)
+    single, buffer, constants = LinearizedV(1, rule, latent_decay=decay), None, []
+    for _ in range(inner):
+        outcome = single.step(problem, point, buffer=buffer)
+        point, buffer = outcome.point, outcome.buffer
+        constants.append(float(outcome.smoothness))
+    assert np.array_equal(together.point.codes, point.codes)
+    np.testing.assert_allclose(together.buffer, buffer, rtol=1e-12)
+    assert together.smoothness == max(constants)
+
+
 def test_a_batch_of_v_steps_is_its_rows():
     generator = np.random.default_rng(0)
     problem = random_quadratic(5, 100.0, generator)

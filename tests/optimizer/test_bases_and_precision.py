@@ -103,6 +103,19 @@ def test_updates_too_small_for_bfloat16_survive(latent_decay):
         assert float(optimizer.state[weight]["latent"][0]) == pytest.approx(1.2, abs=1e-4)
 
 
+def test_a_step_without_a_latent_is_taken_in_the_precision_of_the_values():
+    """1 + 0.0015 is nearest to 1.002; bfloat16 has no number between 1 and 1.0078."""
+    weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
+    rep = SharedValues(2).fit(torch.tensor([1.0, 1.002]))
+    rep.codes.zero_()
+    base = torch.optim.SGD([{"params": [weight], "freeze_values": True}], lr=0.0015, momentum=0.9)
+    optimizer = PVOptimizer(base, {weight: rep}, subspace=AllGroups())
+    weight.grad = torch.tensor([-1.0, 0.0], dtype=torch.bfloat16)
+    optimizer.step()
+    assert rep.flat_codes[:, 0].tolist() == [1, 0]
+    assert base.state[weight]["momentum_buffer"].dtype == torch.float32
+
+
 def test_values_move_in_single_precision_under_bfloat16_weights():
     weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
     rep = SharedValues(1).fit(weight)
