@@ -43,8 +43,8 @@ def kmeans(
 
     .. math:: \min_C \sum_n \min_k \sum_i \omega_{ni} (x_{ni} - C_{ki})^2
 
-    Large inputs are clustered on a random sample; a cluster that runs empty is moved to the
-    worst-represented point.
+    Large inputs are clustered on a sample that holds the points of largest norm; a cluster that
+    runs empty is moved to the worst-represented point.
 
     Args:
         points: ``[n, g]``, float32 or float64.
@@ -72,11 +72,7 @@ def kmeans(
         raise ValueError(f"kmeans needs points and k >= 1, got {len(points)} points and k={k}")
     if generator is None:
         generator = torch.Generator(points.device).manual_seed(0)
-    limit = max(max_points, 4 * k)
-    if len(points) > limit:
-        sample = torch.randperm(len(points), generator=generator, device=points.device)[:limit]
-        points = points[sample]
-        weights = None if weights is None else weights[sample]
+    points, weights = _sample(points, weights, max(max_points, 4 * k), generator)
     centroids = _seed(points, k, weights, generator)
     ones = torch.ones_like(points[:, :1]) if weights is None else weights
     weighted = points if weights is None else points * weights
@@ -97,13 +93,30 @@ def kmeans(
     return centroids
 
 
+def _sample(
+    points: Tensor, weights: Tensor | None, count: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Return at most ``count`` points: those of largest norm, and a random choice of the others.
+
+    A language model hangs on a few outlying weights. A uniform sample misses most of their groups,
+    and the codebook then has no entry near them: of three starts of SmolLM2 whose mean squared
+    errors differ by 3 %, one took twice as many steps to the same loss.
+    """
+    if len(points) <= count:
+        return points, weights
+    keys = torch.rand(len(points), generator=generator, device=points.device)
+    squares = points.square() if weights is None else points.square() * weights
+    keys[squares.sum(1).topk(count // 8).indices] = 2.0
+    chosen = keys.topk(count).indices
+    return points[chosen], None if weights is None else weights[chosen]
+
+
 def _seed(points: Tensor, k: int, weights: Tensor | None, generator: torch.Generator) -> Tensor:
     """Draw k-means++ seeds, from at most ``16 k`` points: more do not help and cost O(n k)."""
-    pool = torch.randperm(len(points), generator=generator, device=points.device)[: 16 * k]
-    points = points[pool]
-    mass = None if weights is None else weights[pool]
+    points, mass = _sample(points, weights, 16 * k, generator)
     if k > 4096:  # O(k^2) from here on: uniform seeds, with repetition only if points run out
-        return points[torch.arange(k, device=points.device) % len(points)]
+        order = torch.randperm(len(points), generator=generator, device=points.device)
+        return points[order[torch.arange(k, device=points.device) % len(points)]]
     distance = points.new_ones(len(points)) if mass is None else mass.sum(1)
     seeds = points.new_empty(k, points.shape[1])
     for j in range(k):

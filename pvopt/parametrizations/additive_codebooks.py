@@ -47,7 +47,7 @@ class AdditiveCodebooks(Codebooks):
     out_group: int = 1
     scale_group: int | None = None
     beam_size: int = 5
-    fit_beam_size: int = 6
+    fit_beam_size: int = 8
     refine_iterations: int = 1
 
     def __post_init__(self) -> None:
