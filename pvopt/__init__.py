@@ -4,33 +4,39 @@ The flow: :func:`quantize_` makes representations (codes and values) of a model'
 :class:`PVOptimizer` tunes them in any training loop, :mod:`pvopt.checkpoints` saves them.
 """
 
-from .gradients import NonFiniteGradientError
-from .optimizer import PVOptimizer
-from .parametrizations import (
-    AdditiveCodebooks,
-    Candidates,
-    GroupLayout,
-    Parametrization,
-    Representation,
-    SharedValues,
-    UniformGrid,
-    VectorCodebook,
-)
-from .quantize import QuantizedWeights, quantize_
-from .recipes import (
-    continuous_only,
-    naive_pv,
-    ste,
-    stochastic_rounding,
-    subspace_pv,
-    subspace_pv_ste,
-)
-from .rounding import Forced, Nearest, Rounding, Stochastic
-from .schedule import Alternate, Phases, Schedule, Simultaneous
-from .step_report import StepReport
-from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
-from .values import AdamValues, SGDValues, ValueOptimizer
-from .vstep import v_step
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .gradients import NonFiniteGradientError
+    from .optimizer import PVOptimizer
+    from .parametrizations import (
+        AdditiveCodebooks,
+        Candidates,
+        GroupLayout,
+        Parametrization,
+        Representation,
+        SharedValues,
+        UniformGrid,
+        VectorCodebook,
+    )
+    from .quantize import QuantizedWeights, quantize_
+    from .recipes import (
+        continuous_only,
+        naive_pv,
+        ste,
+        stochastic_rounding,
+        subspace_pv,
+        subspace_pv_ste,
+    )
+    from .rounding import Forced, Nearest, Rounding, Stochastic
+    from .schedule import Alternate, Phases, Schedule, Simultaneous
+    from .step_report import StepReport
+    from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
+    from .values import AdamValues, SGDValues, ValueOptimizer
+    from .vstep import v_step
 
 __version__ = "0.1.0"
 
@@ -73,3 +79,33 @@ __all__ = [
     "subspace_pv_ste",
     "v_step",
 ]
+
+# Names are looked up here when they are first used: pvopt.convex must import without torch.
+_MODULES = (
+    "gradients",
+    "optimizer",
+    "parametrizations",
+    "quantize",
+    "recipes",
+    "rounding",
+    "schedule",
+    "step_report",
+    "subspace",
+    "values",
+    "vstep",
+)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
+    if name in __all__:
+        for module in _MODULES:
+            found = import_module(f".{module}", __name__)
+            if name in found.__all__:
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -124,7 +124,7 @@ def inner(outcomes: dict[tuple[str, int, int], list[Outcome]], folder: Path) -> 
             axis_row[0].set_ylabel("mean gap")
         for axis in axes[1]:
             axis.set_xlabel("iteration")
-        axes[1, 2].legend(fontsize=7, ncols=2)
+        axes[0, 2].legend(fontsize=7, ncols=2, loc="lower left")
         figure.suptitle(
             "T linearized V steps per P step: nothing to gain on all coordinates (the codes are\n"
             "stuck at once), faster and a little lower with a random one"

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
-from pvopt.parametrizations import Parametrization, Representation
+from pvopt.parametrizations import Parametrization
 from pvopt.quantize import QuantizedWeights
 
 from .errors import CheckpointError
 from .folders import complete_folder, replaced_folder
 from .manifest import MANIFEST, FileEntry, Manifest, WeightEntry
-from .packing import pack, unpack
+from .tensors import collect, targets, unpacked
 from .transformers_files import rebuild_model, write_transformers_files
 
 __all__ = ["Checkpoint", "load", "load_training_state", "read_metadata", "save"]
@@ -84,7 +84,7 @@ def save(
         >>> loaded.metadata, torch.equal(loaded.model.weight, model.weight)
         ({'step': 3}, True)
     """
-    tensors, tied = _collect(model, weights)
+    tensors, tied = collect(model, weights)
     entries = {
         name: WeightEntry(
             rep.parametrization, rep.shape, weights.parameter(name).dtype, rep.codes.dtype
@@ -131,18 +131,18 @@ def load(
             tensors = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise CheckpointError(f"{file}: is no safetensors file ({error})") from error
-    representations = {n: _unpacked(file, n, e, tensors) for n, e in manifest.weights.items()}
+    representations = {n: unpacked(file, n, e, tensors) for n, e in manifest.weights.items()}
     keep_dtypes = model is not None
     if model is None:
         floating = [t.dtype for t in tensors.values() if t.is_floating_point()]
         dtypes = [entry.dtype for entry in manifest.weights.values()] + floating
         model = rebuild_model(path, dtypes[0] if dtypes else torch.float32)
-    targets = _targets(file, model, tensors, manifest)
+    to_fill = targets(file, model, tensors, manifest)
     # No failure is expected from here on: the model is changed as a whole or not at all.
     dtypes = {name: entry.dtype for name, entry in manifest.weights.items()}
     dtypes |= {name: tensor.dtype for name, tensor in tensors.items()}
     with torch.no_grad():
-        for name, target in targets.items():
+        for name, target in to_fill.items():
             if not keep_dtypes and target.dtype != dtypes[name]:
                 target.data = target.data.to(dtypes[name])
             if name in tensors:
@@ -190,78 +190,3 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         CheckpointError: if the folder is no checkpoint.
     """
     return dict(Manifest.read(complete_folder(folder)).metadata)
-
-
-def _collect(
-    model: nn.Module, weights: QuantizedWeights
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors to store, and the names that are tied to others."""
-    tensors: dict[str, Tensor] = {}
-    tied: dict[str, str] = {}
-    first: dict[int, str] = {id(weights.parameter(name)): name for name in weights}
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor):
-            raise CheckpointError(f"{name}: only tensors can be saved, got {type(value).__name__}")
-        if name in weights:
-            continue
-        owner = first.setdefault(id(value), name)
-        if owner != name:
-            tied[name] = owner
-            continue
-        # A copy where the memory is shared with another tensor: the format has no views.
-        value = value.detach().cpu()
-        whole = value.untyped_storage().nbytes() == value.nbytes
-        tensors[name] = value.contiguous() if whole else value.clone().contiguous()
-    for name, rep in weights.items():
-        for key, value in rep.tensors():
-            packed = pack(value, rep.parametrization.code_bits) if key == "codes" else value
-            tensors[f"{name}.{key}"] = packed.detach().cpu().contiguous()
-    return tensors, tied
-
-
-def _unpacked(
-    file: Path, name: str, entry: WeightEntry, tensors: dict[str, Tensor]
-) -> Representation:
-    """Take the tensors of one representation out of the stored ones."""
-    parametrization, layout = entry.parametrization, entry.parametrization.layout(entry.shape)
-    shape = layout.rows, layout.cols, parametrization.codes_per_group
-    try:
-        packed = tensors.pop(f"{name}.codes")
-        values = {
-            value: tensors.pop(f"{name}.values.{value}").clone()  # off the mapped file
-            for value in parametrization.value_shapes(entry.shape)
-        }
-        count = shape[0] * shape[1] * shape[2]
-        codes = unpack(packed, parametrization.code_bits, count, entry.code_dtype)
-        return Representation(parametrization, codes.view(shape), values, entry.shape)
-    except KeyError as error:
-        raise CheckpointError(f"{file}: the tensor {error} is missing") from error
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: {name!r} does not fit {MANIFEST}: {error}") from error
-
-
-def _targets(
-    file: Path, model: nn.Module, tensors: Mapping[str, Tensor], manifest: Manifest
-) -> dict[str, Tensor]:
-    """Return the model's tensors to fill by name; check that names and shapes agree."""
-    state = model.state_dict(keep_vars=True)
-    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    shapes |= {name: entry.shape for name, entry in manifest.weights.items()}
-    wanted = {name: value for name, value in state.items() if name not in manifest.tied}
-    for what, names in (
-        ("no weights for", wanted.keys() - shapes.keys()),
-        ("weights unknown to the model:", shapes.keys() - wanted.keys()),
-    ):
-        if names:
-            shown = sorted(names)[:5] + ["..."] * (len(names) > 5)
-            raise CheckpointError(f"{file}: holds {what} {', '.join(shown)}")
-    for name, value in wanted.items():
-        if tuple(value.shape) != shapes[name]:
-            raise CheckpointError(
-                f"{file}: {name} has shape {list(shapes[name])}, "
-                f"the model's has {list(value.shape)}"
-            )
-    for name, owner in manifest.tied.items():
-        if name not in state or owner not in state or state[name] is not state[owner]:
-            raise CheckpointError(f"{file}: {name} is tied to {owner}, in the model it is not")
-    return wanted

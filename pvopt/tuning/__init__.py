@@ -1,13 +1,13 @@
 """Tuning of language models from the command line: settings, the loop, metrics, curves."""
 
 from .formats import FORMATS, format_name, parse_format
-from .metrics import MetricsFile
+from .metrics import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .plots import plot_curves
 from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run
 from .settings import TuneSettings, autocast_dtype
 from .signals import StopRequest
-from .trainer import StepRecord, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "FORMATS",

@@ -5,10 +5,34 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile"]
+__all__ = ["MetricsFile", "StepRecord"]
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did.
+
+    Args:
+        loss: mean over the step's tokens, before the step, in nats.
+        changed_groups: groups whose code changed, over all weights.
+        changed_fraction: their share of all groups.
+        forward_backward_s: seconds in both models' passes.
+        optimizer_s: seconds in ``optimizer.step()``.
+        tokens_per_s: tokens of the step by the seconds it took.
+        lr_factor: what the schedule multiplied all learning rates with.
+    """
+
+    loss: float
+    changed_groups: int
+    changed_fraction: float
+    forward_backward_s: float
+    optimizer_s: float
+    tokens_per_s: float
+    lr_factor: float
 
 
 class MetricsFile:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +26,17 @@ from pvopt.llm import (
 )
 from pvopt.quantize import QuantizedWeights
 
-from .metrics import MetricsFile
+from .metrics import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .settings import TuneSettings, autocast_dtype
 
-__all__ = ["StepRecord", "Trainer"]
+__all__ = ["Trainer"]
 
 logger = logging.getLogger(__name__)
 
 
 class _Stopped(Exception):
     """An evaluation was given up because the run is to stop."""
-
-
-@dataclass(frozen=True)
-class StepRecord:
-    """What one step did.
-
-    Args:
-        loss: mean over the step's tokens, before the step, in nats.
-        changed_groups: groups whose code changed, over all weights.
-        changed_fraction: their share of all groups.
-        forward_backward_s: seconds in both models' passes.
-        optimizer_s: seconds in ``optimizer.step()``.
-        tokens_per_s: tokens of the step by the seconds it took.
-        lr_factor: what the schedule multiplied all learning rates with.
-    """
-
-    loss: float
-    changed_groups: int
-    changed_fraction: float
-    forward_backward_s: float
-    optimizer_s: float
-    tokens_per_s: float
-    lr_factor: float
 
 
 class Trainer:

@@ -36,6 +36,7 @@ class Network(nn.Module):
         self.tied_to_other.weight = self.layers[7].weight
         whole = torch.randn(4, 4)
         self.register_buffer("view", whole[:2])
+        self.register_buffer("other_view", whole[1:3])
         self.register_buffer("transposed", whole.t())
         self.register_buffer("scratch", torch.zeros(2), persistent=False)
 

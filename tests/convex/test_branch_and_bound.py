@@ -55,6 +55,34 @@ def test_a_stopped_search_still_brackets_the_minimum(seed, nodes):
     assert found.lower_bound - slack <= least <= found.upper_bound + slack
 
 
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, nodes=st.sampled_from([1, 200, 100_000]))
+def test_bounds_hold_where_rounding_dominates(seed, nodes):
+    """A matrix near a diagonal: the bound leans on the discreteness of single coordinates."""
+    generator = np.random.default_rng(seed)
+    noise = 0.2 * generator.standard_normal((6, 6))
+    curvature = np.diag(generator.uniform(1, 3, 6)) + noise @ noise.T
+    values = np.array([-1.0, 0.0, 1.0])
+    gradient = -curvature @ generator.uniform(-1, 1, 6)
+    model = QuadraticModel(curvature, gradient, np.zeros(6), values)
+    found = branch_and_bound(model, np.zeros(6, dtype=int), max_nodes=nodes)
+    least = float(model(all_codes(6, 3)).min())
+    assert found.lower_bound <= least + 1e-12 <= found.upper_bound + 2e-12
+    assert nodes < 100_000 or found.gap <= 1e-12
+
+
+def test_finds_a_pair_of_codes_that_only_move_together():
+    """From (1, 0) every single change costs, and so does rounding the minimum, to (0, 0)."""
+    curvature = np.array([[1.0, 0.9], [0.9, 1.0]])
+    target, values = np.array([0.44, 0.46]), np.array([0.0, 1.0])
+    origin = np.array([1.0, 0.0])
+    model = QuadraticModel(curvature, curvature @ (origin - target), origin, values)
+    found = branch_and_bound(model, np.array([1, 0]))
+    assert found.codes.tolist() == [0, 1]
+    assert found.upper_bound == pytest.approx(0.02876 - 0.03076)
+    assert found.gap <= 1e-12
+
+
 def test_the_limit_is_told_by_the_gap():
     model = random_model(5, 24, 8, 1e6, 24)
     stopped = branch_and_bound(model, np.zeros(24, dtype=int), max_nodes=1)
