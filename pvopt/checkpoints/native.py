@@ -122,6 +122,14 @@ def load(
     Raises:
         CheckpointError: if a file is missing, truncated, damaged or foreign, or does not fit the
             model; the model is unchanged then.
+
+    Example:
+        >>> import tempfile, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> loaded = load(save(folder, model, weights), nn.Linear(8, 4))
+        >>> torch.equal(loaded.weights["weight"].codes, weights["weight"].codes)
+        True
     """
     path = complete_folder(folder)
     manifest = Manifest.read(path, parametrizations)
@@ -165,6 +173,13 @@ def load_training_state(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if there is none, or the file is damaged.
+
+    Example:
+        >>> import tempfile, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> load_training_state(save(folder, model, weights, training_state={"step": 7}))
+        {'step': 7}
     """
     path = complete_folder(folder)
     manifest = Manifest.read(path)
@@ -188,5 +203,12 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: if the folder is no checkpoint.
+
+    Example:
+        >>> import tempfile, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
+        {'text': 'pydoc'}
     """
     return dict(Manifest.read(complete_folder(folder)).metadata)

@@ -75,6 +75,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         CheckpointError: if there is none.
         ImportError: without transformers.
+
+    Example:
+        >>> import tempfile
+        >>> from pvopt import SharedValues, checkpoints, quantize_
+        >>> from pvopt.llm import load_model
+        >>> tiny, folder = load_model("tiny-llama"), tempfile.mkdtemp()
+        >>> weights = quantize_(tiny.model, SharedValues(4))
+        >>> _ = checkpoints.save(folder, tiny.model, weights, tokenizer=tiny.tokenizer)
+        >>> load_tokenizer(folder).encode("Hi")
+        [72, 105]
     """
     from transformers import AutoTokenizer
 

@@ -32,6 +32,10 @@ class LanguageModel:
         model: the network, a plain ``nn.Module``, in evaluation mode as loaded.
         tokenizer: turns text into token ids; both kinds of source give a transformers tokenizer.
         source: what `load_model` was asked for.
+
+    Example:
+        >>> load_model("tiny-llama").source
+        'tiny-llama'
     """
 
     model: PreTrainedModel

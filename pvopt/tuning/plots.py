@@ -19,6 +19,13 @@ def plot_curves(records: Iterable[Mapping[str, Any]], file: str | Path, *, title
 
     Raises:
         ImportError: without matplotlib.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "curves.png"
+        >>> plot_curves([{"kind": "step", "step": n, "loss": 2.0 / n} for n in (1, 2, 3)], file)
+        >>> file.exists()
+        True
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -50,6 +50,13 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Args:
         path: of a checkpoint or of a run.
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> (run / "checkpoint").mkdir()
+        >>> find_checkpoint(run).name
+        'checkpoint'
     """
     path = Path(path)
     inside = path / "checkpoint"
@@ -68,6 +75,16 @@ def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, d
 
     Raises:
         CheckpointError: if it cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
+        >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
+        >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
+        >>> trainer.run()
+        >>> student, weights, metadata = load_student(trainer.folder)
+        >>> len(weights), metadata["step"]
+        (14, 2)
     """
     folder = find_checkpoint(folder)
     loaded = load(folder)
@@ -101,6 +118,15 @@ def start_run(
     Raises:
         ValueError: if an input cannot be found, settings do not fit it, or the folder holds a run
             already.
+
+    Example:
+        >>> import tempfile
+        >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
+        >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
+        >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
+        >>> trainer.run()
+        >>> trainer.step
+        2
     """
     folder = Path(folder)
     if find_checkpoint(folder) != folder and not overwrite:
@@ -153,6 +179,16 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
 
     Raises:
         CheckpointError: if there is no checkpoint, or it is damaged or not of a run.
+
+    Example:
+        >>> import tempfile
+        >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
+        >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
+        >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
+        >>> trainer.run()
+        >>> resumed = resume_run(trainer.folder, steps=3)
+        >>> resumed.step
+        2
     """
     checkpoint = Path(folder) / "checkpoint"
     student, weights, metadata = load_student(checkpoint)

@@ -57,6 +57,16 @@ class Trainer:
         folder: where results go; made if it does not exist.
         metadata: kept in the checkpoints.
         resumable: whether checkpoints hold the optimizer's state, several times the model's size.
+
+    Example:
+        >>> import tempfile
+        >>> from pvopt.tuning import Inputs, start_run
+        >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
+        >>> inputs = Inputs(model="tiny-llama", format="grid:2")
+        >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
+        >>> trainer.run()
+        >>> trainer.checkpoint.name
+        'checkpoint'
     """
 
     def __init__(
