@@ -16,7 +16,7 @@ def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
     parser = commands.add_parser("demo", help="quantize SmolLM2-135M to 2 bits and tune it")
     parser.add_argument("--model", default="smollm2", help="default smollm2")
-    parser.add_argument("--steps", type=int, default=32, help="default 32")
+    parser.add_argument("--steps", type=int, default=24, help="default 24")
     parser.add_argument("--length", type=int, default=512, help="tokens per sequence; default 512")
     parser.add_argument("--out", default="runs/demo", help="folder; an earlier demo is replaced")
     parser.set_defaults(run=run)
