@@ -99,8 +99,9 @@ def _sample(
     """Return at most ``count`` points: those of largest norm, and a random choice of the others.
 
     A language model hangs on a few outlying weights. A uniform sample misses most of their groups,
-    and the codebook then has no entry near them: of three starts of SmolLM2 whose mean squared
-    errors differ by 3 %, one took twice as many steps to the same loss.
+    and the codebook then has no entry near them: two starts of SmolLM2 from uniform samples, with
+    squared errors 3 % apart, had perplexities of 1.3e5 and 2.4e5 and were tuned to 75 and 123 in
+    48 steps; with the largest norms in the sample it was 5.1e4 and 62.
     """
     if len(points) <= count:
         return points, weights

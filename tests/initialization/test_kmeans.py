@@ -152,3 +152,12 @@ def test_large_codebooks_start_from_distinct_points():
 def test_nothing_to_cluster_is_refused(n, k):
     with pytest.raises(ValueError, match=f"got {n} points and k={k}"):
         kmeans(torch.zeros(n, 2), k)
+
+
+def test_rare_outliers_are_not_lost_in_the_sample():
+    """Five far groups among 50000, of which a uniform sample of 2000 would hold one in five."""
+    points = draw(0, 50_000, 2)
+    points[::10_000] = 40 * torch.tensor([[1, 0], [0, 1], [-1, 0], [0, -1], [1, 1]], dtype=DOUBLE)
+    centroids = kmeans(points, 16, max_points=2000)
+    errors = (points[::10_000, None] - centroids).square().sum(-1).amin(1)
+    assert errors.max() < 1
