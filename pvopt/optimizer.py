@@ -301,8 +301,8 @@ class PVOptimizer(Optimizer):
 
     def _v_step_and_write(self, job: _Job, changed: dict[str, int]) -> None:
         """Move codes towards the target, write the decoded weight, let the latent decay."""
-        weight = job.rep.decode()
-        settings = job.settings
+        settings, parametrization = job.settings, job.rep.parametrization
+        decoded = parametrization.decode_groups(job.rep)  # [G, g]
         if job.phases.codes:
             assert job.target is not None
             subspace = self.subspace
@@ -312,14 +312,16 @@ class PVOptimizer(Optimizer):
             changed[job.name] = v_step(
                 job.rep,
                 job.target,
-                weight,
+                decoded,
                 rounding=self.rounding,
                 subspace=subspace,
                 trust_region=trust,
                 generator=self._generator(job),
             )
-            if job.keeps_latent and settings.latent_decay > 0:
-                job.target.lerp_(weight, settings.latent_decay)
+        weight = parametrization.merge(decoded, job.rep.shape)
+        if job.phases.codes and job.keeps_latent and settings.latent_decay > 0:
+            assert job.target is not None
+            job.target.lerp_(weight, settings.latent_decay)
         job.parameter.copy_(weight)
 
     def _generator(self, job: _Job) -> torch.Generator:

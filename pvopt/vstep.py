@@ -5,35 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .parametrizations.layout import GroupLayout
 from .parametrizations.representation import Representation
 from .rounding import Rounding
 from .subspace import Subspace, TrustRegion
 
-__all__ = ["group_norms", "v_step"]
-
-
-def group_norms(layout: GroupLayout, difference: Tensor) -> Tensor:
-    """Return the Euclidean norm of each group of a dense difference.
-
-    Args:
-        layout: how the weight is cut.
-        difference: ``[*shape]``.
-
-    Returns:
-        ``[num_groups]``.
-
-    Example:
-        >>> group_norms(GroupLayout((1, 4), 1, 2), torch.tensor([[3.0, 4.0, 0.0, 0.0]]))
-        tensor([5., 0.])
-    """
-    return torch.linalg.vector_norm(layout.split(difference), dim=1)
+__all__ = ["v_step"]
 
 
 def v_step(
     rep: Representation,
     target: Tensor,
-    weight: Tensor,
+    decoded: Tensor,
     *,
     rounding: Rounding,
     subspace: Subspace,
@@ -50,7 +32,8 @@ def v_step(
     Args:
         rep: codes (changed in place) and values.
         target: ``[*shape]`` the latent weight, or the weight after a plain optimizer step.
-        weight: ``[*shape]`` contiguous, ``rep.decode()``; changed in place along with the codes.
+        decoded: ``[num_groups, group_size]``, ``rep.parametrization.decode_groups(rep)``; changed
+            in place along with the codes.
         rounding: which candidate to take.
         subspace: which groups may move.
         trust_region: bound on the change of the whole weight, or None.
@@ -62,36 +45,36 @@ def v_step(
     Example:
         >>> from pvopt import AllGroups, Nearest, SharedValues
         >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
-        >>> weight = rep.decode()
+        >>> decoded = rep.parametrization.decode_groups(rep)
         >>> target = torch.tensor([[0.7, 0.9]])
-        >>> v_step(rep, target, weight, rounding=Nearest(), subspace=AllGroups())
+        >>> v_step(rep, target, decoded, rounding=Nearest(), subspace=AllGroups())
         1
-        >>> weight
+        >>> rep.decode()
         tensor([[1., 1.]])
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
-    layout = rep.layout
-    magnitudes = group_norms(layout, target.to(weight.dtype) - weight)
-    ordered = trust_region is not None
-    groups = subspace.select(magnitudes, generator, ordered=ordered)
+    parametrization = rep.parametrization
+    goals = parametrization.split(target.to(decoded.dtype))  # [G, g]
+    magnitudes = torch.linalg.vector_norm(goals - decoded, dim=1)
+    groups = subspace.select(magnitudes, generator, ordered=trust_region is not None)
     groups = groups[magnitudes[groups] > 0]
     if len(groups) == 0:
         return 0
-    goal = layout.take(target, groups)  # [n, group_size]
+    goal = goals.index_select(0, groups)  # [n, g]
     candidates = rounding.propose(goal, rep, groups, generator=generator)
     current = rep.flat_codes[groups].long()  # [n, codes_per_group]
     codes = rounding.choose(candidates, current, generator)
     moved = (codes != current).any(1).nonzero()[:, 0]
-    groups, codes = groups[moved], codes[moved]
+    groups, goal, codes = groups[moved], goal[moved], codes[moved]
     if len(groups) == 0:
         return 0
-    decoded = rep.parametrization.decode_groups(rep, groups, codes)
+    new = parametrization.decode_moved(goal, rep, groups, codes)
     if trust_region is not None:
-        changes = (decoded - layout.take(weight, groups)).square().sum(1)
-        accepted = trust_region.accept(changes, weight.square().sum())
-        groups, codes, decoded = groups[:accepted], codes[:accepted], decoded[:accepted]
-    rep.flat_codes[groups] = codes.to(rep.codes.dtype)
-    layout.write(weight, groups, decoded)
+        changes = (new - decoded.index_select(0, groups)).square().sum(1)
+        accepted = trust_region.accept(changes, decoded.square().sum())
+        groups, goal, codes, new = (x[:accepted] for x in (groups, goal, codes, new))
+    parametrization.move_(goal, rep, groups, codes)
+    decoded[groups] = new
     return len(groups)

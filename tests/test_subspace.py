@@ -185,13 +185,13 @@ def test_a_v_step_stays_in_the_trust_region_and_moves_at_least_one_group(seed, r
     start = torch.randn(8, 8, generator=seeded(seed), dtype=torch.float64)
     rep = SharedValues(8).fit(start)
     target = start + torch.randn(8, 8, generator=seeded(seed + 1), dtype=torch.float64)
-    weight = rep.decode()
-    before = weight.clone()
-    free = rep.clone()
+    decode_groups = rep.parametrization.decode_groups
+    decoded, before, free = decode_groups(rep), rep.decode(), rep.clone()
     rules = {"rounding": Nearest(), "subspace": Greedy(fraction)}
-    wanted = v_step(free, target, free.decode(), **rules)
-    moved = v_step(rep, target, weight, **rules, trust_region=TrustRegion(ratio))
-    assert torch.equal(weight, rep.decode())
+    wanted = v_step(free, target, decode_groups(free), **rules)
+    moved = v_step(rep, target, decoded, **rules, trust_region=TrustRegion(ratio))
+    weight = rep.decode()
+    assert torch.equal(decoded, rep.parametrization.split(weight))
     assert (moved >= 1) == (wanted >= 1)
     assert moved <= wanted
     if moved > 1:

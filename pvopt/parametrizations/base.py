@@ -77,6 +77,32 @@ class Parametrization(ABC):
             ValueError: if the groups do not fit; the message names sizes that do.
         """
 
+    def split(self, weight: Tensor) -> Tensor:
+        """Map a dense weight to its groups.
+
+        Linear, and an isometry: errors and norms of groups are those of weights. Here it cuts the
+        weight by the layout; a parametrization whose groups live in a rotated space rotates first.
+
+        Args:
+            weight: ``[*shape]``, any floating dtype.
+
+        Returns:
+            ``[num_groups, group_size]``; may share the weight's memory.
+        """
+        return self.layout(tuple(weight.shape)).split(weight)
+
+    def merge(self, groups: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Map groups back to a dense weight; the inverse and the adjoint of :meth:`split`.
+
+        Args:
+            groups: ``[num_groups, group_size]``.
+            shape: of the dense weight.
+
+        Returns:
+            ``[*shape]``; may share the groups' memory.
+        """
+        return self.layout(shape).merge(groups)
+
     @abstractmethod
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the continuous tensors for a weight of this shape, by name."""
@@ -197,9 +223,42 @@ class Parametrization(ABC):
         """Return the exact squared errors ``[n, j]`` of codes ``[n, j, codes_per_group]``."""
         columns = []
         for column in codes.unbind(1):
-            squares = (self.decode_groups(rep, groups, column) - target).square_()
+            squares = (self.decode_moved(target, rep, groups, column) - target).square_()
             columns.append((squares if metric is None else squares.mul_(metric)).sum(-1))
         return torch.stack(columns, dim=1)
+
+    def decode_moved(
+        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
+    ) -> Tensor:
+        """Return what groups decode to once they have taken new codes (see :meth:`move_`).
+
+        Args:
+            target: ``[n, group_size]`` what the groups move towards.
+            rep: current codes and values.
+            groups: ``[n]`` int64 group numbers, or None for all in order.
+            codes: ``[n, codes_per_group]`` the new codes.
+
+        Returns:
+            ``[n, group_size]``; where values stay as they are, ``decode_groups`` of the codes.
+        """
+        return self.decode_groups(rep, groups, codes)
+
+    def move_(
+        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
+    ) -> None:
+        """Let groups take new codes, in place.
+
+        Values stay as they are, unless a value belongs to one group alone and means something
+        else under the new code: a nonzero of a sparse weight takes the target's value when its
+        place in the support changes. After it, the groups decode to :meth:`decode_moved`.
+
+        Args: as :meth:`decode_moved`.
+        """
+        new = codes.to(rep.codes.dtype)
+        if groups is None:
+            rep.flat_codes.copy_(new)
+        else:
+            rep.flat_codes[groups] = new
 
     def decode(self, rep: Representation) -> Tensor:
         """Decode the whole weight; differentiable in ``rep.values``.
@@ -207,7 +266,7 @@ class Parametrization(ABC):
         Returns:
             ``[*shape]`` in the values' dtype.
         """
-        return rep.layout.merge(self.decode_groups(rep))
+        return self.merge(self.decode_groups(rep), rep.shape)
 
     def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
         r"""Pull a dense gradient back to the values by the chain rule through decode.

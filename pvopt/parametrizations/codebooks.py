@@ -92,7 +92,7 @@ class Codebooks(Parametrization):
     def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
         """Sum the gradients of the groups of each entry, and of the groups of each scale."""
         codebooks, scales = rep.values["codebooks"], rep.values["scales"]
-        groups = rep.layout.split(gradient.to(rep.dtype))  # [G, g]
+        groups = self.split(gradient.to(rep.dtype))  # [G, g]
         codes = rep.flat_codes
         total = self._sum_entries(codebooks, codes)
         by_scale = (scales.numel(), -1)

@@ -148,33 +148,3 @@ class GroupLayout:
             return groups.reshape(self.shape)
         blocks = groups.reshape(self.rows, self.cols, self.out_group, self.in_group)
         return blocks.transpose(1, 2).reshape(self.shape)
-
-    def write(self, weight: Tensor, groups: Tensor, values: Tensor) -> None:
-        """Overwrite some groups of a dense contiguous weight in place.
-
-        Args:
-            weight: ``[*shape]``, contiguous.
-            groups: ``[n]`` group numbers, int64.
-            values: ``[n, group_size]``; cast to the weight's dtype.
-        """
-        block_row, block_col = groups // self.cols, groups % self.cols  # [n]
-        blocks = weight.view(self.rows, self.out_group, self.cols, self.in_group)
-        blocks[block_row, :, block_col] = values.view(-1, self.out_group, self.in_group).to(
-            weight.dtype
-        )
-
-    def take(self, weight: Tensor, groups: Tensor) -> Tensor:
-        """Read some groups of a dense weight.
-
-        Args:
-            weight: ``[*shape]``.
-            groups: ``[n]`` group numbers, int64.
-
-        Returns:
-            ``[n, group_size]``, a copy.
-        """
-        if self.out_group == 1:
-            return self.split(weight).index_select(0, groups)
-        blocks = weight.reshape(self.rows, self.out_group, self.cols, self.in_group)
-        taken = blocks[groups // self.cols, :, groups % self.cols]  # [n, out_group, in_group]
-        return taken.reshape(len(groups), self.group_size)

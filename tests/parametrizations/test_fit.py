@@ -79,11 +79,11 @@ def test_a_fitted_weight_is_a_fixed_point_of_the_v_step(parametrization, seed):
     rep = parametrization.fit(gaussian(seed, 4, 8, dtype=torch.float64))
     check_valid(rep)
     codes = rep.codes.clone()
-    weight = rep.decode()
-    moved = v_step(rep, weight.clone(), weight, rounding=Nearest(), subspace=AllGroups())
+    decoded = parametrization.decode_groups(rep)
+    moved = v_step(rep, rep.decode(), decoded, rounding=Nearest(), subspace=AllGroups())
     assert moved == 0
     assert torch.equal(rep.codes, codes)
-    found = parametrization.candidates(rep.layout.split(rep.decode()), rep, None)
+    found = parametrization.candidates(parametrization.split(rep.decode()), rep, None)
     assert torch.equal(found.codes[:, 0], rep.flat_codes.long())
 
 

@@ -36,34 +36,6 @@ def test_groups_are_numbered_row_by_row(shape, out_group, in_group):
     assert torch.equal(layout.merge(groups), weight)
 
 
-@pytest.mark.parametrize(("shape", "out_group", "in_group"), LAYOUTS)
-def test_take_and_write_are_inverse(shape, out_group, in_group):
-    layout = GroupLayout(shape, out_group, in_group)
-    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    groups = torch.randperm(layout.num_groups, generator=torch.Generator().manual_seed(1))
-    groups = groups[: (layout.num_groups + 1) // 2]
-    taken = layout.take(weight, groups)
-    assert torch.equal(taken, layout.split(weight)[groups])
-    assert taken.data_ptr() != weight.data_ptr()
-    transposed = weight.view(layout.shape[0], -1).t().contiguous().t().reshape(shape)
-    assert torch.equal(layout.take(transposed, groups), taken)
-    values = torch.randn(len(groups), layout.group_size, dtype=torch.float64)
-    written = weight.clone()
-    layout.write(written, groups, values)
-    expected = layout.split(weight).clone()
-    expected[groups] = values.float()
-    assert torch.equal(written, layout.merge(expected))
-
-
-def test_writing_no_groups_changes_nothing():
-    layout = GroupLayout((4, 4), 2, 2)
-    weight = torch.ones(4, 4)
-    nothing = torch.empty(0, dtype=torch.int64)
-    layout.write(weight, nothing, torch.empty(0, 4))
-    assert torch.equal(weight, torch.ones(4, 4))
-    assert layout.take(weight, nothing).shape == (0, 4)
-
-
 @pytest.mark.parametrize(
     ("out_group", "in_group", "words"),
     [
