@@ -1,5 +1,18 @@
-"""Starts for the continuous values and the codes."""
+"""Starts for codes and values: from the weight alone, or calibrated by the layer's inputs."""
 
-from .kmeans import kmeans, nearest_centroid
+from pvopt.kmeans import kmeans, nearest_centroid
 
-__all__ = ["kmeans", "nearest_centroid"]
+from .base import Initialization
+from .fit import Fit
+from .hessian import damped, dead_inputs, layer_error, relative_layer_error
+
+__all__ = [
+    "Fit",
+    "Initialization",
+    "damped",
+    "dead_inputs",
+    "kmeans",
+    "layer_error",
+    "nearest_centroid",
+    "relative_layer_error",
+]

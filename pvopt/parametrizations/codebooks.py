@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from pvopt.initialization.kmeans import kmeans, nearest_centroid
+from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels import beam_search, sum_by_code
 
 from .base import Parametrization, code_dtype

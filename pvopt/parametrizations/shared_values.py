@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvopt.initialization.kmeans import kmeans, nearest_centroid
+from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels import smallest, sum_by_code
 
 from .base import Candidates, Parametrization, code_dtype
