@@ -121,6 +121,8 @@ class LinearizedV(VStep):
             the objective while D is at least the Hessian.
         latent_decay: :math:`\rho` in 0..1; 1 keeps no buffer, 0 never resets it (straight-through),
             values between pull it towards the rounded weights (penalised straight-through).
+        trust_ratio: r > 0, or None. Changes are accepted in the subspace's order, most important
+            first, while the change of the weights stays within ``r ||y||``; the first one always.
 
     Raises:
         ValueError: for a setting out of range, or both a step size and a metric.
@@ -143,6 +145,7 @@ class LinearizedV(VStep):
     step_size: float | None = None
     metric: NDArray[np.float64] | None = None
     latent_decay: float = 1.0
+    trust_ratio: float | None = None
 
     def __post_init__(self) -> None:
         if self.inner < 1:
@@ -151,6 +154,8 @@ class LinearizedV(VStep):
             raise ValueError(f"step_size must be positive, got {self.step_size}")
         if not 0 <= self.latent_decay <= 1:
             raise ValueError(f"latent_decay must be in 0..1, got {self.latent_decay}")
+        if self.trust_ratio is not None and not self.trust_ratio > 0:
+            raise ValueError(f"trust_ratio must be positive or None, got {self.trust_ratio}")
         if self.metric is None:
             return
         if self.step_size is not None:
@@ -210,12 +215,26 @@ class LinearizedV(VStep):
         picked = self.rounding.choose(
             np.take_along_axis(target, chosen, -1), point.values, generator
         )
+        if self.trust_ratio is not None:
+            picked = self._accepted(point, chosen, picked)
         codes = point.codes.copy()
         np.put_along_axis(codes, chosen, picked, -1)
         point = Point(codes, point.values)
         decay = self.latent_decay
         latent = point.weights if decay == 1 else (1 - decay) * target + decay * point.weights
         return point, latent, curvature
+
+    def _accepted(
+        self, point: Point, chosen: NDArray[np.int64], picked: NDArray[np.int64]
+    ) -> NDArray[np.int64]:
+        """Return the codes picked for the coordinates chosen, or the present ones outside."""
+        assert self.trust_ratio is not None
+        present = np.take_along_axis(point.codes, chosen, -1)
+        moved = picked != present
+        difference = Point(picked, point.values).weights - Point(present, point.values).weights
+        bound = self.trust_ratio**2 * np.square(point.weights).sum(-1, keepdims=True)
+        fits = np.square(difference).cumsum(-1) <= bound
+        return np.where(fits | (moved.cumsum(-1) == 1), picked, present)
 
     def _scale(self, problem: Problem) -> NDArray[np.float64] | float:
         """Return what the gradient is divided by before the subspace is known."""

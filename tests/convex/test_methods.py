@@ -38,6 +38,7 @@ MONOTONE = {
     "uniform": lambda p: recipes.subspace_pv(Uniform(2), inner=2),
     "proportional": lambda p: recipes.subspace_pv(Proportional(1)),
     "gain": lambda p: recipes.subspace_pv(Gain(1), inner=3),
+    "trust region": lambda p: Method(v_step=LinearizedV(subspace=Greedy(3), trust_ratio=0.1)),
     "diagonal metric": lambda p: recipes.metric_pv(diagonal_metric(p.curvature)),
     "row sums metric": lambda p: recipes.metric_pv(
         diagonal_metric(p.curvature, rule="row sums"), inner=2

@@ -299,6 +299,7 @@ def test_a_batch_of_v_steps_is_its_rows():
         (lambda: LinearizedV(0), "inner must be at least 1, got 0"),
         (lambda: LinearizedV(step_size=-1.0), "step_size must be positive"),
         (lambda: LinearizedV(latent_decay=1.5), "latent_decay must be in 0..1, got 1.5"),
+        (lambda: LinearizedV(trust_ratio=0.0), "trust_ratio must be positive or None, got 0.0"),
         (lambda: LinearizedV(metric=np.zeros(2)), "metric must be a vector of positive"),
         (lambda: LinearizedV(metric=np.ones(2), step_size=1.0), "exclude each other"),
         (lambda: FullMetricV(np.ones((2, 3))), "metric must be a square"),
