@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels import beam_search, sum_by_code
+from pvopt_kernels.ops import beam_search, sum_by_code
 
 __all__ = ["kmeans", "nearest_centroid"]
 

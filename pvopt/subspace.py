@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvopt_kernels import smallest
+from pvopt_kernels.ops import smallest
 
 __all__ = ["AllGroups", "Greedy", "Proportional", "Subspace", "TrustRegion", "Uniform"]
 

@@ -1,6 +1,9 @@
-"""Operations on codes and codebooks, in plain torch; independent of :mod:`pvopt`."""
+"""Operations on codes and codebooks, with kernels for GPUs and CPUs; independent of :mod:`pvopt`.
 
-from .beam_search import beam_search, smallest
-from .sum_by_code import sum_by_code
+Everything public is in :mod:`pvopt_kernels.ops`; :mod:`pvopt_kernels.dispatch` says which
+implementation runs.
+"""
 
-__all__ = ["beam_search", "smallest", "sum_by_code"]
+from .ops import beam_search, group_sq_norms, smallest, sum_by_code
+
+__all__ = ["beam_search", "group_sq_norms", "smallest", "sum_by_code"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pvopt.kmeans import kmeans, nearest_centroid
-from pvopt_kernels import beam_search, sum_by_code
+from pvopt_kernels.ops import beam_search, sum_by_code
 
 from .base import Parametrization, code_dtype
 from .layout import GroupLayout, check_divides, matrix_shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pvopt.kmeans import kmeans, nearest_centroid
-from pvopt_kernels import smallest, sum_by_code
+from pvopt_kernels.ops import smallest, sum_by_code
 
 from .base import Candidates, Parametrization, code_dtype
 from .layout import GroupLayout, matrix_shape

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvopt_kernels import beam_search, smallest
+from pvopt_kernels.ops import beam_search, smallest
 
 SIZES = [1, 2, 15, 16, 31, 32, 48, 64, 160, 256, 257, 1280, 8192, 16384]
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt_kernels import sum_by_code
+from pvopt_kernels.ops import sum_by_code
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)

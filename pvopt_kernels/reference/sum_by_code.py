@@ -9,24 +9,7 @@ __all__ = ["sum_by_code"]
 
 
 def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
-    r"""Add up the rows of ``values`` that have the same code.
-
-    .. math:: S_k = \sum_{g:\ z_g = k} x_g
-
-    Args:
-        values: ``[n, g]``, floating.
-        codes: ``[n]`` int64 in ``0 .. num_codes - 1``.
-        num_codes: number of codes.
-
-    Returns:
-        ``[num_codes, g]`` of the values' dtype.
-
-    Example:
-        >>> sum_by_code(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 2, 0]), 3)
-        tensor([[5.],
-                [0.],
-                [2.]])
-    """
+    """Return ``[num_codes, g]`` sums; see :func:`pvopt_kernels.sum_by_code`."""
     # Column by column, with the columns in parallel: 0.9 ms for 110592 groups of 8 on two cores,
     # against 2.2 ms of a bincount per column, 3.5 ms of index_add_ by rows and 5.4 ms of
     # embedding's backward. Each column is added up in order, so the CPU result is deterministic.

@@ -1,0 +1,14 @@
+"""Settings that must be made before anything is imported."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+
+# Triton kernels run in Triton's interpreter, on a CPU. Triton reads this when it is imported, so it
+# cannot be changed later; `make gpu` sets it to 0, and compilation is tested in its own process.
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+collect_ignore_glob = []
+if importlib.util.find_spec("triton") is None:
+    collect_ignore_glob += ["pvopt_kernels/triton/*", "tests/kernels/ahead_of_time/*"]

@@ -1,0 +1,1 @@
+"""Implementations as Triton kernels. Nothing here is imported before a kernel is needed."""

@@ -1,0 +1,29 @@
+"""Launching a kernel on the device of its tensors."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+__all__ = ["launch"]
+
+
+def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any):
+    """Run ``kernel[grid](*args, **options)`` on a device; nothing for an empty grid.
+
+    Args:
+        kernel: the function decorated by ``triton.jit`` or ``triton.autotune``.
+        grid: numbers of programs.
+        device: of the tensors; Triton launches on the current one.
+        args: the kernel's arguments.
+        options: constants by name, ``num_warps`` and ``num_stages``.
+    """
+    if 0 in grid:
+        return
+    # Fused multiply-adds are asked for by name: Triton warns that its default will change.
+    options = {"enable_fp_fusion": True, **options}
+    on_gpu = device.type == "cuda"  # what torch calls AMD's too
+    with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
+        kernel[grid](*args, **options)

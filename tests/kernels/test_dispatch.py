@@ -1,0 +1,88 @@
+"""Which implementation runs, and what pvopt_kernels imports."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import pvopt_kernels
+from pvopt_kernels import dispatch
+from pvopt_kernels.ops import group_sq_norms
+
+PACKAGE = Path(pvopt_kernels.__file__).parent
+X = torch.zeros(2, 2)
+
+
+def test_a_cpu_tensor_does_not_reach_triton_by_itself(monkeypatch):
+    monkeypatch.delenv("PVOPT_KERNELS", raising=False)
+    assert dispatch.choose("group_sq_norms", X) in ("cpu", "reference")
+
+
+def test_a_gpu_tensor_reaches_triton(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.delenv("PVOPT_KERNELS", raising=False)
+    on_gpu = torch.zeros(2, 2, device="meta")  # any device that is not a CPU
+    assert dispatch.choose("group_sq_norms", on_gpu) == "triton"
+    assert dispatch.choose("group_sq_norms", on_gpu.double()) == "reference"
+    monkeypatch.setenv("PVOPT_KERNELS", "reference")
+    assert dispatch.choose("group_sq_norms", on_gpu) == "reference"
+
+
+def test_a_value_that_is_no_implementation_is_refused(monkeypatch):
+    monkeypatch.setenv("PVOPT_KERNELS", "cuda")
+    with pytest.raises(
+        ValueError, match="PVOPT_KERNELS must be one of reference, triton, cpu or unset, got 'cuda'"
+    ):
+        group_sq_norms(X, X)
+
+
+def test_the_variable_is_read_at_every_call(monkeypatch):
+    monkeypatch.setenv("PVOPT_KERNELS", "")
+    group_sq_norms(X, X)
+    monkeypatch.setenv("PVOPT_KERNELS", "nothing")
+    with pytest.raises(ValueError, match="nothing"):
+        group_sq_norms(X, X)
+    monkeypatch.setenv("PVOPT_KERNELS", "reference")
+    group_sq_norms(X, X)
+
+
+def test_triton_on_a_cpu_needs_the_interpreter(monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("PVOPT_KERNELS", "triton")
+    monkeypatch.setattr(dispatch, "_interpreted", lambda: False)
+    with pytest.raises(ValueError, match="only with TRITON_INTERPRET=1"):
+        group_sq_norms(X, X)
+
+
+def test_every_operation_has_a_reference_and_no_implementation_is_without_an_operation():
+    names = {path.stem for path in (PACKAGE / "ops").glob("[!_]*.py")}
+    for kind in dispatch.KINDS:
+        found = {path.stem for path in (PACKAGE / kind).glob("[!_]*.py")}
+        assert found <= names, f"pvopt_kernels/{kind} has modules without an operation"
+        if kind == "reference":
+            assert names <= found, "operations without a reference"
+    assert names <= set(pvopt_kernels.ops.__all__)
+
+
+def test_no_module_imports_pvopt():
+    for path in PACKAGE.rglob("*.py"):
+        imports = re.findall(r"^\s*(?:from|import)\s+(pvopt)\b(?!_)", path.read_text(), re.M)
+        assert not imports, f"{path} imports pvopt"
+
+
+def test_imports_without_triton_and_without_pvopt():
+    """The operations work, and nothing has tried to import either."""
+    program = """
+import sys
+sys.modules["triton"] = None
+sys.modules["pvopt"] = None
+import torch
+from pvopt_kernels.ops import group_sq_norms
+assert group_sq_norms(torch.ones(1, 4), torch.zeros(1, 4), in_group=4).tolist() == [4.0]
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent)
