@@ -14,11 +14,13 @@ if TYPE_CHECKING:
     from .optimizer import PVOptimizer
     from .parametrizations import (
         AdditiveCodebooks,
+        Binary,
         Candidates,
         GroupLayout,
         Parametrization,
         Representation,
         SharedValues,
+        Ternary,
         UniformGrid,
         VectorCodebook,
     )
@@ -45,6 +47,7 @@ __all__ = [
     "AdditiveCodebooks",
     "AllGroups",
     "Alternate",
+    "Binary",
     "Candidates",
     "Forced",
     "Greedy",
@@ -65,6 +68,7 @@ __all__ = [
     "StepReport",
     "Stochastic",
     "Subspace",
+    "Ternary",
     "TrustRegion",
     "Uniform",
     "UniformGrid",

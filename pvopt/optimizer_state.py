@@ -151,11 +151,13 @@ def _check(name: str, rep: Representation, saved: Mapping[str, Any]) -> None:
                 f"({rep.parametrization}), got {shape}"
             )
     codes = saved["codes"]
-    if codes.is_floating_point() or int(codes.max()) >> rep.parametrization.code_bits:
-        raise ValueError(
-            f"state_dict must hold codes of {rep.parametrization.code_bits} bits for {name!r} "
-            f"({rep.parametrization}), got {codes.dtype} with maximum {codes.max().item()}"
-        )
+    if codes.is_floating_point():
+        raise ValueError(f"state_dict must hold integer codes for {name!r}, got {codes.dtype}")
+    try:
+        rep.parametrization.check_codes(codes)
+    except ValueError as error:
+        message = f"state_dict must hold codes for {name!r} of {rep.parametrization}: {error}"
+        raise ValueError(message) from error
 
 
 def _restore_dtypes(state: dict[str, Any], saved: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pvopt import (
     AdditiveCodebooks,
     AllGroups,
+    Binary,
     Forced,
     Greedy,
     Nearest,
@@ -28,6 +29,7 @@ from pvopt import (
     SharedValues,
     Stochastic,
     Subspace,
+    Ternary,
     Uniform,
     UniformGrid,
     VectorCodebook,
@@ -37,6 +39,8 @@ PARAMETRIZATIONS: list[Parametrization] = [
     SharedValues(5),
     UniformGrid(2, group_size=4),
     UniformGrid(3, symmetric=True),
+    Binary(),
+    Ternary(group_size=4),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=2, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 2, in_group=4),
@@ -153,7 +157,7 @@ def selected(how: Composition, num_groups: int) -> int:
 def test_a_composition(how: Composition) -> None:
     run, twin = Run(how), Run(how)
     rep: Representation = run.rep
-    limit = getattr(how.parametrization, "num_values", 2**how.parametrization.code_bits)
+    limit = how.parametrization.num_codes
     for step in range(STEPS):
         codes = rep.codes.clone()
         run.step()

@@ -81,9 +81,9 @@ def test_forced_moves_every_group_to_the_best_other_code(seed):
         start = rep.decode()
         target = start + 1e-6  # far too short a step to cross to another code
         layout = rep.layout
-        every = torch.cartesian_prod(
-            *[torch.arange(getattr(p, "num_values", 2**p.code_bits))] * p.codes_per_group
-        ).view(-1, p.codes_per_group)
+        every = torch.cartesian_prod(*[torch.arange(p.num_codes)] * p.codes_per_group).view(
+            -1, p.codes_per_group
+        )
         goal = layout.split(target)
         best = torch.full((layout.num_groups,), torch.inf, dtype=DOUBLE)
         for code in every:

@@ -8,8 +8,10 @@ from typing import Any
 
 from pvopt.parametrizations import (
     AdditiveCodebooks,
+    Binary,
     Parametrization,
     SharedValues,
+    Ternary,
     UniformGrid,
     VectorCodebook,
 )
@@ -20,7 +22,9 @@ __all__ = ["BUILT_IN", "parametrization_from_json", "parametrization_to_json"]
 
 BUILT_IN: tuple[type[Parametrization], ...] = (
     AdditiveCodebooks,
+    Binary,
     SharedValues,
+    Ternary,
     UniformGrid,
     VectorCodebook,
 )

@@ -12,7 +12,7 @@ from pvopt.quantize import QuantizedWeights
 
 from .errors import CheckpointError
 from .manifest import MANIFEST, Manifest, WeightEntry
-from .packing import pack, unpack
+from .words import pack_codes, unpack_codes
 
 __all__ = ["collect", "targets", "unpacked"]
 
@@ -41,7 +41,7 @@ def collect(
         memories.add(memory)
     for name, rep in weights.items():
         for key, value in rep.tensors():
-            packed = pack(value, rep.parametrization.code_bits) if key == "codes" else value
+            packed = pack_codes(value, rep.parametrization) if key == "codes" else value
             tensors[f"{name}.{key}"] = packed.detach().cpu().contiguous()
     return tensors, tied
 
@@ -50,17 +50,15 @@ def unpacked(
     file: Path, name: str, entry: WeightEntry, tensors: dict[str, Tensor]
 ) -> Representation:
     """Take the tensors of one representation out of the stored ones."""
-    parametrization, layout = entry.parametrization, entry.parametrization.layout(entry.shape)
-    shape = layout.rows, layout.cols, parametrization.codes_per_group
+    parametrization = entry.parametrization
     try:
         packed = tensors.pop(f"{name}.codes")
         values = {
             value: tensors.pop(f"{name}.values.{value}").clone()  # off the mapped file
             for value in parametrization.value_shapes(entry.shape)
         }
-        count = shape[0] * shape[1] * shape[2]
-        codes = unpack(packed, parametrization.code_bits, count, entry.code_dtype)
-        return Representation(parametrization, codes.view(shape), values, entry.shape)
+        codes = unpack_codes(packed, parametrization, entry.shape, entry.code_dtype)
+        return Representation(parametrization, codes, values, entry.shape)
     except KeyError as error:
         raise CheckpointError(f"{file}: the tensor {error} is missing") from error
     except (TypeError, ValueError) as error:

@@ -2,19 +2,23 @@
 
 from .additive_codebooks import AdditiveCodebooks
 from .base import Candidates, Parametrization
+from .binary import Binary
 from .layout import GroupLayout
 from .representation import Representation
 from .shared_values import SharedValues
+from .ternary import Ternary
 from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
 
 __all__ = [
     "AdditiveCodebooks",
+    "Binary",
     "Candidates",
     "GroupLayout",
     "Parametrization",
     "Representation",
     "SharedValues",
+    "Ternary",
     "UniformGrid",
     "VectorCodebook",
 ]

@@ -62,12 +62,44 @@ class Parametrization(ABC):
     @property
     @abstractmethod
     def code_bits(self) -> int:
-        """Bits of one code; codes are integers in ``0 .. 2**code_bits - 1``."""
+        """Bits of one code; codes are integers in ``0 .. num_codes - 1``."""
+
+    @property
+    def num_codes(self) -> int:
+        """Number of different codes, at most ``2**code_bits``."""
+        return 1 << self.code_bits
+
+    @property
+    def codes_per_word(self) -> int:
+        """Codes that are stored together, as the digits of one number of base ``num_codes``.
+
+        More than 1 saves where ``num_codes`` is no power of two: five codes of three kinds fit a
+        byte (3^5 = 243), that is 1.6 bits each in place of 2.
+        """
+        return 1
 
     @property
     def codes_per_group(self) -> int:
         """Number of codes of one group."""
         return 1
+
+    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
+        """Return the shape of the codes, ``(rows, cols, codes_per_group)``, of a weight's shape."""
+        layout = self.layout(shape)
+        return layout.rows, layout.cols, self.codes_per_group
+
+    def check_codes(self, codes: Tensor) -> None:
+        """Raise unless every code tuple is one that exists.
+
+        Args:
+            codes: ``[rows, cols, codes_per_group]`` integers.
+
+        Raises:
+            ValueError: if a code is out of range; the message says which are allowed.
+        """
+        low, high = int(codes.min()), int(codes.max())
+        if low < 0 or high >= self.num_codes:
+            raise ValueError(f"codes must be in 0..{self.num_codes - 1}, got {low}..{high}")
 
     @abstractmethod
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
@@ -319,7 +351,8 @@ class Parametrization(ABC):
 
         .. math:: \frac{B\,M\,G + b_v \sum_v |v|}{d}
 
-        with ``G`` groups of ``M`` codes of ``B`` bits and values of ``b_v`` bits each.
+        with ``G`` groups of ``M`` codes of ``B`` bits (``c`` codes that share a word count as
+        :math:`\lceil c \log_2 K \rceil` bits) and values of ``b_v`` bits each.
 
         Args:
             shape: shape of the dense weight.
@@ -328,7 +361,15 @@ class Parametrization(ABC):
         Returns:
             Bits per weight.
         """
-        layout = self.layout(shape)
-        codes = self.code_bits * self.codes_per_group * layout.num_groups
         values = sum(math.prod(s) for s in self.value_shapes(shape).values())
-        return (codes + value_bits * values) / math.prod(shape)
+        return (self.stored_code_bits(shape) + value_bits * values) / math.prod(shape)
+
+    @property
+    def word_bits(self) -> int:
+        """Bits of one stored word of ``codes_per_word`` codes."""
+        return max(1, (self.num_codes**self.codes_per_word - 1).bit_length())
+
+    def stored_code_bits(self, shape: tuple[int, ...]) -> int:
+        """Return the bits all codes of a weight take, packed."""
+        words = -(-math.prod(self.code_shape(shape)) // self.codes_per_word)
+        return words * self.word_bits

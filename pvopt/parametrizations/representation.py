@@ -49,8 +49,7 @@ class Representation:
         self.shape = tuple(self.shape)
         if self.codes.is_floating_point() or self.codes.dtype == torch.bool:
             raise TypeError(f"codes must be an integer tensor, got {self.codes.dtype}")
-        layout = self.layout
-        expected = (layout.rows, layout.cols, self.parametrization.codes_per_group)
+        expected = self.parametrization.code_shape(self.shape)
         if tuple(self.codes.shape) != expected:
             raise ValueError(f"codes must have shape {expected}, got {tuple(self.codes.shape)}")
         wanted = self.parametrization.value_shapes(self.shape)

@@ -55,6 +55,11 @@ class SharedValues(Parametrization):
         """Bits that number ``num_values`` values."""
         return max(1, (self.num_values - 1).bit_length())
 
+    @property
+    def num_codes(self) -> int:
+        """One code for each value."""
+        return self.num_values
+
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
         """Every weight is its own group."""
         return GroupLayout(shape, 1, 1)

@@ -7,16 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Candidates, Parametrization, code_dtype
-from .layout import GroupLayout, check_divides, matrix_shape
+from .base import code_dtype
+from .layout import matrix_shape
 from .representation import Representation
+from .scalar_grid import ScalarGrid
 from .validation import check_integer, prepare_fit
 
 __all__ = ["UniformGrid"]
 
 
 @dataclass(frozen=True)
-class UniformGrid(Parametrization):
+class UniformGrid(ScalarGrid):
     r"""Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
 
     .. math:: w = s_g\,(q - z_g), \qquad q \in \{0, \dots, 2^b - 1\}
@@ -58,24 +59,9 @@ class UniformGrid(Parametrization):
         """Bits of one integer."""
         return self.bits
 
-    @property
-    def max_code(self) -> int:
-        """The largest integer, ``2**bits - 1``."""
-        return (1 << self.bits) - 1
-
-    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Every weight has its own code; the groups that share a scale must divide the columns."""
-        if self.group_size is not None:
-            check_divides("group_size", self.group_size, shape)
-        return GroupLayout(shape, 1, 1)
-
-    def _scale_size(self, shape: tuple[int, ...]) -> int:
-        return self.group_size or matrix_shape(shape)[1]
-
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """One scale, and one zero point unless symmetric, per group of inputs."""
-        rows, columns = matrix_shape(shape)
-        size = (rows, columns // self._scale_size(shape))
+        size = self._scale_shape(shape)
         return {"scales": size} if self.symmetric else {"scales": size, "zeros": size}
 
     def fit(
@@ -153,57 +139,7 @@ class UniformGrid(Parametrization):
         # Constant codes leave the scale open, but still the best zero point follows from it.
         return scale, torch.where(mass > 0, mean_code - mean / scale, zero)
 
-    def _scales_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return scale and zero of each group of one weight, ``[n, 1]`` each."""
-        scales = rep.values["scales"].flatten()
-        size = self._scale_size(rep.shape)
-        # Rows are contiguous and a multiple of the size: the flat index divides.
-        index = None if groups is None else groups.div(size, rounding_mode="floor")
-
-        def spread(value: Tensor) -> Tensor:
-            flat = value.flatten()
-            return (flat.repeat_interleave(size) if index is None else flat[index])[:, None]
-
-        if self.symmetric:
-            return spread(scales), scales.new_full((1, 1), 1 << (self.bits - 1))
-        return spread(scales), spread(rep.values["zeros"])
-
-    def decode_groups(
-        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
-    ) -> Tensor:
-        """Return ``scale * (code - zero)``, ``[n, 1]``."""
-        if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes[groups]
-        scale, zero = self._scales_of(rep, groups)
-        return scale * (codes.to(scale.dtype) - zero)
-
-    def _position(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Tensor:
-        """Return where the targets lie between the integers, ``[n, 1]``, not clipped."""
-        scale, zero = self._scales_of(rep, groups)
-        # A scale of zero makes every level equal: any finite position will do.
-        return torch.where(scale == 0, zero, target / scale + zero)
-
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """Round the position; further candidates are the integers next to it on either side."""
-        position = self._position(target, rep, groups)
-        k = min(k, self.max_code + 1)
-        # The k nearest integers are consecutive; they start at round(x - (k - 1) / 2).
-        first = (position - (k - 1) / 2).round().clamp_(0, self.max_code + 1 - k)
-        window = torch.arange(k, device=target.device, dtype=position.dtype)
-        return (first + window).long()[..., None]  # [n, k, 1]
-
-    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
-        """Return the integers below and above each position."""
-        below = self._position(target, rep, groups).floor()
-        both = torch.stack([below, below + 1], dim=1)  # [n, 2, 1]
-        codes = both.clamp_(0, self.max_code).long()
-        return Candidates(codes, self._errors(target.to(rep.dtype), rep, groups, codes, None))
+    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, Tensor | float]:
+        """The zero point is the middle of a symmetric grid, a value of any other."""
+        zero = float(1 << (self.bits - 1)) if self.symmetric else rep.values["zeros"]
+        return rep.values["scales"], zero

@@ -7,8 +7,10 @@ from collections.abc import Callable
 
 from pvopt.parametrizations import (
     AdditiveCodebooks,
+    Binary,
     Parametrization,
     SharedValues,
+    Ternary,
     UniformGrid,
     VectorCodebook,
 )
@@ -35,6 +37,16 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
         r"grid:?(\d+)(?:g(\d+))?(s?)",
         lambda b, n, s: UniformGrid(int(b), None if n is None else int(n), symmetric=bool(s)),
     ),
+    (
+        "binary[:gN]",
+        r"binary(?::?g(\d+))?",
+        lambda n: Binary(None if n is None else int(n)),
+    ),
+    (
+        "ternary[:gN]",
+        r"ternary(?::?g(\d+))?",
+        lambda n: Ternary(None if n is None else int(n)),
+    ),
     ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
 )
 
@@ -53,6 +65,8 @@ def parse_format(text: str) -> Parametrization:
     grid:BgN   B-bit integers, scale and zero point per N inputs            grid:2g64
     grid:BgNs  the same without zero point (symmetric)                      grid:4g128s
     grid:B     B-bit integers, scale and zero point per row                 grid:4
+    binary:gN  a sign per weight, scale per N inputs (binary: per row)      binary:g64
+    ternary:gN a sign or 0 per weight, scale alike (ternary: per row)       ternary
     values:C   a table of C values for the whole weight                     values:4
     ========== ============================================================ ==================
 
@@ -95,6 +109,10 @@ def format_name(parametrization: Parametrization) -> str:
             return f"vq:{b}g{n}"
         case UniformGrid(bits=b, group_size=n, symmetric=symmetric):
             return f"grid:{b}" + ("" if n is None else f"g{n}") + ("s" if symmetric else "")
+        case Binary(group_size=n):
+            return "binary" + ("" if n is None else f":g{n}")
+        case Ternary(group_size=n):
+            return "ternary" + ("" if n is None else f":g{n}")
         case SharedValues(num_values=c):
             return f"values:{c}"
     return type(parametrization).__name__

@@ -76,7 +76,7 @@ def test_no_dense_copy_and_packed_sizes(network, tmp_path):
         names = set(stored.keys())
         for name, rep in weights.items():
             assert name not in names
-            bits = rep.codes.numel() * rep.parametrization.code_bits
+            bits = rep.parametrization.stored_code_bits(rep.shape)
             codes = stored.get_tensor(f"{name}.codes")
             assert codes.dtype == torch.uint8
             assert codes.numel() == math.ceil(bits / 8)

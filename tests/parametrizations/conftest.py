@@ -11,9 +11,11 @@ from torch import Tensor
 
 from pvopt import (
     AdditiveCodebooks,
+    Binary,
     Parametrization,
     Representation,
     SharedValues,
+    Ternary,
     UniformGrid,
     VectorCodebook,
 )
@@ -29,6 +31,10 @@ CASES: dict[str, Case] = {
     "grid-row": (UniformGrid(3), (3, 5)),
     "grid-symmetric": (UniformGrid(2, group_size=2, symmetric=True), (4, 6)),
     "grid-binary": (UniformGrid(1), (3, 4)),
+    "binary": (Binary(), (3, 5)),
+    "binary-group": (Binary(group_size=3), (4, 6)),
+    "ternary": (Ternary(group_size=2), (4, 6)),
+    "ternary-row": (Ternary(), (2, 3, 2)),
     "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
     "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
     "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
@@ -49,12 +55,6 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def num_codes(parametrization: Parametrization) -> int:
-    if isinstance(parametrization, SharedValues):
-        return parametrization.num_values
-    return 2**parametrization.code_bits
-
-
 @pytest.fixture(scope="session")
 def draw_rep() -> Callable[..., Representation]:
     """Return a function that draws codes and values, scales of both signs and zero included."""
@@ -66,7 +66,7 @@ def draw_rep() -> Callable[..., Representation]:
         generator = torch.Generator().manual_seed(seed)
         layout = parametrization.layout(shape)
         size = (layout.rows, layout.cols, parametrization.codes_per_group)
-        codes = torch.randint(num_codes(parametrization), size, generator=generator)
+        codes = torch.randint(parametrization.num_codes, size, generator=generator)
         values = {
             name: torch.randn(size, generator=generator, dtype=torch.float64)
             for name, size in parametrization.value_shapes(shape).items()
@@ -87,7 +87,7 @@ def all_codes() -> Callable[[Parametrization], Tensor]:
     """Return a function that lists every code of a group, ``[N, codes_per_group]``."""
 
     def enumerate_codes(parametrization: Parametrization) -> Tensor:
-        single = range(num_codes(parametrization))
+        single = range(parametrization.num_codes)
         return torch.tensor(list(itertools.product(single, repeat=parametrization.codes_per_group)))
 
     return enumerate_codes

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from pvopt import AdditiveCodebooks, SharedValues, UniformGrid, VectorCodebook
+from pvopt import AdditiveCodebooks, Binary, SharedValues, Ternary, UniformGrid, VectorCodebook
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,9 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         (UniformGrid(2, group_size=3), (4, 6), (24 * 2 + 16 * 16) / 24),
         (UniformGrid(2, group_size=3, symmetric=True), (4, 6), (24 * 2 + 8 * 16) / 24),
         (UniformGrid(4), (4, 6), (24 * 4 + 8 * 16) / 24),
+        # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
+        (Binary(), (4, 6), (24 + 4 * 16) / 24),
+        (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),
         # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
         (VectorCodebook(2, 3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
         # 8 groups of 2 x 2 bits, 2 x 4 entries of 4 numbers, 2 block rows x 2 scales
@@ -63,7 +66,7 @@ def test_bits_counted_by_hand(parametrization, shape, bits):
 def test_bits_equal_the_size_of_the_tensors(case, draw_rep):
     rep = draw_rep(case, 1)
     p = rep.parametrization
-    codes = rep.codes.numel() * p.code_bits
+    codes = -(-rep.codes.numel() // p.codes_per_word) * p.word_bits
     values = sum(value.numel() for value in rep.values.values())
     for value_bits in (8, 16, 32):
         expected = (codes + value_bits * values) / math.prod(rep.shape)

@@ -14,11 +14,13 @@ from torch import Tensor
 from pvopt import (
     AdditiveCodebooks,
     AllGroups,
+    Binary,
     Greedy,
     Nearest,
     Parametrization,
     Representation,
     SharedValues,
+    Ternary,
     TrustRegion,
     UniformGrid,
     VectorCodebook,
@@ -276,7 +278,13 @@ def test_grid_targets_far_outside_take_the_ends(symmetric):
 
 @pytest.mark.parametrize(
     "parametrization",
-    [SharedValues(4), UniformGrid(2, group_size=2), UniformGrid(2, symmetric=True)],
+    [
+        SharedValues(4),
+        UniformGrid(2, group_size=2),
+        UniformGrid(2, symmetric=True),
+        Binary(),
+        Ternary(group_size=2),
+    ],
     ids=str,
 )
 @some

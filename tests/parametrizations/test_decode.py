@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import Representation, SharedValues, UniformGrid
+from pvopt import Binary, Representation, SharedValues, Ternary, UniformGrid
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=10, deadline=None, derandomize=True)
@@ -30,6 +30,10 @@ def oracle(rep: Representation) -> np.ndarray:
                 s = j // (p.group_size or columns)
                 zero = 2 ** (p.bits - 1) if p.symmetric else values["zeros"][i, s]
                 out[i, j] = values["scales"][i, s] * (codes[i, j, 0] - zero)
+            elif isinstance(p, Binary | Ternary):
+                levels = (-1, 1) if isinstance(p, Binary) else (-1, 0, 1)
+                s = j // (p.group_size or columns)
+                out[i, j] = values["scales"][i, s] * levels[codes[i, j, 0]]
             else:
                 block_row, block_column = i // p.out_group, j // p.in_group
                 inside = (i % p.out_group) * p.in_group + j % p.in_group

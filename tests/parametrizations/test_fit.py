@@ -14,10 +14,12 @@ from torch import Tensor
 from pvopt import (
     AdditiveCodebooks,
     AllGroups,
+    Binary,
     Nearest,
     Parametrization,
     Representation,
     SharedValues,
+    Ternary,
     UniformGrid,
     VectorCodebook,
     v_step,
@@ -31,6 +33,8 @@ PARAMETRIZATIONS = [
     UniformGrid(3),
     UniformGrid(2, group_size=4, symmetric=True),
     UniformGrid(1, symmetric=True),
+    Binary(group_size=4),
+    Ternary(),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=3, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 3, in_group=4),
@@ -51,7 +55,7 @@ def error(rep: Representation, weight: Tensor, metric: Tensor | None = None) -> 
 
 def check_valid(rep: Representation) -> None:
     assert bool(rep.decode().isfinite().all())
-    limit = getattr(rep.parametrization, "num_values", 2**rep.parametrization.code_bits)
+    limit = rep.parametrization.num_codes
     assert int(rep.codes.max()) < limit
     assert int(rep.codes.min()) >= 0
 
@@ -157,7 +161,7 @@ def test_zero_rows(parametrization):
     rep = parametrization.fit(weight)
     check_valid(rep)
     worst = float(rep.decode()[2:4].abs().max())
-    if isinstance(parametrization, UniformGrid):
+    if isinstance(parametrization, UniformGrid | Binary | Ternary):
         assert worst == 0.0  # a scale group of zeros is exact
     else:
         assert worst < 0.3

@@ -1,0 +1,100 @@
+"""Signs and zero with a scale per row or group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import code_dtype
+from .layout import matrix_shape
+from .representation import Representation
+from .scalar_grid import ScalarGrid
+from .validation import check_integer, prepare_fit
+
+__all__ = ["Ternary"]
+
+
+@dataclass(frozen=True)
+class Ternary(ScalarGrid):
+    r"""Weights of three values, :math:`-a, 0, a`, with a scale per row or group of inputs.
+
+    .. math:: w = a_g\,(q - 1), \qquad q \in \{0, 1, 2\}
+
+    Values: ``scales`` ``[rows, columns / group_size]``. Five codes are stored in a byte: 1.6 bits
+    per weight, of :math:`\log_2 3 = 1.585` that three equally likely values carry.
+
+    For a support S the best scale is the mean magnitude on it, which lowers the squared error by
+    :math:`(\sum_S d_i |w_i|)^2 / \sum_S d_i`. For a scale the best support is
+    :math:`\{i: |w_i| > a / 2\}`, whatever the metric d: it holds the largest magnitudes, so the
+    best of all supports is found among the prefixes of the sorted magnitudes.
+
+    Args:
+        group_size: inputs that share a scale; None stands for a whole row.
+
+    Raises:
+        TypeError: if ``group_size`` is no integer.
+        ValueError: if it is out of range, or (on use) does not divide the columns.
+
+    Example:
+        >>> Ternary().fit(torch.tensor([[1.0, -0.2, 0.1, -2.0]])).decode()
+        tensor([[ 1.5000,  0.0000,  0.0000, -1.5000]])
+
+    References:
+        Li et al., "Ternary Weight Networks" (arXiv 1605.04711), section 2.
+    """
+
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None:
+            check_integer("group_size", self.group_size, 1, 1 << 30)
+
+    @property
+    def code_bits(self) -> int:
+        """Two bits in memory; packed, five codes take eight."""
+        return 2
+
+    @property
+    def num_codes(self) -> int:
+        """Three: minus, zero, plus."""
+        return 3
+
+    @property
+    def codes_per_word(self) -> int:
+        """Five: 3^5 = 243 fit a byte."""
+        return 5
+
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """One scale per group of inputs."""
+        return {"scales": self._scale_shape(shape)}
+
+    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, float]:
+        return rep.values["scales"], 1.0
+
+    def fit(
+        self,
+        weight: Tensor,
+        *,
+        metric: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Take the best prefix of the sorted magnitudes: the least squared error, exactly."""
+        weight, metric, _ = prepare_fit(weight, metric, generator)
+        shape = tuple(weight.shape)
+        self.layout(shape)
+        groups = weight.view(-1, self._scale_size(shape))
+        importance = torch.ones_like(groups) if metric is None else metric.view_as(groups)
+        magnitudes, order = groups.abs().sort(1, descending=True)
+        # float64: the gains of neighbouring prefixes of a long row differ little.
+        mass = importance.gather(1, order).double().cumsum(1)
+        total = (importance.gather(1, order).double() * magnitudes.double()).cumsum(1)
+        gains = torch.where(mass > 0, total.square() / mass, 0.0)  # [n, size]
+        last = gains.argmax(1, keepdim=True)
+        scales = (total / mass).gather(1, last)
+        # Where nothing counts, the scale is open: the largest weight makes a small error.
+        scales = torch.where(mass[:, -1:] > 0, scales, magnitudes[:, :1].double()).to(groups.dtype)
+        levels = torch.where(groups.abs() > scales / 2, groups.sign(), 0.0)
+        codes = (levels + 1).view(*matrix_shape(shape), 1).to(code_dtype(2))
+        return Representation(self, codes, {"scales": scales.view(self._scale_shape(shape))}, shape)
