@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ __all__ = ["QuantizedWeights", "quantize_"]
 logger = logging.getLogger(__name__)
 
 Spec = Parametrization | Mapping[str, Parametrization]
+Setting = TypeVar("Setting")
 
 
 class QuantizedWeights(Mapping[str, Representation]):
@@ -124,13 +126,8 @@ def quantize_(
         >>> torch.equal(model.weight, weights["weight"].decode())
         True
     """
-    chosen = _select(model, spec, tuple(exclude))
+    chosen = select_weights(model, spec, tuple(exclude))
     named = dict(model.named_parameters())
-    for name, parametrization in chosen.items():
-        try:
-            parametrization.layout(tuple(named[name].shape))
-        except ValueError as error:
-            raise ValueError(f"cannot quantize {name!r} with {parametrization}: {error}") from error
     metrics = metrics or {}
     unknown = sorted(set(metrics) - set(chosen))
     if unknown:
@@ -152,8 +149,39 @@ def quantize_(
     return weights
 
 
-def _select(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str, Parametrization]:
-    """Return the parametrization of each parameter that is to be quantized, by name."""
+def select_weights(
+    model: nn.Module, spec: Spec, exclude: tuple[str, ...]
+) -> dict[str, Parametrization]:
+    """Return the parametrization of each parameter that is to be quantized, by name.
+
+    Raises:
+        ValueError: if a pattern matches nothing or groups do not fit a layer.
+    """
+    chosen = match_patterns(model, spec, exclude, Parametrization, "spec")
+    for name, parametrization in chosen.items():
+        try:
+            parametrization.layout(tuple(model.get_parameter(name).shape))
+        except ValueError as error:
+            raise ValueError(f"cannot quantize {name!r} with {parametrization}: {error}") from error
+    return chosen
+
+
+def match_patterns(
+    model: nn.Module,
+    settings: Setting | Mapping[str, Setting],
+    exclude: tuple[str, ...],
+    kind: type[Setting],
+    argument: str,
+) -> dict[str, Setting]:
+    """Return a setting for each parameter that a pattern matches, by name; first match wins.
+
+    Args:
+        model: any module.
+        settings: one for all linear layers, or by pattern, as :func:`quantize_` takes them.
+        exclude: patterns of modules or parameters to leave out.
+        kind: class that every setting must be an instance of.
+        argument: name of ``settings`` in messages.
+    """
 
     def excluded(name: str) -> bool:
         module = name.rpartition(".")[0]
@@ -172,11 +200,14 @@ def _select(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str,
         for prefix, module in model.named_modules()
         if isinstance(module, nn.Linear)
     }
-    patterns = {"*": spec} if isinstance(spec, Parametrization) else dict(spec)
-    for pattern, parametrization in patterns.items():
-        if not isinstance(parametrization, Parametrization):
-            raise TypeError(f"spec[{pattern!r}] must be a Parametrization, got {parametrization!r}")
-    chosen: dict[str, Parametrization] = {}
+    patterns = dict(settings) if isinstance(settings, Mapping) else {"*": settings}
+    for pattern, setting in patterns.items():
+        if not isinstance(setting, kind):
+            article = "an" if kind.__name__[0] in "AEIOU" else "a"
+            raise TypeError(
+                f"{argument}[{pattern!r}] must be {article} {kind.__name__}, got {setting!r}"
+            )
+    chosen: dict[str, Setting] = {}
     used: set[str] = set()
     for name in named:
         pattern = next((p for p in patterns if matches(name, p)), None)
@@ -186,7 +217,7 @@ def _select(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str,
     unused = [pattern for pattern in patterns if pattern not in used]
     if unused:
         raise ValueError(
-            f"spec patterns {unused} match no weight; linear layers are "
+            f"{argument} patterns {unused} match no weight; linear layers are "
             f"{sorted(linear)[:8]}{' ...' if len(linear) > 8 else ''}"
         )
     return chosen
