@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pvopt.llm.distillation import language_loss
+from pvopt.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def perplexity(
     total, predictions = 0.0, context_length - 1  # a Python float: sums in float64
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
     # Not inference_mode: what a model caches under it could not be used in training afterwards.
-    with torch.no_grad(), autocast, _evaluating(model):
+    with torch.no_grad(), autocast, evaluation_mode(model):
         for start in range(0, len(windows), batch_size):
             batch = windows[start : start + batch_size].to(device)
             loss = language_loss(model, batch)
@@ -156,15 +156,3 @@ def _windows(
             f"got {len(tokens)} tokens"
         )
     return tokens[: count * context_length].long().view(count, context_length)[:max_windows]
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        # Module by module: a model in training may hold frozen parts in evaluation mode.
-        for module, training in modes:
-            module.training = training

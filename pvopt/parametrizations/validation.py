@@ -36,7 +36,7 @@ def prepare_fit(
     if not weight.isfinite().all():
         raise ValueError("weight must be finite, got NaN or infinite entries")
     if metric is not None:
-        metric = metric.detach().to(weight)
+        metric = metric.detach().to(weight).contiguous()
         if metric.shape != weight.shape or not (metric >= 0).all():
             raise ValueError(
                 f"metric must be non-negative and of shape {list(weight.shape)}, "

@@ -1,0 +1,6 @@
+"""Quantize a language model with a text at hand: one pass over its blocks, resumable."""
+
+from .fine_tuning import FineTuning
+from .walk import Calibration, calibrate_
+
+__all__ = ["Calibration", "FineTuning", "calibrate_"]

@@ -1,0 +1,126 @@
+"""Gather X'X of the inputs of linear layers while a module runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Hessians", "gather_hessians"]
+
+
+class Hessians(Mapping[str, Tensor]):
+    r"""Sums of outer products of the inputs of linear layers, by the layers' names.
+
+    .. math:: H = X'X, \qquad X \in \mathbb{R}^{\text{tokens} \times \text{in}}
+
+    Products are computed in float32 (float64 for float64 inputs) call by call and added up in
+    float64. Layers that are given the very same tensor (queries, keys and values; gate and up)
+    share one Hessian: which ones do is seen in the first batch.
+
+    Args:
+        layers: linear layers by name.
+
+    Example:
+        >>> layer = nn.Linear(2, 3)
+        >>> with gather_hessians({"layer": layer}) as hessians:
+        ...     _ = layer(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        ...     hessians.end_batch()
+        >>> hessians["layer"]
+        tensor([[1., 2.],
+                [2., 5.]], dtype=torch.float64)
+    """
+
+    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self._leaders = {name: name for name in layers}
+        self._sums = {
+            name: torch.zeros(
+                layer.in_features,
+                layer.in_features,
+                dtype=torch.float64,
+                device=layer.weight.device,
+            )
+            for name, layer in layers.items()
+        }
+        # Inputs of the first batch, kept until it ends: an id belongs to one tensor for so long.
+        self._first: dict[str, list[Tensor]] | None = {name: [] for name in layers}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._sums[self._leaders[name]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._leaders)
+
+    def __len__(self) -> int:
+        return len(self._leaders)
+
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Take the inputs ``[..., in]`` of one call of a layer."""
+        if self._first is not None:
+            self._first[name].append(inputs)
+        elif self._leaders[name] == name:
+            self._accumulate(name, inputs)
+
+    def _accumulate(self, name: str, inputs: Tensor) -> None:
+        rows = inputs.detach().flatten(0, -2)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        self._sums[name] += rows.T @ rows
+
+    def end_batch(self) -> None:
+        """Say that the module has run once; after the first time the sharing is known."""
+        if self._first is None:
+            return
+        leaders: dict[tuple[int, ...], str] = {}
+        for name, calls in self._first.items():
+            key = tuple(id(tensor) for tensor in calls)
+            # A layer without a call (an expert that was not chosen) shares with no other.
+            leader = leaders.setdefault(key, name) if key else name
+            self._leaders[name] = leader
+            if leader != name:
+                del self._sums[name]
+        first, self._first = self._first, None
+        for name in self._sums:
+            for tensor in first[name]:
+                self._accumulate(name, tensor)
+
+
+@contextmanager
+def gather_hessians(layers: Mapping[str, nn.Linear]) -> Iterator[Hessians]:
+    """Watch the inputs of linear layers.
+
+    Args:
+        layers: by name.
+
+    Yields:
+        The Hessians, which grow with every call of a layer; call
+        :meth:`Hessians.end_batch` after each batch.
+
+    Example:
+        >>> first, second = nn.Linear(4, 4), nn.Linear(4, 2)
+        >>> with gather_hessians({"first": first, "second": second}) as hessians:
+        ...     x = torch.ones(3, 4)
+        ...     _ = first(x), second(x)
+        ...     hessians.end_batch()
+        >>> hessians["first"] is hessians["second"]
+        True
+    """
+    hessians = Hessians(layers)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hessians.add(name, args[0] if args else kwargs["input"])
+
+        return take
+
+    handles = [
+        layer.register_forward_pre_hook(hook(name), with_kwargs=True)
+        for name, layer in layers.items()
+    ]
+    try:
+        yield hessians
+    finally:
+        for handle in handles:
+            handle.remove()
