@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .parametrizations import (
         AdditiveCodebooks,
         Binary,
+        BlockMetric,
         Candidates,
         GroupLayout,
         Parametrization,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         subspace_pv_ste,
     )
     from .rounding import Forced, Nearest, Rounding, Stochastic
+    from .row_metric import RowMetric, row_metric_search
     from .schedule import Alternate, Phases, Schedule, Simultaneous
     from .step_report import StepReport
     from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
@@ -48,6 +50,7 @@ __all__ = [
     "AllGroups",
     "Alternate",
     "Binary",
+    "BlockMetric",
     "Candidates",
     "Forced",
     "Greedy",
@@ -61,6 +64,7 @@ __all__ = [
     "QuantizedWeights",
     "Representation",
     "Rounding",
+    "RowMetric",
     "SGDValues",
     "Schedule",
     "SharedValues",
@@ -77,6 +81,7 @@ __all__ = [
     "continuous_only",
     "naive_pv",
     "quantize_",
+    "row_metric_search",
     "ste",
     "stochastic_rounding",
     "subspace_pv",
@@ -92,6 +97,7 @@ _MODULES = (
     "quantize",
     "recipes",
     "rounding",
+    "row_metric",
     "schedule",
     "step_report",
     "subspace",

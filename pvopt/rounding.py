@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .parametrizations.base import Candidates, Parametrization
+from .parametrizations.block_metric import BlockMetric
 from .parametrizations.representation import Representation
 
 __all__ = ["Forced", "Nearest", "Rounding", "Stochastic"]
@@ -29,7 +30,7 @@ class Rounding(ABC):
         rep: Representation,
         groups: Tensor | None,
         *,
-        metric: Tensor | None = None,
+        metric: Tensor | BlockMetric | None = None,
         generator: torch.Generator | None = None,
     ) -> Candidates:
         """Ask the parametrization for as many candidates as the rule compares.
@@ -168,7 +169,7 @@ class Stochastic(Rounding):
         rep: Representation,
         groups: Tensor | None,
         *,
-        metric: Tensor | None = None,
+        metric: Tensor | BlockMetric | None = None,
         generator: torch.Generator | None = None,
     ) -> Candidates:
         """Ask for the two nearest codes (power) or the two levels around the target (linear)."""

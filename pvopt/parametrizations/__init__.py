@@ -3,6 +3,7 @@
 from .additive_codebooks import AdditiveCodebooks
 from .base import Candidates, Parametrization
 from .binary import Binary
+from .block_metric import BlockMetric
 from .layout import GroupLayout
 from .representation import Representation
 from .shared_values import SharedValues
@@ -13,6 +14,7 @@ from .vector_codebook import VectorCodebook
 __all__ = [
     "AdditiveCodebooks",
     "Binary",
+    "BlockMetric",
     "Candidates",
     "GroupLayout",
     "Parametrization",

@@ -9,10 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .block_metric import BlockMetric
 from .layout import GroupLayout
 from .representation import Representation
 
-__all__ = ["Candidates", "Parametrization", "code_dtype"]
+__all__ = ["Candidates", "Parametrization", "code_dtype", "squared_norms"]
+
+# How many codes a search that knows diagonal metrics only offers to a full one.
+_BLOCK_CANDIDATES = 8
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,26 @@ def code_dtype(code_bits: int) -> torch.dtype:
         (torch.uint8, torch.int32)
     """
     return torch.uint8 if code_bits <= 8 else torch.int32
+
+
+def squared_norms(vectors: Tensor, metric: Tensor | BlockMetric | None) -> Tensor:
+    """Return the squared norm of each vector in a metric.
+
+    Args:
+        vectors: ``[n, group_size]``; overwritten.
+        metric: ``[n, group_size]``, one matrix for all, or None for 1.
+
+    Returns:
+        ``[n]``.
+
+    Example:
+        >>> squared_norms(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]))
+        tensor([6.])
+    """
+    if isinstance(metric, BlockMetric):
+        return metric.squared_norms(vectors)
+    squares = vectors.square_()
+    return (squares if metric is None else squares.mul_(metric)).sum(-1)
 
 
 class Parametrization(ABC):
@@ -135,6 +159,43 @@ class Parametrization(ABC):
         """
         return self.layout(shape).merge(groups)
 
+    def split_diagonal(self, metric: Tensor) -> Tensor:
+        """Map a diagonal metric of the weights to the diagonal of that metric of their groups.
+
+        Args:
+            metric: ``[*shape]``, the weight of each squared error.
+
+        Returns:
+            ``[num_groups, group_size]``; may share the metric's memory.
+
+        Raises:
+            TypeError: where groups live in another space and the subclass does not say what
+                becomes of a metric there.
+        """
+        self._require_own_space("split_diagonal")
+        return self.layout(tuple(metric.shape)).split(metric)
+
+    def split_hessian(self, hessian: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """Map a metric that every row of the weight shares to the space of the groups.
+
+        Args:
+            hessian: ``[columns, columns]`` symmetric, as ``X'X`` of a layer's inputs.
+            shape: of the dense weight.
+
+        Returns:
+            ``[columns, columns]``, the metric of every row of the layout.
+
+        Raises:
+            TypeError: as :meth:`split_diagonal`.
+        """
+        self._require_own_space("split_hessian")
+        return hessian
+
+    def _require_own_space(self, method: str) -> None:
+        """Raise if split is more than cutting, so that a metric would have to follow it."""
+        if type(self).split is not Parametrization.split:
+            raise TypeError(f"{type(self).__name__} has no metric: it does not define {method}")
+
     @abstractmethod
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the continuous tensors for a weight of this shape, by name."""
@@ -193,6 +254,35 @@ class Parametrization(ABC):
             ``j < k`` only if no more codes exist.
         """
 
+    def search_block(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        *,
+        metric: BlockMetric,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Find codes close to each target in a full metric of the group.
+
+        Here: the best of several candidates that are close in the metric's diagonal, exact for
+        groups of one weight. Codebooks search in the metric itself.
+
+        Args: as :meth:`candidates`.
+
+        Returns:
+            As :meth:`search`.
+        """
+        diagonal = metric.matrix.diagonal().to(target).expand_as(target)
+        single = target.shape[1] == 1
+        wide = k if single else max(k, _BLOCK_CANDIDATES)
+        codes = self.search(target, rep, groups, wide, metric=diagonal, generator=generator)
+        if single:
+            return codes
+        order = self._errors(target, rep, groups, codes, metric).sort(dim=1, stable=True).indices
+        return codes.gather(1, order[:, :k, None].expand(-1, -1, codes.shape[2]))
+
     def candidates(
         self,
         target: Tensor,
@@ -200,7 +290,7 @@ class Parametrization(ABC):
         groups: Tensor | None,
         k: int = 1,
         *,
-        metric: Tensor | None = None,
+        metric: Tensor | BlockMetric | None = None,
         generator: torch.Generator | None = None,
     ) -> Candidates:
         r"""Return the ``k`` codes of least error for each group, values fixed: the V step's search.
@@ -215,7 +305,8 @@ class Parametrization(ABC):
             rep: current codes and values.
             groups: ``[n]`` int64 group numbers of the targets; None stands for all in order.
             k: how many distinct candidates.
-            metric: ``[n, group_size]`` non-negative ``d``, or None for 1.
+            metric: ``[n, group_size]`` non-negative ``d``; or a full matrix for the group's weights
+                in place of ``diag(d)``, the same for all groups; or None for 1.
             generator: source of random draws (for searches that make any).
 
         Returns:
@@ -227,7 +318,10 @@ class Parametrization(ABC):
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         target = target.to(rep.dtype)
-        codes = self.search(target, rep, groups, k, metric=metric, generator=generator)
+        if isinstance(metric, BlockMetric):
+            codes = self.search_block(target, rep, groups, k, metric=metric, generator=generator)
+        else:
+            codes = self.search(target, rep, groups, k, metric=metric, generator=generator)
         errors = self._errors(target, rep, groups, codes, metric)
         if k == 1:
             flat = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
@@ -250,13 +344,13 @@ class Parametrization(ABC):
         rep: Representation,
         groups: Tensor | None,
         codes: Tensor,
-        metric: Tensor | None,
+        metric: Tensor | BlockMetric | None,
     ) -> Tensor:
         """Return the exact squared errors ``[n, j]`` of codes ``[n, j, codes_per_group]``."""
         columns = []
         for column in codes.unbind(1):
-            squares = (self.decode_moved(target, rep, groups, column) - target).square_()
-            columns.append((squares if metric is None else squares.mul_(metric)).sum(-1))
+            difference = self.decode_moved(target, rep, groups, column) - target
+            columns.append(squared_norms(difference, metric))
         return torch.stack(columns, dim=1)
 
     def decode_moved(

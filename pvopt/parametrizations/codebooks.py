@@ -11,6 +11,7 @@ from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels.ops import beam_search, sum_by_code
 
 from .base import Parametrization, code_dtype
+from .block_metric import BlockMetric
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation
 from .validation import prepare_fit
@@ -114,6 +115,34 @@ class Codebooks(Parametrization):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Beam search over the codebooks in random order (exact for a single codebook)."""
+        codebooks = rep.values["codebooks"]
+        return self._beams(target, codebooks, rep, groups, k, metric, generator)
+
+    def search_block(
+        self,
+        target: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        *,
+        metric: BlockMetric,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """Search as without a metric, targets and codebooks mapped by the metric's factor."""
+        factor = metric.factor.to(target)
+        codebooks = rep.values["codebooks"] @ factor
+        return self._beams(target @ factor, codebooks, rep, groups, k, None, generator)
+
+    def _beams(
+        self,
+        target: Tensor,
+        codebooks: Tensor,
+        rep: Representation,
+        groups: Tensor | None,
+        k: int,
+        metric: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
         scales = self._scales_of(rep, groups)
         # In units of the scale; a common factor of a group's errors does not change their order.
@@ -125,7 +154,7 @@ class Codebooks(Parametrization):
             order = torch.randperm(self.num_codebooks, generator=source, device=device).tolist()
         return beam_search(
             unscaled,
-            rep.values["codebooks"],
+            codebooks,
             codes.long(),
             k,
             beam_size=self.beam_size,

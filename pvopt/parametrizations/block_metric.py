@@ -1,0 +1,84 @@
+"""A full metric for the weights of a group, in which nearest codes are searched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["BlockMetric"]
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMetric:
+    r"""A metric that couples the weights of a group, the same for all groups it is used with.
+
+    .. math:: \|t - c\|_B^2 = (t - c)\, B\, (t - c)' = \|t L - c L\|^2, \qquad B = L L'
+
+    so targets and codebooks that are mapped by :math:`L` are searched as if there were no metric.
+
+    Args:
+        matrix: ``[group_size, group_size]`` symmetric positive semidefinite ``B``, floating.
+
+    Raises:
+        ValueError: if the matrix is not square, or clearly not positive semidefinite.
+        TypeError: if it is not floating.
+
+    Example:
+        >>> from pvopt import VectorCodebook
+        >>> rep = VectorCodebook(bits=1, group_size=2).fit(torch.tensor([[4.0, 0.0, 0.0, 5.0]]))
+        >>> p, target, groups = rep.parametrization, torch.tensor([[1.9, 2.4]]), torch.tensor([0])
+        >>> metric = BlockMetric(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
+        >>> for d in (None, metric):
+        ...     found = p.candidates(target, rep, groups, metric=d)
+        ...     p.decode_groups(rep, groups, found.codes[:, 0]), found.errors
+        (tensor([[4., 0.]]), tensor([[10.1700]]))
+        (tensor([[0., 5.]]), tensor([[11.3200]]))
+
+    References:
+        AQLM (arXiv 2401.06118), section 3.2: codes in the metric of a layer's inputs.
+    """
+
+    matrix: Tensor
+
+    def __post_init__(self) -> None:
+        if not self.matrix.is_floating_point():
+            raise TypeError(f"matrix must be floating, got {self.matrix.dtype}")
+        if self.matrix.dim() != 2 or self.matrix.shape[0] != self.matrix.shape[1]:
+            raise ValueError(f"matrix must be square, got shape {list(self.matrix.shape)}")
+
+    @cached_property
+    def _spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues, zero where they are rounding, and eigenvectors, in float64."""
+        values, vectors = torch.linalg.eigh(self.matrix.double())
+        largest = values[-1].clamp_min(0)
+        noise = 8 * len(values) * torch.finfo(self.matrix.dtype).eps * largest
+        if values[0] < -1e-3 * values.abs().max():
+            raise ValueError(
+                f"matrix must be positive semidefinite, got eigenvalue {float(values[0]):.3g}"
+            )
+        return torch.where(values > noise, values, 0.0), vectors
+
+    @cached_property
+    def factor(self) -> Tensor:
+        """The matrix ``L`` with ``L L' = B``, ``[group_size, group_size]``."""
+        values, vectors = self._spectrum  # not Cholesky: B may be singular
+        return (vectors * values.sqrt()).to(self.matrix.dtype)
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """The pseudo-inverse of ``B``, ``[group_size, group_size]``."""
+        values, vectors = self._spectrum
+        inverse = torch.where(values > 0, 1 / values, 0.0)
+        return ((vectors * inverse) @ vectors.T).to(self.matrix.dtype)
+
+    def squared_norms(self, vectors: Tensor) -> Tensor:
+        """Return ``x B x'`` for vectors ``[..., group_size]``, ``[...]``.
+
+        Example:
+            >>> BlockMetric(2 * torch.eye(2)).squared_norms(torch.tensor([[1.0, 2.0]]))
+            tensor([10.0000])
+        """
+        return (vectors @ self.factor.to(vectors)).square().sum(-1)
