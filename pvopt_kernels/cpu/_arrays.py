@@ -1,0 +1,57 @@
+"""Tensors as the flat arrays that compiled loops take."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["MAX_GROUP", "compiled", "integers", "padded_columns", "single"]
+
+# Larger groups than this make vectors that no registers hold; torch is near the floor there.
+MAX_GROUP = 64
+
+_UNSIGNED = {torch.int8: np.dtype(np.uint8), torch.int16: np.dtype(np.uint16)}
+
+
+# Smaller work takes torch less than a millisecond or two, while a loop compiles in seconds.
+_LEAST_WORK = 1 << 15
+
+
+@functools.cache
+def _has_numba() -> bool:
+    return importlib.util.find_spec("numba") is not None
+
+
+def compiled(work: int) -> bool:
+    """Return whether a compiled loop should do some work: there is numba, and it is enough.
+
+    Args:
+        work: weights read, or entries compared. ``PVOPT_KERNELS=cpu`` compiles for any amount.
+    """
+    enough = work >= _LEAST_WORK or (work > 0 and os.environ.get("PVOPT_KERNELS") == "cpu")
+    return enough and _has_numba()
+
+
+def single(tensor: Tensor) -> np.ndarray:
+    """Return floats as a flat float32 array; a view if they are contiguous float32."""
+    return tensor.detach().to(torch.float32).contiguous().view(-1).numpy()
+
+
+def integers(tensor: Tensor) -> np.ndarray:
+    """Return codes as a flat array, a view if they are contiguous; int8 and int16 as unsigned."""
+    array = tensor.detach().contiguous().view(-1).numpy()
+    return array.view(_UNSIGNED.get(tensor.dtype, array.dtype))
+
+
+def padded_columns(books: np.ndarray, lanes: int) -> np.ndarray:
+    """Return books ``[..., K, g]`` as ``[..., g, K']``, padded to a multiple by infinity."""
+    entries, group_size = books.shape[-2:]
+    padded = -(-entries // lanes) * lanes
+    columns = np.full((*books.shape[:-2], group_size, padded), np.inf, np.float32)
+    columns[..., :entries] = np.swapaxes(books, -1, -2)
+    return columns

@@ -1,0 +1,177 @@
+"""Nearest entries of one codebook: all of them, or only the boxes that may hold a nearer one."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from .jit import jit
+from .scoring import LANES, bound, insert, nearest, score
+from .vectors import any_at_most, load, pick, spread, store
+
+__all__ = ["LANES", "LEAF", "boxed_kernel", "plain_kernel"]
+
+# Entries of a box; LANES boxes make a larger one.
+LEAF = 64
+
+
+@functools.cache
+def plain_kernel(group_size: int, weighted: bool) -> Any:
+    """Return the loop over points that looks at every entry.
+
+    Its arguments are flat arrays: points, metric (read if ``weighted``), entries as columns
+    ``[g, K']`` padded by infinity, padded entries ``K'``, candidates wanted, output codes and
+    errors ``[n, k]``, first point, end.
+    """
+
+    def kernel(points, metric, columns, padded, k, codes, errors, start, stop):
+        infinity = columns.dtype.type(np.inf)
+        point = np.empty(group_size, columns.dtype)
+        weights = np.ones(group_size, columns.dtype)
+        scratch = np.empty(LANES, columns.dtype)
+        numbers = np.empty(LANES, np.int32)
+        scores = np.empty(padded, columns.dtype)
+        parents = np.empty(k, np.int64)
+        for n in range(start, stop):
+            store(point, 0, load(points, n * group_size, group_size))
+            if weighted:
+                store(weights, 0, load(metric, n * group_size, group_size))
+            if k == 1:
+                errors[n], codes[n] = nearest(
+                    columns, 0, padded, point, weights, scratch, numbers, group_size, weighted
+                )
+                continue
+            best, found = errors[n * k : (n + 1) * k], codes[n * k : (n + 1) * k]
+            best[:] = infinity
+            found[:] = 0
+            least = spread(infinity, LANES)
+            for e in range(0, padded, LANES):
+                values = score(columns, e, padded, point, weights, group_size, weighted)
+                store(scores, e, values)
+                least = pick(values, least, values, least)
+            limit = infinity
+            if k <= LANES:
+                store(scratch, 0, least)
+                limit = bound(scratch, k)
+            limits = spread(limit, LANES)
+            for e in range(0, padded, LANES):
+                if any_at_most(load(scores, e, LANES), limits):
+                    for i in range(e, e + LANES):
+                        if scores[i] < best[k - 1]:
+                            insert(scores[i], 0, i, best, parents, found, k)
+
+    return jit(kernel)
+
+
+@jit
+def box_bounds(low, high, place, boxes, point, weights, group_size, weighted):
+    """Return the squared distances of a point to ``LANES`` boxes, as a vector.
+
+    The operations are those of :func:`.scoring.score`, whose rounding is monotone; the factor
+    covers a different choice of fused operations.
+    """
+    zero = spread(low.dtype.type(0), LANES)
+    result = zero
+    for i in range(group_size):
+        entry = spread(point[i], LANES)
+        below = load(low, place + i * boxes, LANES) - entry
+        above = entry - load(high, place + i * boxes, LANES)
+        gap = pick(below, above, above, below)
+        gap = pick(gap, zero, zero, gap)
+        result = result + (gap * gap * spread(weights[i], LANES) if weighted else gap * gap)
+    return result * spread(low.dtype.type(0.999999), LANES)
+
+
+@jit
+def search_leaf(
+    leaf, columns, numbers, point, weights, scores, best, found, k, group_size, weighted
+):
+    """Let the entries of a box compete; of equal errors the lower number wins."""
+    for e in range(0, LEAF, LANES):
+        place = leaf * LEAF * group_size + e
+        values = score(columns, place, LEAF, point, weights, group_size, weighted)
+        if not any_at_most(values, spread(best[k - 1], LANES)):
+            continue
+        store(scores, 0, values)
+        for i in range(LANES):
+            value, number = scores[i], numbers[leaf * LEAF + e + i]
+            if value < best[k - 1] or (value == best[k - 1] and number < found[k - 1]):
+                j = k - 1
+                while j > 0 and (
+                    best[j - 1] > value or (best[j - 1] == value and found[j - 1] > number)
+                ):
+                    best[j], found[j] = best[j - 1], found[j - 1]
+                    j -= 1
+                best[j], found[j] = value, number
+
+
+@functools.cache
+def boxed_kernel(group_size: int, weighted: bool) -> Any:
+    """Return the loop over points that skips boxes too far away to matter.
+
+    Its arguments are flat arrays: points, metric (read if ``weighted``), entries box by box
+    ``[boxes, g, LEAF]``, their numbers ``[boxes, LEAF]``, lower and upper corners of the boxes
+    ``[boxes / LANES, g, LANES]``, corners of runs of ``LANES`` boxes ``[g, runs']`` padded to a
+    multiple of ``LANES``, number of runs, candidates wanted, output codes and errors ``[n, k]``,
+    first point, end.
+    """
+
+    def kernel(
+        points, metric, columns, numbers, low, high, run_low, run_high, runs, k, codes, errors,
+        start, stop,
+    ):  # fmt: skip
+        infinity = columns.dtype.type(np.inf)
+        point = np.empty(group_size, columns.dtype)
+        weights = np.ones(group_size, columns.dtype)
+        scores = np.empty(LANES, columns.dtype)
+        padded = len(run_low) // group_size
+        run_bounds = np.empty(padded, columns.dtype)
+        bounds = np.empty(LANES, columns.dtype)
+        for n in range(start, stop):
+            store(point, 0, load(points, n * group_size, group_size))
+            if weighted:
+                store(weights, 0, load(metric, n * group_size, group_size))
+            best, found = errors[n * k : (n + 1) * k], codes[n * k : (n + 1) * k]
+            best[:] = infinity
+            found[:] = 0
+            for r in range(0, padded, LANES):
+                store(
+                    run_bounds, r,
+                    box_bounds(run_low, run_high, r, padded, point, weights, group_size, weighted),
+                )  # fmt: skip
+            # A good first guess makes the bounds work: the nearest box of the nearest run.
+            first = 0
+            for r in range(1, runs):
+                if run_bounds[r] < run_bounds[first]:
+                    first = r
+            done = np.int64(-1)
+            for turn in range(-1, runs):
+                run = first if turn < 0 else turn
+                if not run_bounds[run] <= best[k - 1]:
+                    continue
+                place = run * group_size * LANES
+                values = box_bounds(low, high, place, LANES, point, weights, group_size, weighted)
+                store(bounds, 0, values)
+                if turn < 0:
+                    nearest_box = 0
+                    for i in range(1, LANES):
+                        if bounds[i] < bounds[nearest_box]:
+                            nearest_box = i
+                    done = run * LANES + nearest_box
+                    search_leaf(
+                        done, columns, numbers, point, weights, scores, best, found, k,
+                        group_size, weighted,
+                    )  # fmt: skip
+                    continue
+                if any_at_most(values, spread(best[k - 1], LANES)):
+                    for i in range(LANES):
+                        box = run * LANES + i
+                        if bounds[i] <= best[k - 1] and box != done:
+                            search_leaf(
+                                box, columns, numbers, point, weights, scores, best, found, k,
+                                group_size, weighted,
+                            )  # fmt: skip
+
+    return jit(kernel)

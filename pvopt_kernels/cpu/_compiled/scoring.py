@@ -1,0 +1,64 @@
+"""Distances of a point to many entries of a codebook, and the best of them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .jit import jit
+from .vectors import load, pick, spread, store
+
+__all__ = ["LANES", "bound", "insert", "nearest", "score"]
+
+# Entries scored at once; tables of entries are padded to a multiple with infinity.
+LANES = 16
+
+
+@jit
+def score(columns, place, padded, point, weights, group_size, weighted):
+    """Return the squared distances of a point to ``LANES`` entries, as a vector."""
+    result = spread(columns.dtype.type(0), LANES)
+    for i in range(group_size):
+        gap = spread(point[i], LANES) - load(columns, place + i * padded, LANES)
+        result = result + (gap * gap * spread(weights[i], LANES) if weighted else gap * gap)
+    return result
+
+
+@jit
+def nearest(columns, first, padded, point, weights, scratch, numbers, group_size, weighted):
+    """Return the least squared distance and the entry, of equal ones the first."""
+    least = spread(columns.dtype.type(np.inf), LANES)
+    block = spread(np.int32(0), LANES)
+    for e in range(0, padded, LANES):
+        now = score(columns, first + e, padded, point, weights, group_size, weighted)
+        block = pick(now, least, spread(np.int32(e), LANES), block)
+        least = pick(now, least, now, least)
+    store(scratch, 0, least)
+    store(numbers, 0, block)
+    value, entry = scratch[0], np.int64(numbers[0])
+    for i in range(1, LANES):
+        number = np.int64(numbers[i]) + i
+        if scratch[i] < value or (scratch[i] == value and number < entry):
+            value, entry = scratch[i], number
+    return value, entry
+
+
+@jit
+def bound(lanes, k):
+    """Return the ``k``-th smallest of some lanes, which are reordered."""
+    for i in range(k):
+        least = i
+        for j in range(i + 1, len(lanes)):
+            if lanes[j] < lanes[least]:
+                least = j
+        lanes[i], lanes[least] = lanes[least], lanes[i]
+    return lanes[k - 1]
+
+
+@jit
+def insert(value, beam, entry, best, parents, found, keep):
+    """Put a combination into the sorted list of the best, behind equal ones."""
+    i = keep - 1
+    while i > 0 and best[i - 1] > value:
+        best[i], parents[i], found[i] = best[i - 1], parents[i - 1], found[i - 1]
+        i -= 1
+    best[i], parents[i], found[i] = value, beam, entry

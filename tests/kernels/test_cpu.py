@@ -1,0 +1,264 @@
+"""What only the implementations for CPUs promise: exact nearest codes, any number of threads."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pvopt_kernels import beam_search, code_sq_errors, smallest, sum_by_code
+from pvopt_kernels.cpu._threads import for_each_part
+
+pytest.importorskip("numba")
+
+from pvopt_kernels.cpu import _nearest
+from pvopt_kernels.cpu._compiled.assign import LEAF
+from pvopt_kernels.cpu._nearest import nearest_entries
+
+
+def brute_force(points, entries, metric, k) -> tuple[np.ndarray, np.ndarray]:
+    """Return codes and errors in float64; of equal errors the lower code comes first."""
+    gaps = (points[:, None].double() - entries[None].double()).square()
+    errors = (gaps if metric is None else gaps * metric[:, None].double()).sum(-1).numpy()
+    codes = np.argsort(errors, axis=1, kind="stable")[:, :k]
+    return codes, np.take_along_axis(errors, codes, 1)
+
+
+def check_nearest(points, entries, metric, k) -> None:
+    codes, errors = nearest_entries(points, entries, metric, k)
+    expected, least = brute_force(points, entries, metric, k)
+    assert codes.dtype == torch.int64
+    assert errors.dtype == torch.float32
+    assert codes.tolist() == expected.tolist()
+    np.testing.assert_allclose(errors.numpy(), least, rtol=1e-6, atol=1e-9)
+
+
+# Multiples of 1/8 have exact squares and sums in float32: ties are ties in both precisions.
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    group_size=st.sampled_from([3, 8]),
+    k=st.sampled_from([1, 2, 5]),
+    size=st.sampled_from([5, 16, 17, 256, 2048, 2500]),
+    spread=st.sampled_from([1, 4, 40]),
+    weighted=st.booleans(),
+)
+def test_nearest_entries_are_exact_with_ties(seed, group_size, k, size, spread, weighted):
+    source = torch.Generator().manual_seed(seed)
+    points, entries = (
+        torch.randint(-spread, spread + 1, (n, group_size), generator=source) / 8
+        for n in (20, size)
+    )
+    metric = torch.randint(0, 4, points.shape, generator=source).float() if weighted else None
+    check_nearest(points, entries, metric, k)
+
+
+@pytest.mark.parametrize("size", [_nearest._MANY_ENTRIES, 5000])
+@pytest.mark.parametrize("k", [1, 3])
+def test_ties_planted_around_boxes(size, k):
+    """Copies of one entry at distances of a lane, a box and more: the first ones win."""
+    source = torch.Generator().manual_seed(size)
+    for distance in (1, 15, 16, 17, LEAF - 1, LEAF, LEAF + 1, 1024):
+        entries = torch.randn(size, 8, generator=source)
+        places = [3 + distance * i for i in (1, 0, 3, 2, 4) if 3 + distance * i < size]
+        entries[places] = torch.full((8,), 0.25)
+        points = torch.full((2, 8), 0.25)
+        codes, errors = nearest_entries(points, entries, None, k)
+        first = sorted(places)[:k]
+        assert codes[:, : len(first)].tolist() == [first] * 2
+        assert errors[:, : len(first)].tolist() == [[0.0] * len(first)] * 2
+
+
+def test_box_search_of_outliers_and_clusters():
+    source = torch.Generator().manual_seed(0)
+    entries = torch.randn(4096, 8, generator=source)
+    entries[:100] *= 50
+    entries[1000:3000] = entries[1000] + 1e-3 * torch.randn(2000, 8, generator=source)
+    points = torch.cat([entries[::97] + 0.01, 100 * torch.randn(40, 8, generator=source)])
+    check_nearest(points, entries, None, 1)
+
+
+def test_points_that_are_not_finite_get_some_code():
+    points = torch.zeros(3, 8)
+    points[0, 0], points[1, 0] = float("nan"), float("inf")
+    for size in (5, 3000):
+        entries = torch.arange(8.0 * size).view(size, 8)
+        codes, _ = nearest_entries(points, entries, None, 1)
+        assert bool(((codes >= 0) & (codes < size)).all())
+        books = torch.stack([entries[:5], entries[:5]])
+        start = torch.ones(3, 2, dtype=torch.int64)
+        found = beam_search(points, books, start, 3, beam_size=3, order=[1, 0])
+        assert bool(((found >= 0) & (found < 5)).all())
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("order", [[0, 1], [1, 0], [1]])
+def test_a_beam_of_everything_finds_the_best_combinations(monkeypatch, k, weighted, order):
+    """With all combinations kept the search is an enumeration, for any order of visits."""
+    monkeypatch.setenv("PVOPT_KERNELS", "cpu")
+    source = torch.Generator().manual_seed(1)
+    target = torch.randn(15, 8, generator=source)
+    books = torch.randn(2, 9, 8, generator=source)
+    start = torch.randint(9, (15, 2), generator=source)
+    metric = torch.rand(15, 8, generator=source) if weighted else None
+    found = beam_search(target, books, start, k, beam_size=81, order=order, metric=metric)
+    for i in range(15):
+        first = range(9) if 0 in order else [int(start[i, 0])]
+        pairs = [(a, b) for a in first for b in range(9)]
+        gaps = [(target[i] - books[0, a] - books[1, b]).double().square() for a, b in pairs]
+        errors = [float((g if metric is None else g * metric[i].double()).sum()) for g in gaps]
+        best = sorted(range(len(pairs)), key=errors.__getitem__)[:k]
+        assert [tuple(row) for row in found[i].tolist()] == [pairs[j] for j in best]
+
+
+def test_the_beam_search_equals_the_reference(monkeypatch):
+    """Random scores have no ties, so both keep the same beams."""
+    source = torch.Generator().manual_seed(2)
+    target = torch.randn(200, 8, generator=source)
+    books = torch.randn(3, 256, 8, generator=source)
+    start = torch.randint(256, (200, 3), generator=source)
+    for k, beam_size in ((1, 5), (4, 4), (20, 2)):
+        found = []
+        for kind in ("cpu", "reference"):
+            monkeypatch.setenv("PVOPT_KERNELS", kind)
+            found.append(beam_search(target, books, start, k, beam_size=beam_size, order=[2, 0, 1]))
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("distinct", [2, 50, 10**6])
+@pytest.mark.parametrize("k", [32, 100, 1500])
+def test_smallest_of_long_rows_equals_a_stable_sort(monkeypatch, distinct, k):
+    monkeypatch.setenv("PVOPT_KERNELS", "cpu")
+    source = torch.Generator().manual_seed(k)
+    scores = torch.randint(distinct, (3, 1500), generator=source).float()
+    values, indices = smallest(scores, k)
+    expected = scores.sort(dim=1, stable=True)
+    assert torch.equal(values, expected.values[:, :k])
+    assert torch.equal(indices, expected.indices[:, :k])
+    scores[0, ::2] = float("nan")
+    values, indices = smallest(scores, k)
+    assert torch.equal(indices[0].sort().values.unique(), indices[0].sort().values)
+    assert bool(values[0, : min(k, 750)].isfinite().all())
+
+
+def operations() -> dict[str, Callable[[], torch.Tensor]]:
+    source = torch.Generator().manual_seed(3)
+    target = torch.randn(4000, 8, generator=source)
+    books = torch.randn(2, 256, 8, generator=source)
+    large = torch.randn(1, 4096, 8, generator=source)
+    codes = torch.randint(256, (4000, 2), generator=source)
+    scales = torch.rand(40, generator=source)
+    return {
+        "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
+        "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
+        "code_sq_errors": lambda: code_sq_errors(target, codes, books, scales),
+        "sum_by_code": lambda: sum_by_code(target, codes[:, 0], 256),
+    }
+
+
+@pytest.mark.parametrize("name", list(operations()))
+def test_the_number_of_threads_changes_nothing(monkeypatch, name):
+    monkeypatch.setenv("PVOPT_KERNELS", "cpu")
+    before = torch.get_num_threads()
+    results = []
+    try:
+        for threads in (1, 2, 3, 2, 2):
+            torch.set_num_threads(threads)
+            results.append(operations()[name]())
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(results[0], result) for result in results[1:])
+
+
+def test_parts_are_disjoint_complete_and_on_several_threads():
+    before = torch.get_num_threads()
+    seen: list[tuple[int, int, int]] = []
+    barrier = threading.Barrier(3, timeout=20)
+
+    def work(start: int, stop: int) -> None:
+        barrier.wait()
+        seen.append((start, stop, threading.get_ident()))
+
+    try:
+        torch.set_num_threads(3)
+        for_each_part(work, 10)
+    finally:
+        torch.set_num_threads(before)
+    assert [(a, b) for a, b, _ in sorted(seen)] == [(0, 3), (3, 6), (6, 10)]
+    assert len({thread for _, _, thread in seen}) == 3
+
+
+def test_an_error_on_another_thread_is_raised():
+    def work(start: int, stop: int) -> None:
+        if start > 0:
+            raise KeyError("from the second part")
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(KeyError, match="second part"):
+            for_each_part(work, 10)
+    finally:
+        torch.set_num_threads(before)
+
+
+def run(code: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+_NUMBERS = """
+import torch
+from pvopt_kernels import beam_search, code_sq_errors, smallest, sum_by_code
+source = torch.Generator().manual_seed(0)
+target = torch.randn(6000, 8, generator=source)
+books = torch.randn(2, 16, 8, generator=source)
+codes = torch.randint(16, (6000, 2), generator=source)
+found = beam_search(target, books, codes, 1, beam_size=4, order=[0, 1])[:, 0]
+errors = code_sq_errors(target, found, books, torch.ones(3))
+sums = sum_by_code(target, codes[:, 0], 16)
+least = smallest(errors[None], 100)[0]
+print(*(float(x.double().square().sum()) for x in (errors, sums, least)))
+"""
+
+
+def test_everything_works_without_numba():
+    blocked = "import sys; sys.modules['numba'] = None\n" + _NUMBERS
+    outcome = run(blocked + "print('numba' in sys.modules and sys.modules['numba'] is not None)")
+    numbers, imported = outcome.splitlines()
+    assert imported == "False"
+    expected = [float(x) for x in run(_NUMBERS).split()]
+    assert [float(x) for x in numbers.split()] == pytest.approx(expected, rel=1e-5)
+
+
+def test_numba_is_not_imported_before_it_is_needed():
+    code = "import sys, pvopt, pvopt_kernels.cpu.beam_search; print('numba' in sys.modules)"
+    assert run(code).strip() == "False"
+
+
+def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
+    (tmp_path / "file").write_text("")
+    blocked = str(tmp_path / "file" / "folder")  # below a file no folder can be made
+    code = """
+import torch
+from pvopt_kernels import code_sq_errors
+target, codes = torch.ones(2, 4), torch.zeros(2, 1, dtype=torch.int64)
+print(code_sq_errors(target, codes, torch.zeros(1, 2, 4), torch.ones(1)).tolist())
+"""
+    assert run(code, NUMBA_CACHE_DIR=blocked, PVOPT_KERNELS="cpu").strip() == "[4.0, 4.0]"
