@@ -6,6 +6,7 @@ implementation runs.
 
 from .e8p_tables import e8_ball, e8p_absolute
 from .ops import (
+    assign,
     beam_search,
     code_sq_errors,
     e8p_assign,
@@ -17,6 +18,7 @@ from .ops import (
 )
 
 __all__ = [
+    "assign",
     "beam_search",
     "code_sq_errors",
     "e8_ball",

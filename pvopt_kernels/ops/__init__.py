@@ -1,5 +1,6 @@
 """The operations: what each computes, checked arguments, autograd and torch.compile."""
 
+from .assign import assign
 from .beam_search import beam_search
 from .code_sq_errors import code_sq_errors
 from .e8p_assign import e8p_assign
@@ -10,6 +11,7 @@ from .smallest import smallest
 from .sum_by_code import sum_by_code
 
 __all__ = [
+    "assign",
     "beam_search",
     "code_sq_errors",
     "e8p_assign",

@@ -15,5 +15,5 @@ def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
     # embedding's backward. Each column is added up in order, so the CPU result is deterministic.
     exact = torch.promote_types(values.dtype, torch.float32)  # half precision is summed in single
     out = torch.zeros(values.shape[1], num_codes, dtype=exact, device=values.device)
-    out.scatter_add_(1, codes.expand(values.shape[1], -1), values.T.to(exact))
+    out.scatter_add_(1, codes.long().expand(values.shape[1], -1), values.T.to(exact))
     return out.T.contiguous().to(values.dtype)

@@ -1,0 +1,140 @@
+"""Every operation is a well-behaved custom op of torch, and compiles without a graph break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pvopt_kernels import ops
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+def _draw(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _codes(*shape: int, below: int) -> Tensor:
+    return torch.randint(below, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+# One call or more of every operation; arguments that have a gradient are marked by requires_grad.
+CALLS: dict[str, list[Callable[[], Call]]] = {
+    "assign": [
+        lambda: ((_draw(6, 4), _draw(9, 4), 2), {}),
+        lambda: ((_draw(6, 4).bfloat16(), _draw(9, 4)), {"metric": torch.ones(6, 4)}),
+        lambda: ((_draw(0, 4), _draw(9, 4)), {}),
+    ],
+    "beam_search": [
+        lambda: (
+            (_draw(6, 4), _draw(2, 9, 4), _codes(6, 2, below=9), 3),
+            {"beam_size": 4, "order": [1, 0]},
+        ),
+        lambda: (
+            (_draw(0, 4), _draw(2, 9, 4), _codes(0, 2, below=9), 3),
+            {"beam_size": 4, "order": [1]},
+        ),
+    ],
+    "e8p_assign": [
+        lambda: ((_draw(6, 8), 3), {}),
+        lambda: ((_draw(2, 8).half(),), {"metric": torch.ones(2, 8).half()}),
+    ],
+    "e8p_decode": [lambda: ((_codes(5, 2, below=256),), {"dtype": torch.bfloat16})],
+    "group_sq_norms": [
+        lambda: ((_draw(4, 8), _draw(4, 8).half()), {"out_group": 2, "in_group": 4}),
+    ],
+    "hadamard": [lambda: ((_draw(3, 8).requires_grad_(),), {})],
+    "smallest": [lambda: ((_draw(3, 40), 2), {})],
+    "sum_by_code": [
+        lambda: ((_draw(7, 3).requires_grad_(), _codes(7, below=4), 4), {}),
+        lambda: ((_draw(7, 3).bfloat16(), _codes(7, below=4).to(torch.int16), 4), {}),
+    ],
+}
+EACH = [
+    pytest.param(name, i, id=f"{name}-{i}")
+    for name, calls in CALLS.items()
+    for i in range(len(calls))
+]
+
+
+def test_every_operation_has_a_call():
+    assert sorted(CALLS) == sorted(ops.__all__)
+
+
+def _op_arguments(name: str, call: Call) -> tuple[Any, tuple[Any, ...]]:
+    """Return the custom op behind a public function, and what the function calls it with."""
+    found: list[tuple[Any, ...]] = []
+    module = __import__(f"pvopt_kernels.ops.{name}", fromlist=["_op"])
+    op = module._op
+    module._op = lambda *arguments: found.append(arguments) or op(*arguments)
+    try:
+        getattr(ops, name)(*call[0], **call[1])
+    finally:
+        module._op = op
+    return op, found[0]
+
+
+@pytest.mark.parametrize(("name", "number"), EACH)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_opcheck(name, number):
+    """Schema, fake shapes and dtypes, autograd registration, and dynamic shapes."""
+    op, arguments = _op_arguments(name, CALLS[name][number]())
+    torch.library.opcheck(op, arguments)
+
+
+@pytest.mark.parametrize(("name", "number"), EACH)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_compiles_as_one_graph(name, number):
+    function = getattr(ops, name)
+    arguments, options = CALLS[name][number]()
+    torch.compiler.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    expected, found = function(*arguments, **options), compiled(*arguments, **options)
+    for a, b in zip(_tensors(expected), _tensors(found), strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+def _tensors(result: Any) -> tuple[Tensor, ...]:
+    return (result,) if isinstance(result, Tensor) else tuple(result)
+
+
+@pytest.mark.parametrize(("name", "number"), EACH)
+def test_meta_tensors_give_shapes(name, number):
+    """No data is read where shapes are enough: a model on the meta device can be set up."""
+    arguments, options = CALLS[name][number]()
+
+    def move(value: Any) -> Any:
+        return value.to("meta") if isinstance(value, Tensor) else value
+
+    function = getattr(ops, name)
+    expected = _tensors(function(*arguments, **options))
+    found = _tensors(
+        function(*map(move, arguments), **{key: move(value) for key, value in options.items()})
+    )
+    for a, b in zip(expected, found, strict=True):
+        assert b.device.type == "meta"
+        assert (a.shape, a.dtype) == (b.shape, b.dtype)
+
+
+@pytest.mark.parametrize(("name", "number"), EACH)
+def test_arguments_stay_as_they_are(name, number):
+    arguments, options = CALLS[name][number]()
+    before = [a.detach().clone() for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+    getattr(ops, name)(*arguments, **options)
+    after = [a.detach() for a in (*arguments, *options.values()) if isinstance(a, Tensor)]
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_debug_mode_finds_codes_out_of_range(monkeypatch):
+    values, codes = torch.ones(2, 1), torch.tensor([0, 3])
+    monkeypatch.setenv("PVOPT_KERNELS_DEBUG", "1")
+    with pytest.raises(IndexError, match=r"codes must be in 0 \.\. 2, got 0 \.\. 3"):
+        ops.sum_by_code(values, codes, 3)
+    target, books = torch.ones(1, 1), torch.ones(1, 2, 1)
+    with pytest.raises(IndexError, match=r"codes must be in 0 \.\. 1, got -1 \.\. -1"):
+        ops.beam_search(target, books, torch.tensor([[-1]]), 1, beam_size=1, order=[0])
