@@ -2,11 +2,15 @@
 
 from pvopt.kmeans import kmeans, nearest_centroid
 
+from .aqlm import AQLM
 from .base import Initialization
 from .fit import Fit
+from .gptq import GPTQ
 from .hessian import damped, dead_inputs, layer_error, relative_layer_error
 
 __all__ = [
+    "AQLM",
+    "GPTQ",
     "Fit",
     "Initialization",
     "damped",

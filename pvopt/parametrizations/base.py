@@ -200,6 +200,20 @@ class Parametrization(ABC):
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """Return the shapes of the continuous tensors for a weight of this shape, by name."""
 
+    def value_columns(self, shape: tuple[int, ...]) -> int | None:
+        """Return how many neighbouring columns have values that are theirs alone.
+
+        Column ``j`` then belongs to ``value[:, j // value_columns]`` of every value, and a fit of
+        these columns alone gives the values that belong to them.
+
+        Args:
+            shape: of the dense weight.
+
+        Returns:
+            A divisor of the columns, or None where values are shared more widely.
+        """
+        return None
+
     @abstractmethod
     def fit(
         self, weight: Tensor, *, metric: Tensor | None = None, generator: torch.Generator | None

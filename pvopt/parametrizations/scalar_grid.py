@@ -42,6 +42,10 @@ class ScalarGrid(Parametrization):
     def _scale_size(self, shape: tuple[int, ...]) -> int:
         return self.group_size or matrix_shape(shape)[1]
 
+    def value_columns(self, shape: tuple[int, ...]) -> int:
+        """The inputs that share a scale."""
+        return self._scale_size(shape)
+
     def _scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         rows, columns = matrix_shape(shape)
         return rows, columns // self._scale_size(shape)
