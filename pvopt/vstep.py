@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pvopt_kernels.ops import group_sq_norms
+
 from .parametrizations.representation import Representation
 from .rounding import Rounding
 from .subspace import Subspace, TrustRegion
@@ -57,7 +59,7 @@ def v_step(
     """
     parametrization = rep.parametrization
     goals = parametrization.split(target.to(decoded.dtype))  # [G, g]
-    magnitudes = torch.linalg.vector_norm(goals - decoded, dim=1)
+    magnitudes = group_sq_norms(goals, decoded, in_group=decoded.shape[1]).sqrt()
     groups = subspace.select(magnitudes, generator, ordered=trust_region is not None)
     groups = groups[magnitudes[groups] > 0]
     if len(groups) == 0:

@@ -8,7 +8,6 @@ from .e8p_tables import e8_ball, e8p_absolute
 from .ops import (
     assign,
     beam_search,
-    code_sq_errors,
     e8p_assign,
     e8p_decode,
     group_sq_norms,
@@ -20,7 +19,6 @@ from .ops import (
 __all__ = [
     "assign",
     "beam_search",
-    "code_sq_errors",
     "e8_ball",
     "e8p_absolute",
     "e8p_assign",

@@ -2,7 +2,6 @@
 
 from .assign import assign
 from .beam_search import beam_search
-from .code_sq_errors import code_sq_errors
 from .e8p_assign import e8p_assign
 from .e8p_decode import e8p_decode
 from .group_sq_norms import group_sq_norms
@@ -13,7 +12,6 @@ from .sum_by_code import sum_by_code
 __all__ = [
     "assign",
     "beam_search",
-    "code_sq_errors",
     "e8p_assign",
     "e8p_decode",
     "group_sq_norms",

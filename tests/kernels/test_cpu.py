@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt_kernels import beam_search, code_sq_errors, smallest, sum_by_code
+from pvopt_kernels import beam_search, group_sq_norms, smallest, sum_by_code
 from pvopt_kernels.cpu._threads import for_each_part
 
 pytest.importorskip("numba")
@@ -156,11 +156,10 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     books = torch.randn(2, 256, 8, generator=source)
     large = torch.randn(1, 4096, 8, generator=source)
     codes = torch.randint(256, (4000, 2), generator=source)
-    scales = torch.rand(40, generator=source)
     return {
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
-        "code_sq_errors": lambda: code_sq_errors(target, codes, books, scales),
+        "group_sq_norms": lambda: group_sq_norms(target, target.flip(0), in_group=8),
         "sum_by_code": lambda: sum_by_code(target, codes[:, 0], 256),
     }
 
@@ -225,13 +224,14 @@ def run(code: str, **environment: str) -> str:
 
 _NUMBERS = """
 import torch
-from pvopt_kernels import beam_search, code_sq_errors, smallest, sum_by_code
+from pvopt_kernels import beam_search, group_sq_norms, smallest, sum_by_code
 source = torch.Generator().manual_seed(0)
 target = torch.randn(6000, 8, generator=source)
 books = torch.randn(2, 16, 8, generator=source)
 codes = torch.randint(16, (6000, 2), generator=source)
 found = beam_search(target, books, codes, 1, beam_size=4, order=[0, 1])[:, 0]
-errors = code_sq_errors(target, found, books, torch.ones(3))
+decoded = books[0][found[:, 0]] + books[1][found[:, 1]]
+errors = group_sq_norms(target, decoded, in_group=8)
 sums = sum_by_code(target, codes[:, 0], 16)
 least = smallest(errors[None], 100)[0]
 print(*(float(x.double().square().sum()) for x in (errors, sums, least)))
@@ -257,8 +257,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     blocked = str(tmp_path / "file" / "folder")  # below a file no folder can be made
     code = """
 import torch
-from pvopt_kernels import code_sq_errors
-target, codes = torch.ones(2, 4), torch.zeros(2, 1, dtype=torch.int64)
-print(code_sq_errors(target, codes, torch.zeros(1, 2, 4), torch.ones(1)).tolist())
+from pvopt_kernels import group_sq_norms
+print(group_sq_norms(torch.ones(2, 4), torch.zeros(2, 4), in_group=4).tolist())
 """
     assert run(code, NUMBA_CACHE_DIR=blocked, PVOPT_KERNELS="cpu").strip() == "[4.0, 4.0]"

@@ -1,0 +1,28 @@
+"""Squared norms of the groups of a difference, on CPUs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pvopt_kernels.reference.group_sq_norms import group_sq_norms as in_torch
+
+from ._arrays import MAX_GROUP, compiled, single
+from ._threads import for_each_part
+
+__all__ = ["group_sq_norms"]
+
+
+def group_sq_norms(target: Tensor, weight: Tensor, out_group: int, in_group: int) -> Tensor:
+    """Return ``[groups]`` squared norms; see :func:`pvopt_kernels.group_sq_norms`."""
+    if not (compiled(weight.numel()) and out_group == 1 and 1 < in_group <= MAX_GROUP):
+        return in_torch(target, weight, out_group, in_group)
+    from ._compiled.group_sq_norms import sq_norms_kernel
+
+    out = torch.empty(weight.numel() // in_group, dtype=torch.float32)
+    kernel = sq_norms_kernel(in_group)
+    left, right, norms = single(target), single(weight), out.numpy()
+    for_each_part(
+        lambda start, stop: kernel(left, right, norms, start, stop), len(out), least=4096
+    )
+    return out
