@@ -309,6 +309,7 @@ class PVOptimizer(Optimizer):
             if settings.fraction is not None:
                 subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
             trust = None if settings.trust_ratio is None else TrustRegion(settings.trust_ratio)
+            before = job.rep.codes.clone() if parametrization.values_follow_codes else None
             changed[job.name] = v_step(
                 job.rep,
                 job.target,
@@ -318,6 +319,11 @@ class PVOptimizer(Optimizer):
                 trust_region=trust,
                 generator=self._generator(job),
             )
+            if before is not None and changed[job.name]:
+                for name in job.rep.values:
+                    for moment in self.values.moments:
+                        kept = job.state[f"values.{name}.{moment}"]
+                        parametrization.carry_(name, kept, before, job.rep)
         weight = parametrization.merge(decoded, job.rep.shape)
         if job.phases.codes and job.keeps_latent and settings.latent_decay > 0:
             assert job.target is not None

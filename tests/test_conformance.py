@@ -27,12 +27,15 @@ from pvopt import (
     Representation,
     Rounding,
     SharedValues,
+    Sparse,
+    SparseNM,
     Stochastic,
     Subspace,
     Ternary,
     Uniform,
     UniformGrid,
     VectorCodebook,
+    v_step,
 )
 
 PARAMETRIZATIONS: list[Parametrization] = [
@@ -41,6 +44,9 @@ PARAMETRIZATIONS: list[Parametrization] = [
     UniformGrid(3, symmetric=True),
     Binary(),
     Ternary(group_size=4),
+    Sparse(0.5),
+    Sparse(0.25, per="tensor"),
+    SparseNM(2, 4),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=2, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 2, in_group=4),
@@ -153,25 +159,36 @@ def selected(how: Composition, num_groups: int) -> int:
     return num_groups if count is None else count(num_groups)
 
 
+def decoded_before_v_steps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """Record the groups that each V step starts from."""
+    found: list[Tensor] = []
+
+    def recorded(rep: Representation, target: Tensor, decoded: Tensor, **rules: Any) -> int:
+        found.append(decoded.clone())
+        return v_step(rep, target, decoded, **rules)
+
+    monkeypatch.setattr("pvopt.optimizer.v_step", recorded)
+    return found
+
+
 @pytest.mark.parametrize("how", compositions(), ids=str)
-def test_a_composition(how: Composition) -> None:
+def test_a_composition(how: Composition, monkeypatch: pytest.MonkeyPatch) -> None:
     run, twin = Run(how), Run(how)
     rep: Representation = run.rep
-    limit = how.parametrization.num_codes
+    before = decoded_before_v_steps(monkeypatch)
     for step in range(STEPS):
         codes = rep.codes.clone()
         run.step()
         # the weight is always decode(codes, values), cast
         assert torch.equal(run.parameter, rep.decode().to(how.dtype))
         assert bool(run.parameter.isfinite().all())
-        assert int(rep.codes.min()) >= 0
-        assert int(rep.codes.max()) < limit
+        how.parametrization.check_codes(rep.codes)
         # no more groups move than were selected, and the report tells how many
         moved = int((rep.codes != codes).any(-1).sum())
         assert moved == run.optimizer.report.changed_groups
         assert moved <= selected(how, rep.layout.num_groups)
         # the V step, between the weight after the P step and the new one, is in the trust region
-        between = Representation(how.parametrization, codes, rep.values, rep.shape).decode()
+        between = how.parametrization.merge(before[-1], rep.shape)
         change = float((rep.decode() - between).norm())
         if how.trust_ratio is not None and moved > 1:
             assert change <= how.trust_ratio * float(between.norm()) * (1 + 1e-5)

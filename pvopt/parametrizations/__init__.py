@@ -7,6 +7,7 @@ from .block_metric import BlockMetric
 from .layout import GroupLayout
 from .representation import Representation
 from .shared_values import SharedValues
+from .sparse import Sparse, SparseNM
 from .ternary import Ternary
 from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
@@ -20,6 +21,8 @@ __all__ = [
     "Parametrization",
     "Representation",
     "SharedValues",
+    "Sparse",
+    "SparseNM",
     "Ternary",
     "UniformGrid",
     "VectorCodebook",

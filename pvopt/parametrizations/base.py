@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -81,7 +82,13 @@ class Parametrization(ABC):
 
     A subclass is a frozen dataclass that validates itself. It defines the layout of the groups,
     the values it needs, how to decode, how to find the nearest codes, and how to start.
+
+    Attributes:
+        values_follow_codes: whether :meth:`move_` changes values too (and :meth:`carry_` what is
+            kept beside them); usually a V step leaves values as they are.
     """
+
+    values_follow_codes: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -399,6 +406,21 @@ class Parametrization(ABC):
             rep.flat_codes.copy_(new)
         else:
             rep.flat_codes[groups] = new
+
+    def carry_(  # noqa: B027 (a hook, not abstract)
+        self, name: str, tensor: Tensor, codes: Tensor, rep: Representation
+    ) -> None:
+        """Let what is kept beside a value (an optimizer's moment) follow it through a V step.
+
+        Called, if :attr:`values_follow_codes`, after groups took new codes. Entries whose value is
+        a new one become 0, as they start.
+
+        Args:
+            name: of the value.
+            tensor: of the value's shape, changed in place.
+            codes: of ``rep.codes``' shape, the codes before the step.
+            rep: codes and values after it.
+        """
 
     def decode(self, rep: Representation) -> Tensor:
         """Decode the whole weight; differentiable in ``rep.values``.

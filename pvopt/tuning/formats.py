@@ -10,6 +10,8 @@ from pvopt.parametrizations import (
     Binary,
     Parametrization,
     SharedValues,
+    Sparse,
+    SparseNM,
     Ternary,
     UniformGrid,
     VectorCodebook,
@@ -47,6 +49,12 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
         r"ternary(?::?g(\d+))?",
         lambda n: Ternary(None if n is None else int(n)),
     ),
+    (
+        "sparse:P%[:tensor]",
+        r"sparse:?(\d+(?:\.\d+)?)%(?::(tensor))?",
+        lambda percent, per: Sparse(float(f"{percent}e-2"), per or "row"),
+    ),
+    ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(int(n), int(m))),
     ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
 )
 
@@ -67,6 +75,8 @@ def parse_format(text: str) -> Parametrization:
     grid:B     B-bit integers, scale and zero point per row                 grid:4
     binary:gN  a sign per weight, scale per N inputs (binary: per row)      binary:g64
     ternary:gN a sign or 0 per weight, scale alike (ternary: per row)       ternary
+    sparse:P%  P percent nonzeros in each row (sparse:P%:tensor: in all)    sparse:50%
+    N:M        N nonzeros in M inputs                                       2:4
     values:C   a table of C values for the whole weight                     values:4
     ========== ============================================================ ==================
 
@@ -113,6 +123,10 @@ def format_name(parametrization: Parametrization) -> str:
             return "binary" + ("" if n is None else f":g{n}")
         case Ternary(group_size=n):
             return "ternary" + ("" if n is None else f":g{n}")
+        case Sparse(density=density, per=per):
+            return f"sparse:{100 * density:.12g}%" + (":tensor" if per == "tensor" else "")
+        case SparseNM(nonzeros=n, group_size=m):
+            return f"{n}:{m}"
         case SharedValues(num_values=c):
             return f"values:{c}"
     return type(parametrization).__name__

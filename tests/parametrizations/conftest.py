@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 
@@ -15,6 +16,8 @@ from pvopt import (
     Parametrization,
     Representation,
     SharedValues,
+    Sparse,
+    SparseNM,
     Ternary,
     UniformGrid,
     VectorCodebook,
@@ -35,6 +38,13 @@ CASES: dict[str, Case] = {
     "binary-group": (Binary(group_size=3), (4, 6)),
     "ternary": (Ternary(group_size=2), (4, 6)),
     "ternary-row": (Ternary(), (2, 3, 2)),
+    "sparse": (Sparse(0.5), (3, 5)),
+    "sparse-few": (Sparse(0.2), (2, 6)),
+    "sparse-all": (Sparse(1.0), (2, 3)),
+    "sparse-tensor": (Sparse(0.4, per="tensor"), (2, 4)),
+    "sparse-conv": (Sparse(0.3), (2, 2, 3, 1)),
+    "sparse-nm": (SparseNM(2, 4), (3, 8)),
+    "sparse-1m": (SparseNM(1, 3), (2, 6)),
     "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
     "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
     "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
@@ -55,6 +65,35 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
+@pytest.fixture(
+    scope="session", params=[name for name, (p, _) in CASES.items() if not p.values_follow_codes]
+)
+def fixed_case(request: pytest.FixtureRequest) -> Case:
+    """One parametrization whose values stay as they are when codes move, and a shape."""
+    return CASES[request.param]
+
+
+@pytest.fixture(
+    scope="session", params=[name for name, (p, _) in CASES.items() if p.values_follow_codes]
+)
+def sparse_case(request: pytest.FixtureRequest) -> Case:
+    """One parametrization whose values follow the codes, and a shape."""
+    return CASES[request.param]
+
+
+@functools.cache
+def list_codes(parametrization: Parametrization, shape: tuple[int, ...] | None = None) -> Tensor:
+    single = range(parametrization.num_codes)
+    repeat = (
+        parametrization.codes_per_group if shape is None else parametrization.code_shape(shape)[2]
+    )
+    every = torch.tensor(list(itertools.product(single, repeat=repeat)))
+    if isinstance(parametrization, Sparse):  # masks of another number of ones do not exist
+        group_size = every.shape[1]
+        every = every[every.sum(1) == max(1, round(parametrization.density * group_size))]
+    return every
+
+
 @pytest.fixture(scope="session")
 def draw_rep() -> Callable[..., Representation]:
     """Return a function that draws codes and values, scales of both signs and zero included."""
@@ -64,9 +103,9 @@ def draw_rep() -> Callable[..., Representation]:
     ) -> Representation:
         parametrization, shape = case
         generator = torch.Generator().manual_seed(seed)
-        layout = parametrization.layout(shape)
-        size = (layout.rows, layout.cols, parametrization.codes_per_group)
-        codes = torch.randint(parametrization.num_codes, size, generator=generator)
+        every = list_codes(parametrization, shape)
+        size = parametrization.code_shape(shape)
+        codes = every[torch.randint(len(every), size[:2], generator=generator)]
         values = {
             name: torch.randn(size, generator=generator, dtype=torch.float64)
             for name, size in parametrization.value_shapes(shape).items()
@@ -83,11 +122,9 @@ def draw_rep() -> Callable[..., Representation]:
 
 
 @pytest.fixture(scope="session")
-def all_codes() -> Callable[[Parametrization], Tensor]:
-    """Return a function that lists every code of a group, ``[N, codes_per_group]``."""
+def all_codes() -> Callable[..., Tensor]:
+    """Return a function that lists every code of a group, ``[N, codes_per_group]``.
 
-    def enumerate_codes(parametrization: Parametrization) -> Tensor:
-        single = range(parametrization.num_codes)
-        return torch.tensor(list(itertools.product(single, repeat=parametrization.codes_per_group)))
-
-    return enumerate_codes
+    It takes the parametrization and, where the codes depend on it, the weight's shape.
+    """
+    return list_codes

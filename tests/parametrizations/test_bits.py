@@ -6,7 +6,16 @@ import math
 
 import pytest
 
-from pvopt import AdditiveCodebooks, Binary, SharedValues, Ternary, UniformGrid, VectorCodebook
+from pvopt import (
+    AdditiveCodebooks,
+    Binary,
+    SharedValues,
+    Sparse,
+    SparseNM,
+    Ternary,
+    UniformGrid,
+    VectorCodebook,
+)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +51,11 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),
         (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),
+        # a mask and 4 x 2 values; a mask and 6 values; 8 groups of 2 bits and a value
+        (Sparse(0.3), (4, 6), (24 + 8 * 16) / 24),
+        (Sparse(0.25, per="tensor"), (4, 6), (24 + 6 * 16) / 24),
+        (SparseNM(1, 3), (4, 6), (8 * 2 + 8 * 16) / 24),
+        (SparseNM(2, 4), (3, 8), (6 * 3 + 12 * 16) / 24),
         # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
         (VectorCodebook(2, 3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
         # 8 groups of 2 x 2 bits, 2 x 4 entries of 4 numbers, 2 block rows x 2 scales

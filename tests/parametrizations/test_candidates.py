@@ -38,7 +38,8 @@ def brute_errors(
     """Errors ``[n, N]`` of every code, measured one by one."""
     columns = []
     for code in codes:
-        decoded = rep.parametrization.decode_groups(rep, groups, code.expand(len(groups), -1))
+        every = code.expand(len(groups), -1)
+        decoded = rep.parametrization.decode_moved(target, rep, groups, every)
         squares = (decoded - target).square()
         columns.append((squares if metric is None else squares * metric).sum(1))
     return torch.stack(columns, 1)
@@ -64,18 +65,18 @@ def test_candidates_are_the_k_best_codes(case, draw_rep, all_codes, seed, k, wit
     target, groups, metric = draw_targets(rep, seed)
     metric = metric if with_metric else None
     p = rep.parametrization
-    codes = all_codes(p)
+    codes = all_codes(p, rep.shape)
     errors = brute_errors(rep, target, groups, codes, metric)
     wanted = errors.sort(1).values[:, :k]
     found = p.candidates(target, rep, groups, k, metric=metric)
-    assert found.codes.shape == (len(groups), k, p.codes_per_group)
+    assert found.codes.shape == (len(groups), k, rep.codes.shape[-1])
     assert found.codes.dtype == torch.int64
     exist = min(k, len(codes))
     torch.testing.assert_close(found.errors[:, :exist], wanted, rtol=1e-9, atol=1e-9)
     assert bool((found.errors[:, exist:] == math.inf).all())
     # the codes have the errors stated, and are distinct
     for slot in range(exist):
-        decoded = p.decode_groups(rep, groups, found.codes[:, slot])
+        decoded = p.decode_moved(target, rep, groups, found.codes[:, slot])
         squares = (decoded - target).square() * (1.0 if metric is None else metric)
         torch.testing.assert_close(squares.sum(1), found.errors[:, slot])
     for row in found.codes[:, :exist]:
@@ -297,7 +298,7 @@ def test_bracket_returns_the_levels_around_each_target(draw_rep, all_codes, para
     levels = torch.stack(
         [
             parametrization.decode_groups(rep, groups, code.expand(8, 1))[:, 0]
-            for code in all_codes(parametrization)
+            for code in all_codes(parametrization, rep.shape)
         ],
         1,
     )

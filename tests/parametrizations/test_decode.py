@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import Binary, Representation, SharedValues, Ternary, UniformGrid
+from pvopt import Binary, Representation, SharedValues, Sparse, SparseNM, Ternary, UniformGrid
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=10, deadline=None, derandomize=True)
@@ -22,6 +25,10 @@ def oracle(rep: Representation) -> np.ndarray:
     rows = rep.shape[0] if len(rep.shape) > 1 else 1
     columns = int(np.prod(rep.shape)) // rows
     out = np.empty((rows, columns))
+    if isinstance(p, Sparse | SparseNM):
+        return sparse_oracle(p, codes, iter(values["values"].flatten()), rows, columns).reshape(
+            rep.shape
+        )
     for i in range(rows):
         for j in range(columns):
             if isinstance(p, SharedValues):
@@ -44,6 +51,27 @@ def oracle(rep: Representation) -> np.ndarray:
                 )
                 out[i, j] = values["scales"][block_row, s] * total
     return out.reshape(rep.shape)
+
+
+def sparse_oracle(
+    p: Sparse | SparseNM, codes: np.ndarray, values: Iterator[float], rows: int, columns: int
+) -> np.ndarray:
+    """The nonzeros come in the order of the entries."""
+    if isinstance(p, SparseNM):
+        supports = list(itertools.combinations(range(p.group_size), p.nonzeros))
+        kept = [
+            (i, j * p.group_size + place)
+            for i, j in itertools.product(range(rows), range(columns // p.group_size))
+            for place in supports[codes[i, j, 0]]
+        ]
+    else:
+        mask = codes.reshape(rows, columns)
+        kept = [(i, j) for i, j in itertools.product(range(rows), range(columns)) if mask[i, j]]
+    out = np.zeros((rows, columns))
+    for place in kept:
+        out[place] = next(values)
+    assert next(values, None) is None
+    return out
 
 
 @some

@@ -60,7 +60,7 @@ def test_copy_refuses_other_settings_and_shapes():
 
 def test_flat_codes_are_a_view(case, draw_rep):
     rep = draw_rep(case, 1)
-    assert rep.flat_codes.shape == (rep.layout.num_groups, rep.parametrization.codes_per_group)
+    assert rep.flat_codes.shape == (rep.layout.num_groups, rep.codes.shape[-1])
     rep.flat_codes.zero_()
     assert int(rep.codes.sum()) == 0
 
