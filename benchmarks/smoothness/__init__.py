@@ -1,0 +1,1 @@
+"""Smoothness constants of a language model along random subsets of its weights."""
