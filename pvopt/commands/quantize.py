@@ -3,21 +3,51 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .common import names_bar
+from .common import names_bar, progress_bar
+
+if TYPE_CHECKING:
+    from pvopt import Parametrization, QuantizedWeights
+    from pvopt.llm import LanguageModel
 
 __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
+    from pvopt.calibration import METHODS
     from pvopt.tuning import FORMATS
 
-    parser = commands.add_parser("quantize", help="quantize a model without data")
+    parser = commands.add_parser("quantize", help="quantize a model, with or without a text")
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
     parser.add_argument("--format", default="2x8g8", help=", ".join(FORMATS) + "; default 2x8g8")
+    parser.add_argument("--calibration", metavar="TEXT", help="file, hub:NAME or pydoc")
+    parser.add_argument(
+        "--calibration-tokens", type=int, default=65536, metavar="N", help="default 65536"
+    )
+    parser.add_argument(
+        "--calibration-length",
+        type=int,
+        default=1024,
+        metavar="N",
+        help="tokens per sequence; default 1024",
+    )
+    parser.add_argument(
+        "--method", choices=METHODS, help="of a calibrated start; default: what suits the format"
+    )
+    parser.add_argument(
+        "--fine-tune",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="tune the values of each block towards its original outputs; default 0",
+    )
+    parser.add_argument(
+        "--work", metavar="DIR", help="keep finished blocks here: the same command goes on"
+    )
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seed", type=int, default=0, help="of the k-means start; default 0")
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
@@ -34,11 +64,18 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.tuning import parse_format
 
     parametrization = parse_format(args.format)
+    metadata = {"model": args.model, "format": args.format, "seed": args.seed}
+    if args.calibration is None:
+        for name in ("method", "work", "fine_tune"):
+            if getattr(args, name):
+                raise ValueError(f"--{name.replace('_', '-')} needs a text: --calibration TEXT")
     loaded = load_model(args.model, dtype=getattr(torch, args.dtype))
     start = time.perf_counter()
-    weights = quantize_(loaded.model, parametrization, seed=args.seed, progress=names_bar)
+    if args.calibration is None:
+        weights = quantize_(loaded.model, parametrization, seed=args.seed, progress=names_bar)
+    else:
+        weights = _calibrated(args, loaded, parametrization, metadata)
     seconds = time.perf_counter() - start
-    metadata = {"model": args.model, "format": args.format, "seed": args.seed}
     save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
     report = storage_report(args.out)
     print(
@@ -46,3 +83,54 @@ def run(args: argparse.Namespace) -> int:
         f"in {seconds:.1f} s: {args.out} ({report.file_bytes / 1e6:.1f} MB)"
     )
     return 0
+
+
+def _calibrated(
+    args: argparse.Namespace,
+    loaded: LanguageModel,
+    parametrization: Parametrization,
+    metadata: dict[str, Any],
+) -> QuantizedWeights:
+    """Quantize on a text; say how in the metadata."""
+    from pvopt.calibration import FineTuning, calibrate_, default_method, parse_method
+    from pvopt.llm import load_text
+
+    tokens = loaded.encode(load_text(args.calibration))
+    length = args.calibration_length
+    if not 1 <= length <= args.calibration_tokens:
+        raise ValueError(
+            f"--calibration-length must be in 1..{args.calibration_tokens}, got {length}"
+        )
+    count = min(len(tokens), args.calibration_tokens) // length
+    if not count:
+        raise ValueError(
+            f"the text to calibrate on has {len(tokens)} tokens, less than one sequence of "
+            f"{length}: take a longer one or a smaller --calibration-length"
+        )
+    method = args.method or default_method(parametrization)
+    result = calibrate_(
+        loaded.model,
+        tokens[: count * length].view(count, length),
+        parametrization,
+        parse_method(method),
+        fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
+        work=args.work,
+        seed=args.seed,
+        progress=_blocks_bar,
+    )
+    metadata["calibration"] = {
+        "text": args.calibration,
+        "tokens": count * length,
+        "method": method,
+        "fine_tune": args.fine_tune,
+    }
+    print(
+        f"{method} on {count * length:,} tokens: mean relative error of a layer's outputs "
+        f"{statistics.mean(result.layer_errors.values()):.4f}"
+    )
+    return result.weights
+
+
+def _blocks_bar(names: list[str]) -> Any:
+    """Return a bar over the blocks to calibrate."""
+    return progress_bar(iterable=names, desc="calibrate", unit="block")

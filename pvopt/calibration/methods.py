@@ -1,0 +1,67 @@
+"""Starts by name, and the one that suits a format."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pvopt.initialization import AQLM, GPTQ, Fit, Initialization
+from pvopt.parametrizations import Parametrization
+from pvopt.parametrizations.codebooks import Codebooks
+
+__all__ = ["METHODS", "default_method", "parse_method"]
+
+_BUILD: dict[str, Callable[[], Initialization]] = {
+    "fit": Fit,
+    "weighted-fit": lambda: Fit(weighted=True),
+    "gptq": GPTQ,
+    "aqlm": AQLM,
+}
+
+METHODS = tuple(_BUILD)
+
+
+def parse_method(name: str) -> Initialization:
+    """Make a start, with its default settings, of its short name.
+
+    ============ ==================================================================
+    name         meaning
+    ============ ==================================================================
+    fit          the format's own fit, without data
+    weighted-fit the same, errors weighted by the size of the inputs
+    gptq         :class:`pvopt.initialization.GPTQ` (LDLQ for groups of inputs)
+    aqlm         :class:`pvopt.initialization.AQLM`
+    ============ ==================================================================
+
+    Args:
+        name: one of these.
+
+    Returns:
+        The start.
+
+    Raises:
+        ValueError: for another name.
+
+    Example:
+        >>> parse_method("gptq")
+        GPTQ(damping=0.01, activation_order=True)
+    """
+    if name not in _BUILD:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {name!r}")
+    return _BUILD[name]()
+
+
+def default_method(parametrization: Parametrization) -> str:
+    """Return the name of the calibrated start that suits a parametrization.
+
+    Args:
+        parametrization: of the weights.
+
+    Returns:
+        ``aqlm`` where there are codebooks to tune along with the codes, otherwise ``gptq``.
+
+    Example:
+        >>> from pvopt import AdditiveCodebooks, UniformGrid
+        >>> default_method(AdditiveCodebooks(2, 8, 8)), default_method(UniformGrid(4))
+        ('aqlm', 'gptq')
+    """
+    return "aqlm" if isinstance(parametrization, Codebooks) else "gptq"

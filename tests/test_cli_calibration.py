@@ -1,0 +1,95 @@
+"""``pvopt quantize --calibration``: a text in, a better start out; interrupted and resumed."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="the language-model extra is not installed")
+
+from pvopt.calibration import METHODS, default_method, parse_method
+from pvopt.checkpoints import read_metadata
+from pvopt.cli import main
+from pvopt.commands import quantize
+from pvopt.initialization import AQLM, GPTQ, Initialization
+from pvopt.tuning import load_student, parse_format
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    words = random.Random(0).choices(["to", "be", "or", "not", "that", "is", "\n\n"], k=2000)
+    file = tmp_path_factory.mktemp("text") / "text.txt"
+    file.write_text(" ".join(words))
+    return str(file)
+
+
+def flags(text, out, form="grid:2g16", *more):
+    return [
+        "quantize", "--model", "tiny-llama", "--format", form, "--calibration", text,
+        "--calibration-tokens", "640", "--calibration-length", "64", *more, "--out", str(out),
+    ]  # fmt: skip
+
+
+def weights_of(folder):
+    return {name: rep.decode() for name, rep in load_student(folder)[1].items()}
+
+
+@pytest.mark.parametrize(("form", "method"), [("grid:2g16", "gptq"), ("vq:4g8", "aqlm")])
+def test_the_default_method_suits_the_format_and_helps(tmp_path, text, capsys, form, method):
+    errors = {}
+    for chosen, more in (("fit", ["--method", "fit"]), (method, [])):
+        assert main(flags(text, tmp_path / chosen, form, *more)) == 0
+        line = capsys.readouterr().out.splitlines()[0]
+        assert line.startswith(f"{chosen} on 640 tokens: mean relative error of a layer's outputs ")
+        errors[chosen] = float(line.split()[-1])
+        calibration = read_metadata(tmp_path / chosen)["calibration"]
+        assert calibration == {"text": text, "tokens": 640, "method": chosen, "fine_tune": 0}
+    assert errors[method] < 0.8 * errors["fit"]
+
+
+def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
+    assert main(flags(text, tmp_path / "whole", "grid:2g16", "--fine-tune", "1")) == 0
+    more = ["--fine-tune", "1", "--work", str(tmp_path / "work")]
+
+    def one_block(names):
+        yield names[0]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quantize, "_blocks_bar", one_block)
+    assert main(flags(text, tmp_path / "out", "grid:2g16", *more)) == 130
+    assert not (tmp_path / "out").exists()
+    monkeypatch.undo()
+    calls = []
+    start = GPTQ.start
+    monkeypatch.setattr(GPTQ, "start", lambda *a, **k: calls.append(1) or start(*a, **k))
+    assert main(flags(text, tmp_path / "out", "grid:2g16", *more)) == 0
+    assert len(calls) == 7  # of the second block alone
+    whole, resumed = weights_of(tmp_path / "whole"), weights_of(tmp_path / "out")
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_mistakes_are_explained(tmp_path, text, capsys):
+    for arguments, message in (
+        (["quantize", "--model", "tiny-llama", "--method", "gptq", "--out", "X"],
+         "--method needs a text: --calibration TEXT"),
+        (["quantize", "--model", "tiny-llama", "--work", "W", "--out", "X"],
+         "--work needs a text"),
+        (flags(text, "X", "grid:2g16", "--calibration-length", "641"),
+         "--calibration-length must be in 1..640, got 641"),
+        (flags(text, "X", "grid:2g16", "--calibration-tokens", "99999", "--calibration-length",
+               "50000"), "less than one sequence of 50000"),
+        (flags(text, "X", "grid:2g16", "--fine-tune", "-1"), "epochs must be an int of at least 1"),
+    ):  # fmt: skip
+        assert main(arguments) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_every_method_has_a_name():
+    assert all(isinstance(parse_method(name), Initialization) for name in METHODS)
+    assert isinstance(parse_method("aqlm"), AQLM)
+    with pytest.raises(ValueError, match="method must be one of fit, "):
+        parse_method("magic")
+    assert default_method(parse_format("vq:8g4")) == "aqlm"
+    assert default_method(parse_format("grid:4")) == "gptq"
