@@ -68,7 +68,7 @@ class CompileSpec:
     Args:
         kernel: the function decorated by ``triton.jit`` (not the autotuner around it).
         signature: types of the arguments that are no constants, such as ``{"x": "*fp32",
-            "n": "i32"}``.
+            "n": "i32"}``; a tuple of types for an argument that is a tuple.
         constexprs: values of the arguments annotated ``tl.constexpr`` (and of pointers that are
             None).
         label: distinguishes the variants, such as ``"bf16 g=8 K=256"``.
@@ -79,7 +79,7 @@ class CompileSpec:
     """
 
     kernel: Any
-    signature: Mapping[str, str]
+    signature: Mapping[str, str | tuple[str, ...]]
     constexprs: Mapping[str, Any]
     label: str
     num_warps: int = 4
@@ -150,10 +150,10 @@ def compile_spec(spec: CompileSpec, target: Target) -> Resources:
     if unknown:
         raise ValueError(f"{spec}: signature and constexprs do not fit the kernel: {unknown}")
     signature = {name: spec.signature.get(name, "constexpr") for name in names}
-    aligned = spec.aligned
-    if aligned is None:
-        aligned = tuple(name for name, kind in spec.signature.items() if kind.startswith("*"))
-    attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in aligned}
+    paths = _pointers(names, spec.signature)
+    if spec.aligned is not None:
+        paths = [(names.index(name),) for name in spec.aligned]
+    attributes = {path: [["tt.divisibility", 16]] for path in paths}
     constants = {(names.index(name),): value for name, value in spec.constexprs.items()}
     source = ASTSource(spec.kernel, signature, constants, attributes)
     options = {
@@ -171,6 +171,20 @@ def compile_spec(spec: CompileSpec, target: Target) -> Resources:
     blocks = _blocks(target, spec.num_warps, registers, shared)
     occupancy = blocks * spec.num_warps / target.max_warps
     return Resources(registers, spills, shared, blocks, occupancy)
+
+
+def _pointers(
+    names: list[str], signature: Mapping[str, str | tuple[str, ...]]
+) -> list[tuple[int, ...]]:
+    """Return where the pointers are: numbers of arguments, and places in those that are tuples."""
+    paths: list[tuple[int, ...]] = []
+    for name, kind in signature.items():
+        at = names.index(name)
+        if isinstance(kind, str):
+            paths += [(at,)] * kind.startswith("*")
+        else:
+            paths += [(at, place) for place, k in enumerate(kind) if k.startswith("*")]
+    return paths
 
 
 def _cuda_usage(cubin: bytes) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -80,7 +80,9 @@ def check_same_device(**tensors: Tensor | None) -> None:
         raise ValueError(f"all tensors must be on one device, got {listed}")
 
 
-def check_code_range(name: str, codes: Tensor, num_codes: int) -> None:
+def check_code_range(
+    name: str, codes: Tensor, num_codes: int, read: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Refuse codes out of range if the environment variable ``PVOPT_KERNELS_DEBUG`` is 1.
 
     Reading the codes waits for the device, so it is off by default; a code that is out of range
@@ -91,12 +93,14 @@ def check_code_range(name: str, codes: Tensor, num_codes: int) -> None:
         name: the argument's name.
         codes: integers.
         num_codes: the codes allowed are ``0 .. num_codes - 1``.
+        read: how the operation reads the stored integers; None: as they are.
 
     Raises:
         IndexError: if a code is out of range.
     """
     if os.environ.get("PVOPT_KERNELS_DEBUG") != "1" or codes.numel() == 0:
         return
+    codes = codes if read is None else read(codes)
     low, high = int(codes.min()), int(codes.max())
     if low < 0 or high >= num_codes:
         raise IndexError(f"{name} must be in 0 .. {num_codes - 1}, got {low} .. {high}")

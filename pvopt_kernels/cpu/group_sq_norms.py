@@ -22,7 +22,5 @@ def group_sq_norms(target: Tensor, weight: Tensor, out_group: int, in_group: int
     out = torch.empty(weight.numel() // in_group, dtype=torch.float32)
     kernel = sq_norms_kernel(in_group)
     left, right, norms = single(target), single(weight), out.numpy()
-    for_each_part(
-        lambda start, stop: kernel(left, right, norms, start, stop), len(out), least=4096
-    )
+    for_each_part(lambda start, stop: kernel(left, right, norms, start, stop), len(out), least=4096)
     return out

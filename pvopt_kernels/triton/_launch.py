@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["launch"]
+__all__ = ["interpreted", "launch"]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any):
@@ -27,3 +27,10 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
     on_gpu = device.type == "cuda"  # what torch calls AMD's too
     with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
         kernel[grid](*args, **options)
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)

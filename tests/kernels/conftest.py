@@ -9,8 +9,10 @@ bands, which are checked when the test ends.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -18,6 +20,8 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels import dispatch, ops
+
+sys.path.insert(0, str(Path(__file__).parent))  # for quantized_weights
 
 GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "0"
 BAND = 64  # entries; a multiple of 16, so that alignment stays

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pvopt_kernels import ops
+from pvopt_kernels import ops, pack_rows
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -20,6 +20,18 @@ def _draw(*shape: int) -> Tensor:
 
 def _codes(*shape: int, below: int) -> Tensor:
     return torch.randint(below, shape, generator=torch.Generator().manual_seed(sum(shape)))
+
+
+def _books(requires_grad: bool = False) -> tuple[Tensor, ...]:
+    """Codes, codebooks and scales of a weight of 3 x 8 in groups of 4."""
+    values = _draw(2, 5, 4), _draw(3, 2)
+    return _codes(3, 2, 2, below=5).byte(), *(v.requires_grad_(requires_grad) for v in values)
+
+
+def _grid(requires_grad: bool = False) -> tuple[Tensor, ...]:
+    """Packed codes, scales and zeros of a weight of 3 x 10 at 3 bits."""
+    packed = pack_rows(_codes(3, 10, below=8), 3)
+    return packed, *(_draw(3, 2 + i)[:, :2].requires_grad_(requires_grad) for i in range(2))
 
 
 # One call or more of every operation; arguments that have a gradient are marked by requires_grad.
@@ -39,6 +51,14 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
             {"beam_size": 4, "order": [1]},
         ),
     ],
+    "codebook_grad": [
+        lambda: ((_draw(3, 8), *_books()), {}),
+        lambda: ((_draw(6, 4).bfloat16(), *_books()), {"out_group": 2}),
+    ],
+    "decode": [
+        lambda: (_books(True), {}),
+        lambda: (_books(), {"out_group": 2}),
+    ],
     "e8p_assign": [
         lambda: ((_draw(6, 8), 3), {}),
         lambda: ((_draw(2, 8).half(),), {"metric": torch.ones(2, 8).half()}),
@@ -48,10 +68,26 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
         lambda: ((_draw(4, 8), _draw(4, 8).half()), {"out_group": 2, "in_group": 4}),
     ],
     "hadamard": [lambda: ((_draw(3, 8).requires_grad_(),), {})],
+    "matmul": [
+        lambda: ((_draw(7, 8).requires_grad_(), *_books(True)), {}),
+        lambda: ((_draw(2, 7, 6).half(), *_books(True)), {"out_group": 2, "transposed": True}),
+    ],
     "smallest": [lambda: ((_draw(3, 40), 2), {})],
     "sum_by_code": [
         lambda: ((_draw(7, 3).requires_grad_(), _codes(7, below=4), 4), {}),
         lambda: ((_draw(7, 3).bfloat16(), _codes(7, below=4).to(torch.int16), 4), {}),
+    ],
+    "uniform_decode": [
+        lambda: (_grid(True), {"bits": 3, "columns": 10}),
+        lambda: ((*_grid()[:2], None), {"bits": 3, "columns": 10}),
+    ],
+    "uniform_grad": [lambda: ((_draw(3, 10).half(), *_grid()), {"bits": 3})],
+    "uniform_matmul": [
+        lambda: ((_draw(7, 10).requires_grad_(), *_grid(True)), {"bits": 3, "columns": 10}),
+        lambda: (
+            (_draw(2, 7, 3), *_grid()[:2], None),
+            {"bits": 3, "columns": 10, "transposed": True},
+        ),
     ],
 }
 EACH = [

@@ -1,0 +1,109 @@
+"""Sums over the weights of each scale: what the gradients of scales and zero points are."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pvopt_kernels.ahead_of_time import CompileSpec
+
+from ._launch import launch
+from ._tiles import piece_columns
+from ._variants import Variant
+from ._weights import Weight
+
+__all__ = ["value_sums", "value_sums_specs"]
+
+_COLUMNS = 1024  # of one step: 8 of each of 128 threads, one or two loads of 16 bytes
+_WARPS = 4
+
+
+@triton.jit
+def value_sums_kernel(
+    gradient,
+    products,
+    sums,
+    source,
+    scales_per_row,
+    columns_per_scale,
+    num_rows,
+    columns,
+    IN_GROUP: tl.constexpr,
+    WIDTH: tl.constexpr,
+    FORMAT: tl.constexpr,
+    TILE: tl.constexpr,
+    OUT_GROUP: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """A program per scale: ``products = sum gradient * tile``, ``sums = sum gradient``."""
+    parts: tl.constexpr = (IN_GROUP + WIDTH - 1) // WIDTH
+    block = tl.program_id(0) // scales_per_row
+    first = tl.program_id(0) % scales_per_row * columns_per_scale  # column
+    last = first + columns_per_scale
+    product = tl.zeros([BLOCK_C, WIDTH], dtype=tl.float32)
+    total = tl.zeros([BLOCK_C, WIDTH], dtype=tl.float32)
+    for i in range(OUT_GROUP):
+        row = block * OUT_GROUP + i
+        rows = row + tl.arange(0, 1)
+        end = tl.cdiv(last, IN_GROUP) * parts
+        for start in range(first // IN_GROUP * parts, end, BLOCK_C):
+            pieces = start + tl.arange(0, BLOCK_C)
+            column, exists = piece_columns(pieces, columns, IN_GROUP, WIDTH)
+            mask = exists & (column >= first) & (column < last)
+            at = gradient + row.to(tl.int64) * columns + column
+            slope = tl.load(at, mask=mask, other=0.0).to(tl.float32)  # [C, W]
+            level = TILE(source, rows, pieces, num_rows, columns, IN_GROUP, WIDTH, FORMAT)
+            product += slope * tl.sum(level, 0)  # of its single row
+            total += slope
+    tl.store(products + tl.program_id(0), tl.sum(product))
+    tl.store(sums + tl.program_id(0), tl.sum(total))
+
+
+def value_sums(gradient: Tensor, weight: Weight, out_group: int) -> tuple[Tensor, Tensor]:
+    """Return the sums of gradient times level, and of the gradient, over each scale.
+
+    Args:
+        gradient: ``[rows, columns]``.
+        weight: decoded without its scales.
+        out_group: rows that share a scale.
+
+    Returns:
+        ``[rows / out_group, S]`` each, float32.
+    """
+    per_row = weight.source[-1]
+    shape = weight.rows // out_group, per_row
+    products, sums = (
+        torch.empty(shape, dtype=torch.float32, device=gradient.device) for _ in range(2)
+    )
+    constants = weight.constants | {
+        "OUT_GROUP": out_group,
+        "BLOCK_C": _COLUMNS // weight.constants["WIDTH"],
+    }
+    arguments = (gradient.contiguous(), products, sums, weight.source, per_row)
+    sizes = (weight.columns_per_scale, weight.rows, weight.columns)
+    grid = (shape[0] * shape[1],)
+    launch(
+        value_sums_kernel, grid, gradient.device, *arguments, *sizes, **constants, num_warps=_WARPS
+    )
+    return products, sums
+
+
+def value_sums_specs(variants: dict[str, tuple[str, Variant]]) -> list[CompileSpec]:
+    """Return the specs for labelled pairs of a dtype and a format."""
+    specs = []
+    for label, (dtype, (source, constants)) in variants.items():
+        signature = {"gradient": f"*{dtype}", "products": "*fp32", "sums": "*fp32"}
+        sizes = ("scales_per_row", "columns_per_scale", "num_rows", "columns")
+        more = {"OUT_GROUP": 1, "BLOCK_C": _COLUMNS // constants["WIDTH"]}
+        specs.append(
+            CompileSpec(
+                value_sums_kernel,
+                signature | {"source": source} | dict.fromkeys(sizes, "i32"),
+                constants | more,
+                label,
+                num_warps=_WARPS,
+            )
+        )
+    return specs
