@@ -13,11 +13,13 @@ if TYPE_CHECKING:
     from .gradients import NonFiniteGradientError
     from .optimizer import PVOptimizer
     from .parametrizations import (
+        E8P,
         AdditiveCodebooks,
         Binary,
         BlockMetric,
         Candidates,
         GroupLayout,
+        Incoherent,
         Parametrization,
         Representation,
         SharedValues,
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "E8P",
     "AdamValues",
     "AdditiveCodebooks",
     "AllGroups",
@@ -57,6 +60,7 @@ __all__ = [
     "Forced",
     "Greedy",
     "GroupLayout",
+    "Incoherent",
     "Nearest",
     "NonFiniteGradientError",
     "PVOptimizer",

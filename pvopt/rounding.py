@@ -156,8 +156,7 @@ class Stochastic(Rounding):
 
     def check(self, parametrization: Parametrization) -> None:
         """Refuse the linear rule for codes that stand for several weights."""
-        has_levels = type(parametrization).bracket is not Parametrization.bracket
-        if self.rule == "linear" and not has_levels:
+        if self.rule == "linear" and not parametrization.has_levels:
             raise TypeError(
                 f"Stochastic(rule='linear') needs scalar codes, which "
                 f"{type(parametrization).__name__} has not; use rule='power'"

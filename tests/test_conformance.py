@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pvopt import (
+    E8P,
     AdditiveCodebooks,
     AllGroups,
     Binary,
     Forced,
     Greedy,
+    Incoherent,
     Nearest,
     Parametrization,
     Proportional,
@@ -51,6 +53,10 @@ PARAMETRIZATIONS: list[Parametrization] = [
     VectorCodebook(bits=2, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 2, in_group=4),
     AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
+    E8P(2),
+    E8P(3, scale_group=8),
+    Incoherent(UniformGrid(3, group_size=4)),
+    Incoherent(E8P(4, per_tensor=True), seed=1),
 ]
 ROUNDINGS: list[Rounding] = [Nearest(), Forced(), Stochastic(), Stochastic("linear")]
 SUBSPACES: list[Subspace] = [AllGroups(), Greedy(0.2), Uniform(0.2), Proportional(0.2)]

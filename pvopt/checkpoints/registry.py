@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 from pvopt.parametrizations import (
+    E8P,
     AdditiveCodebooks,
     Binary,
+    Incoherent,
     Parametrization,
     SharedValues,
     Sparse,
@@ -25,6 +27,8 @@ __all__ = ["BUILT_IN", "parametrization_from_json", "parametrization_to_json"]
 BUILT_IN: tuple[type[Parametrization], ...] = (
     AdditiveCodebooks,
     Binary,
+    E8P,
+    Incoherent,
     SharedValues,
     Sparse,
     SparseNM,
@@ -38,7 +42,8 @@ def parametrization_to_json(parametrization: Parametrization) -> dict[str, Any]:
     """Describe a parametrization by its class name and all of its settings.
 
     Args:
-        parametrization: a dataclass whose fields are numbers, strings, bools or None.
+        parametrization: a dataclass whose fields are numbers, strings, bools, None or
+            parametrizations.
 
     Returns:
         ``{"class": NAME, SETTING: VALUE, ...}``
@@ -53,12 +58,17 @@ def parametrization_to_json(parametrization: Parametrization) -> dict[str, Any]:
     name = type(parametrization).__name__
     if not is_dataclass(parametrization):
         raise CheckpointError(f"{name}: only parametrizations that are dataclasses can be saved")
-    settings = asdict(parametrization)
-    for key, value in settings.items():
-        if not isinstance(value, str | int | float | bool | None):
+    settings: dict[str, Any] = {}
+    for field in fields(parametrization):
+        value = getattr(parametrization, field.name)
+        if isinstance(value, Parametrization):
+            value = parametrization_to_json(value)
+        elif not isinstance(value, str | int | float | bool | None):
             raise CheckpointError(
-                f"{name}.{key}: only numbers, strings, bools and None can be saved, got {value!r}"
+                f"{name}.{field.name}: only numbers, strings, bools, None and parametrizations "
+                f"can be saved, got {value!r}"
             )
+        settings[field.name] = value
     return {"class": name, **settings}
 
 
@@ -81,13 +91,21 @@ def parametrization_from_json(
     Example:
         >>> parametrization_from_json({"class": "SharedValues", "num_values": 3})
         SharedValues(num_values=3)
+        >>> nested = Incoherent(SharedValues(3), seed=5)
+        >>> parametrization_from_json(parametrization_to_json(nested)) == nested
+        True
     """
+    more = tuple(more)
     known: dict[str, Any] = {cls.__name__: cls for cls in (*BUILT_IN, *more)}
     name = description.get("class")
     if name not in known:
         raise CheckpointError(f"unknown parametrization {name!r}; known are {sorted(known)}")
     cls = known[name]
-    settings = {key: value for key, value in description.items() if key != "class"}
+    settings = {
+        key: parametrization_from_json(value, more) if isinstance(value, Mapping) else value
+        for key, value in description.items()
+        if key != "class"
+    }
     names = {field.name for field in fields(cls)}
     needed = {f.name for f in fields(cls) if f.default is MISSING and f.default_factory is MISSING}
     unknown, missing = settings.keys() - names, needed - settings.keys()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pvopt.parametrizations.base import Parametrization
+from pvopt.parametrizations.incoherent import Incoherent
 from pvopt.parametrizations.layout import matrix_shape
 from pvopt.parametrizations.representation import Representation
 
@@ -71,6 +72,12 @@ class Initialization(ABC):
             )
         if hessian is not None:
             hessian = _checked(hessian, weight)
+        if isinstance(parametrization, Incoherent):  # the same problem, in the rotated space
+            if hessian is not None:
+                hessian = parametrization.split_hessian(hessian, tuple(weight.shape))
+            rotated = parametrization.rotate(weight)
+            rep = self._start(rotated, parametrization.inner, hessian, generator)
+            return Representation(parametrization, rep.codes, rep.values, rep.shape)
         return self._start(weight, parametrization, hessian, generator)
 
     @abstractmethod

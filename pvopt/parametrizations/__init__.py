@@ -4,6 +4,8 @@ from .additive_codebooks import AdditiveCodebooks
 from .base import Candidates, Parametrization
 from .binary import Binary
 from .block_metric import BlockMetric
+from .e8p import E8P
+from .incoherent import Incoherent
 from .layout import GroupLayout
 from .representation import Representation
 from .shared_values import SharedValues
@@ -13,11 +15,13 @@ from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
 
 __all__ = [
+    "E8P",
     "AdditiveCodebooks",
     "Binary",
     "BlockMetric",
     "Candidates",
     "GroupLayout",
+    "Incoherent",
     "Parametrization",
     "Representation",
     "SharedValues",

@@ -453,6 +453,11 @@ class Parametrization(ABC):
             )
         return dict(zip(leaves, grads, strict=True))
 
+    @property
+    def has_levels(self) -> bool:
+        """Whether codes are scalar, so that :meth:`bracket` is defined."""
+        return type(self).bracket is not Parametrization.bracket
+
     def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
         """Return the two levels around each target: the nearest at or below, and at or above.
 

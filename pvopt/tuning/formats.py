@@ -6,8 +6,10 @@ import re
 from collections.abc import Callable
 
 from pvopt.parametrizations import (
+    E8P,
     AdditiveCodebooks,
     Binary,
+    Incoherent,
     Parametrization,
     SharedValues,
     Sparse,
@@ -55,6 +57,8 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
         lambda percent, per: Sparse(float(f"{percent}e-2"), per or "row"),
     ),
     ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(int(n), int(m))),
+    ("e8p:B", r"e8p:?(\d+)", lambda b: E8P(int(b))),
+    ("had+FORM", r"had\+(.+)", lambda form: Incoherent(parse_format(form))),
     ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
 )
 
@@ -77,7 +81,9 @@ def parse_format(text: str) -> Parametrization:
     ternary:gN a sign or 0 per weight, scale alike (ternary: per row)       ternary
     sparse:P%  P percent nonzeros in each row (sparse:P%:tensor: in all)    sparse:50%
     N:M        N nonzeros in M inputs                                       2:4
+    e8p:B      points of QuIP#'s lattice codebook, 2, 3 or 4 bits           e8p:2
     values:C   a table of C values for the whole weight                     values:4
+    had+FORM   any of these after random Hadamard rotations                 had+e8p:2
     ========== ============================================================ ==================
 
     Args:
@@ -98,7 +104,7 @@ def parse_format(text: str) -> Parametrization:
         if match:
             try:
                 return build(*match.groups())
-            except ValueError as error:
+            except (TypeError, ValueError) as error:
                 raise ValueError(f"format {text!r} ({name}): {error}") from error
     raise ValueError(f"format {text!r} is unknown; the forms are {', '.join(FORMATS)}")
 
@@ -106,7 +112,7 @@ def parse_format(text: str) -> Parametrization:
 def format_name(parametrization: Parametrization) -> str:
     """Return the short name of a parametrization; the inverse of :func:`parse_format`.
 
-    Settings that have no place in the short name (scale groups, beam size) are left out.
+    Settings that have no place in the short name (scale groups, beam size, seed) are left out.
 
     Example:
         >>> format_name(parse_format("2x8g8")), format_name(parse_format("grid4"))
@@ -127,6 +133,10 @@ def format_name(parametrization: Parametrization) -> str:
             return f"sparse:{100 * density:.12g}%" + (":tensor" if per == "tensor" else "")
         case SparseNM(nonzeros=n, group_size=m):
             return f"{n}:{m}"
+        case E8P(bits=b):
+            return f"e8p:{b}"
+        case Incoherent(inner=inner):
+            return f"had+{format_name(inner)}"
         case SharedValues(num_values=c):
             return f"values:{c}"
     return type(parametrization).__name__

@@ -13,6 +13,7 @@ from torch import Tensor
 from pvopt import (
     AdditiveCodebooks,
     Binary,
+    Incoherent,
     Parametrization,
     Representation,
     SharedValues,
@@ -56,6 +57,9 @@ CASES: dict[str, Case] = {
     ),
     "additive-three": (AdditiveCodebooks(3, 1, in_group=4, beam_size=4), (2, 8)),
     "additive-conv": (AdditiveCodebooks(2, 2, in_group=3, out_group=2, beam_size=4), (4, 2, 3, 1)),
+    "incoherent-grid": (Incoherent(UniformGrid(2, group_size=3)), (4, 6)),
+    "incoherent-vector": (Incoherent(VectorCodebook(bits=2, group_size=4), seed=3), (3, 12)),
+    "incoherent-conv": (Incoherent(AdditiveCodebooks(2, 2, 3, 2, beam_size=4)), (4, 2, 3, 1)),
 }
 
 

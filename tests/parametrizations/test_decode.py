@@ -11,7 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import Binary, Representation, SharedValues, Sparse, SparseNM, Ternary, UniformGrid
+from pvopt import (
+    Binary,
+    Incoherent,
+    Representation,
+    SharedValues,
+    Sparse,
+    SparseNM,
+    Ternary,
+    UniformGrid,
+)
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=10, deadline=None, derandomize=True)
@@ -20,6 +29,9 @@ some = settings(max_examples=10, deadline=None, derandomize=True)
 def oracle(rep: Representation) -> np.ndarray:
     """Decode entry by entry, straight from the formulas."""
     p = rep.parametrization
+    if isinstance(p, Incoherent):
+        inner = oracle(Representation(p.inner, rep.codes, rep.values, rep.shape))
+        return p.unrotate(torch.from_numpy(inner)).numpy()
     values = {name: value.double().numpy() for name, value in rep.values.items()}
     codes = rep.codes.numpy().astype(np.int64)
     rows = rep.shape[0] if len(rep.shape) > 1 else 1

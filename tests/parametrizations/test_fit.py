@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pvopt import (
+    E8P,
     AdditiveCodebooks,
     AllGroups,
     Binary,
@@ -45,6 +46,9 @@ PARAMETRIZATIONS = [
     VectorCodebook(bits=3, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 3, in_group=4),
     AdditiveCodebooks(2, 3, in_group=2, out_group=2, scale_group=4),
+    E8P(2),
+    E8P(3, scale_group=8),
+    E8P(4, per_tensor=True),
 ]
 each = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
 

@@ -32,6 +32,9 @@ from pvopt.tuning import (
         ("grid:4", pvopt.UniformGrid(4)),
         ("grid:4s", pvopt.UniformGrid(4, symmetric=True)),
         ("values:4", pvopt.SharedValues(4)),
+        ("e8p:3", pvopt.E8P(3)),
+        ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(2))),
+        ("had+2x8g8", pvopt.Incoherent(pvopt.AdditiveCodebooks(2, 8, 8))),
     ],
 )
 def test_formats_and_their_names(text, parametrization):
@@ -48,6 +51,9 @@ def test_formats_and_their_names(text, parametrization):
         ("2x8g8 extra", "is unknown"),
         ("0x8g8", r"'0x8g8' \(MxBgN\): num_codebooks must be in 1\.\.16, got 0"),
         ("grid:9g64", r"bits must be in 1\.\.8"),
+        ("e8p:5", r"bits must be in 2\.\.4, got 5"),
+        ("had+had+e8p:2", r"\(had\+FORM\): inner must be a Parametrization other than Incoherent"),
+        ("had+2x8", "'2x8' is unknown"),
     ],
 )
 def test_format_errors(text, message):

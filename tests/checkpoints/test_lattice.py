@@ -1,0 +1,62 @@
+"""Lattice codes and rotated weights on the disk: their size to the byte, nested settings."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import nn
+
+import pvopt
+from pvopt.checkpoints import CheckpointError, load, save, storage_report
+
+FORMATS = {
+    "0": (pvopt.E8P(2), 2),
+    "1": (pvopt.E8P(3, scale_group=16), 3),
+    "2": (pvopt.Incoherent(pvopt.E8P(4, per_tensor=True), seed=11), 4),
+    "3": (pvopt.Incoherent(pvopt.UniformGrid(3, group_size=8)), 3),
+}
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(*[nn.Linear(48, 48, bias=False) for _ in FORMATS])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = network()
+    weights = pvopt.quantize_(model, {name: p for name, (p, _) in FORMATS.items()})
+    return save(tmp_path / "saved", model, weights), model
+
+
+def test_files_have_the_stated_size(folder):
+    report = storage_report(folder[0])
+    with safe_open(str(folder[0] / "model.safetensors"), "pt") as stored:
+        for weight, (p, bits) in zip(report.weights, FORMATS.values(), strict=True):
+            # exactly `bits` per weight in codes: signs and points of the lattice are not stored
+            assert weight.code_bytes == 48 * 48 * bits // 8
+            assert stored.get_tensor(f"{weight.name}.codes").numel() == weight.code_bytes
+            assert weight.bits_per_weight == p.bits_per_weight((48, 48), value_bits=32)
+            assert weight.parametrization == p
+
+
+def test_a_loaded_model_is_the_same(folder):
+    loaded = load(folder[0], network())
+    for name, tensor in folder[1].state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
+    seeds = [getattr(rep.parametrization, "seed", None) for rep in loaded.weights.values()]
+    assert seeds == [None, None, 11, 0]
+
+
+def test_a_nested_class_that_is_unknown_is_refused(folder):
+    file = folder[0] / "pvopt.json"
+    text = file.read_text()
+    assert text.count('"class": "E8P"') == 3
+    content = json.loads(text.replace('"class": "E8P"', '"class": "os.system"'))
+    file.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"unknown parametrization 'os\.system'"):
+        load(folder[0], network())
