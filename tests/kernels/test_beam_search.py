@@ -142,3 +142,134 @@ def test_beam_search_is_never_worse_than_its_start_in_any_metric(beam_size):
 
         assert bool((measure(found) <= measure(codes) + 1e-12).all())
         assert bool((measure(found) < measure(codes)).any())
+
+
+# Every implementation, through the operation.
+
+
+def oracle(target, codebooks, codes, k, beam_size, order, metric=None) -> list[list[float]]:
+    """Beam search by float64 enumeration of one group at a time; the errors of what it returns."""
+    found = []
+    for n in range(len(target)):
+        d = torch.ones_like(target[n]) if metric is None else metric[n]
+        beams = {tuple(codes[n].tolist())}
+        for m in order:
+            tries = {
+                (*beam[:m], entry, *beam[m + 1 :])
+                for beam in beams
+                for entry in range(codebooks.shape[1])
+            }
+            ranked = sorted(tries, key=lambda z: measure(target[n], codebooks, z, d))
+            beams = ranked[: max(beam_size, k)]
+        found.append(sorted(measure(target[n], codebooks, z, d) for z in beams)[:k])
+    return found
+
+
+def measure(target, codebooks, codes, d) -> float:
+    total = sum(book[code] for book, code in zip(codebooks, codes, strict=True))
+    return float((d * (target - total).square()).sum())
+
+
+@pytest.mark.parametrize(
+    ("books", "entries", "g", "beam_size", "k", "order"),
+    [
+        (1, 70, 8, 4, 3, [0]),
+        (2, 9, 8, 5, 2, [1, 0]),
+        (2, 70, 3, 8, 8, [0, 1]),
+        (3, 5, 4, 3, 1, [2, 0, 1]),
+        (4, 3, 2, 1, 1, [1, 3]),
+        (3, 2, 5, 16, 16, [0, 1, 2]),
+        (2, 9, 1, 2, 1, []),
+    ],
+)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "metric"])
+def test_beam_search_equals_enumeration(
+    kind, books, entries, g, beam_size, k, order, weighted, generator, guard, device
+):
+    n = 11
+    source = generator(books * 100 + entries + g)
+    target = torch.randn(n, g, generator=source)
+    codebooks = torch.randn(books, entries, g, generator=source)
+    codes = torch.randint(entries, (n, books), generator=source)
+    metric = torch.rand(n, g, generator=source) if weighted else None
+    expected = oracle(
+        target.double(),
+        codebooks.double(),
+        codes,
+        k,
+        beam_size,
+        order,
+        None if metric is None else metric.double(),
+    )
+    found = beam_search(
+        guard(target.to(device)),
+        guard(codebooks.to(device)),
+        guard(codes.to(device)),
+        k,
+        beam_size=beam_size,
+        order=order,
+        metric=None if metric is None else guard(metric.to(device)),
+    ).cpu()
+    assert found.dtype == torch.int64
+    assert found.shape == (n, len(expected[0]), books)
+    for i in range(n):
+        d = torch.ones(g) if metric is None else metric[i]
+        rows = found[i].tolist()
+        assert len({tuple(row) for row in rows}) == len(rows)
+        errors = [measure(target[i].double(), codebooks.double(), row, d.double()) for row in rows]
+        torch.testing.assert_close(errors, expected[i], rtol=1e-5, atol=1e-5)
+
+
+def test_dtypes_of_targets_and_codes(kind, precision, generator, device):
+    source = generator(5)
+    target = torch.randn(9, 8, generator=source).to(device, precision.dtype)
+    codebooks = torch.randn(2, 16, 8, generator=source).to(device, precision.dtype)
+    codes = torch.randint(16, (9, 2), generator=source).to(device)
+    options = {"beam_size": 4, "order": [1, 0]}
+    found = [
+        beam_search(target, codebooks, codes.to(dtype), 2, **options)
+        for dtype in (torch.int8, torch.int16, torch.int64)
+    ]
+    exact = beam_search(target.float(), codebooks.float(), codes, 2, **options)
+    assert all(torch.equal(f, exact) for f in found)
+
+
+def test_any_memory_layout(kind, generator, device):
+    source = generator(6)
+    target = torch.randn(4, 9, generator=source).to(device).t()
+    codebooks = torch.randn(4, 12, 2, generator=source).to(device).permute(2, 1, 0)
+    codes = torch.randint(12, (2, 9), generator=source).to(device).t()
+    metric = torch.rand(9, 1, generator=source).to(device).expand(9, 4)
+    options = {"beam_size": 3, "order": [0, 1]}
+    found = beam_search(target, codebooks, codes, 1, metric=metric, **options)
+    expected = beam_search(target.contiguous(), codebooks.contiguous(), codes.contiguous(), 1,
+                           metric=metric.contiguous(), **options)  # fmt: skip
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # the interpreter's NumPy
+def test_nan_targets_give_codes_in_range_and_spoil_no_other_group(kind, generator, device):
+    source = generator(7)
+    target = torch.randn(9, 4, generator=source).to(device)
+    codebooks = torch.randn(2, 12, 4, generator=source).to(device)
+    codes = torch.randint(12, (9, 2), generator=source).to(device)
+    options = {"beam_size": 3, "order": [0, 1]}
+    expected = beam_search(target, codebooks, codes, 2, **options)
+    target[4, 1] = float("nan")
+    found = beam_search(target, codebooks, codes, 2, **options)
+    assert int(found.min()) >= 0
+    assert int(found.max()) < 12
+    others = [0, 1, 2, 3, 5, 6, 7, 8]
+    assert torch.equal(found[others], expected[others])
+
+
+def test_errors():
+    target, codebooks, codes = torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(3, 2).long()
+    with pytest.raises(ValueError, match=r"order must name codebooks 0 \.\. 1, each at most once"):
+        beam_search(target, codebooks, codes, 1, beam_size=1, order=[1, 1])
+    with pytest.raises(ValueError, match=r"codes must have shape \[3, 2\], got \[3, 1\]"):
+        beam_search(target, codebooks, codes[:, :1], 1, beam_size=1, order=[0])
+    with pytest.raises(ValueError, match="k and beam_size must be positive, got 1 and 0"):
+        beam_search(target, codebooks, codes, 1, beam_size=0, order=[0])
+    with pytest.raises(TypeError, match=r"codes must be one of uint8.*got torch\.float32"):
+        beam_search(target, codebooks, codes.float(), 1, beam_size=1, order=[0])
