@@ -18,13 +18,13 @@ SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 RATIOS = {3: 1.75, 4: 3.6}
+EVERY = torch.cartesian_prod(torch.arange(256), torch.arange(256))
 
 
 @pytest.fixture(scope="module")
 def table() -> Tensor:
     """All 2^16 points; point ``256 a + b`` has the codes ``(a, b)``."""
-    codes = torch.cartesian_prod(torch.arange(256), torch.arange(256))
-    return e8p_decode(codes, DOUBLE)
+    return e8p_decode(EVERY, DOUBLE)
 
 
 def gaussian(seed: int, *shape: int) -> Tensor:
@@ -153,7 +153,34 @@ def test_a_search_returns_distinct_codes_in_order_and_never_loses(bits, seed):
         assert len({tuple(code) for code in row}) == 6
 
 
-@pytest.mark.parametrize(("bits", "low", "high"), [(2, 0.089, 0.093), (3, 0.027, 0.0295)])
+@pytest.mark.parametrize("bits", [3, 4])
+def test_the_search_obeys_a_metric(bits):
+    rep = random_rep(E8P(bits), 1)
+    rep.values["scales"].fill_(1.0)
+    target, metric = gaussian(2, 8, 8), gaussian(3, 8, 8).square().square()
+    p = rep.parametrization
+    found = p.candidates(target, rep, None, 2, metric=metric)
+    decoded = p.decode_groups(rep, None, found.codes[:, 0])
+    torch.testing.assert_close(((decoded - target).square() * metric).sum(1), found.errors[:, 0])
+    plain = p.decode_groups(rep, None, p.candidates(target, rep, None, 2).codes[:, 0])
+    assert float(found.errors[:, 0].sum()) < 0.9 * float(((plain - target).square() * metric).sum())
+    # the second stage alone, the first being given, is the best of its points in the metric
+    first = e8p_decode(found.codes[:, 0, :2], DOUBLE)
+    points = e8_ball() if bits == 3 else e8p_decode(EVERY, DOUBLE)
+    residual = target - first
+    for g in range(8):
+        errors = ((residual[g] - points / RATIOS[bits]).square() * metric[g]).sum(1)
+        torch.testing.assert_close(errors.min(), found.errors[g, 0])
+
+
+def test_more_candidates_than_a_beam_has():
+    rep = random_rep(E8P(3, beam_size=1), 1)
+    found = rep.parametrization.candidates(gaussian(4, 8, 8), rep, None, 300)
+    assert bool(found.errors.isfinite().all())
+    assert len({tuple(code) for code in found.codes[0].tolist()}) == 300
+
+
+@pytest.mark.parametrize(("bits", "low", "high"), [(2, 0.087, 0.097), (3, 0.026, 0.031)])
 def test_distortion_of_gaussian_weights(bits, low, high):
     """The rate-distortion bound is 4^-bits: 0.0625 and 0.0156."""
     weight = gaussian(1, 32, 256).float()
