@@ -1,0 +1,1 @@
+"""How fast the operations are, against other implementations and against the floor."""

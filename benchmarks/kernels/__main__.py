@@ -1,0 +1,100 @@
+"""How fast are the operations on this CPU, against others and against the floor?
+
+``python -m benchmarks.kernels [--quick] [--json FILE] [--clock wall|cpu] [--threads N]``
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import torch
+
+from benchmarks.kernels.cases import SEED, Case, cases
+from benchmarks.kernels.machine import Machine
+from benchmarks.report import Check, Report, format_table, parser
+from benchmarks.timing import CLOCKS, in_turns
+
+OURS = "pvopt_kernels"
+COLUMNS = {
+    "case": "operation",
+    "implementation": "implementation",
+    "median_ms": "median ms",
+    "quartiles_ms": "quartiles ms",
+    "repeats": "runs",
+    "speedup": "ours is faster by",
+    "floor_ms": "floor ms",
+    "error": "error",
+}
+
+
+def rows_of(case: Case, *, repeats: int, clock: str) -> list[dict[str, object]]:
+    """Compare the outputs, then time the competitors in turns.
+
+    Raises:
+        AssertionError: if our result is wrong; a competitor's error is reported.
+    """
+    errors = {name: case.error(run()) for name, run in case.competitors.items()}
+    assert errors[OURS] <= case.tolerance, f"{case.name}: wrong by {errors[OURS]}"
+    times = in_turns(case.competitors, repeats=repeats, clock=clock)
+    return [
+        {
+            "case": case.name,
+            "implementation": name,
+            **asdict(timing),
+            "median_ms": 1e3 * timing.median_s,
+            "quartiles_ms": f"{1e3 * timing.low_s:.3g} .. {1e3 * timing.high_s:.3g}",
+            "speedup": timing.median_s / times[OURS].median_s,
+            "floor_s": case.floor_s,
+            "floor_ms": 1e3 * case.floor_s,
+            "floor": case.floor,
+            "error": errors[name],
+            "right": errors[name] <= case.tolerance,
+        }
+        for name, timing in times.items()
+    ]
+
+
+def checks_of(case: Case, rows: list[dict[str, object]]) -> list[Check]:
+    """Return the targets of a case whose competitor ran."""
+    found = {row["implementation"]: row for row in rows}
+    checks = []
+    for name, factor in case.targets.items():
+        if name in found:
+            note = "" if found[name]["right"] else "its result was wrong in this run"
+            claim = f"{case.name}: time of {name} over ours"
+            checks.append(Check.at_least(claim, float(str(found[name]["speedup"])), factor, note))
+    return checks
+
+
+def main(arguments: Sequence[str] | None = None) -> Report:
+    """Run the cases, print the table and the checks, write what was asked for."""
+    options = parser("kernels", __doc__ or "")
+    options.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options.add_argument("--repeats", type=int, default=20)
+    chosen = options.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    machine = Machine.measure(quick=chosen.quick, clock=chosen.clock)
+    settings = {
+        "quick": chosen.quick,
+        "clock": chosen.clock,
+        "threads": chosen.threads,
+        "seed": SEED,
+        **asdict(machine),
+    }
+    report = Report("kernels", settings, packages=("torch", "numpy", "scipy", "numba", "aqlm"))
+    for case in cases(machine, quick=chosen.quick):
+        rows = rows_of(case, repeats=chosen.repeats, clock=chosen.clock)
+        report.rows += rows
+        report.checks += checks_of(case, rows)
+    print(format_table(report.rows, COLUMNS))
+    print()
+    print(report.format_checks())
+    if chosen.json:
+        report.write_json(chosen.json)
+    return report
+
+
+if __name__ == "__main__":
+    main()

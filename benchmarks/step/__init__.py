@@ -1,0 +1,1 @@
+"""What a step of the optimizer costs, in time and in memory."""
