@@ -9,7 +9,7 @@ import numpy as np
 
 from .jit import jit
 from .scoring import LANES, bound, insert, nearest, score
-from .vectors import any_at_most, load, pick, spread, store
+from .vectors import at_most, load, lowest_bit, pick, spread, store
 
 __all__ = ["LANES", "LEAF", "boxed_kernel", "plain_kernel"]
 
@@ -46,21 +46,19 @@ def plain_kernel(group_size: int, weighted: bool) -> Any:
             best, found = errors[n * k : (n + 1) * k], codes[n * k : (n + 1) * k]
             best[:] = infinity
             found[:] = 0
-            least = spread(infinity, LANES)
+            minima = spread(infinity, LANES)
             for e in range(0, padded, LANES):
                 values = score(columns, e, padded, point, weights, group_size, weighted)
                 store(scores, e, values)
-                least = pick(values, least, values, least)
-            limit = infinity
-            if k <= LANES:
-                store(scratch, 0, least)
-                limit = bound(scratch, k)
-            limits = spread(limit, LANES)
+                minima = pick(values, minima, values, minima)
+            limit = bound(minima, k, infinity) if k <= LANES else infinity
             for e in range(0, padded, LANES):
-                if any_at_most(load(scores, e, LANES), limits):
-                    for i in range(e, e + LANES):
-                        if scores[i] < best[k - 1]:
-                            insert(scores[i], 0, i, best, parents, found, k)
+                bits = at_most(load(scores, e, LANES), spread(limit, LANES))
+                while bits != 0:
+                    i = e + lowest_bit(bits)
+                    bits &= bits - 1
+                    if scores[i] < best[k - 1]:
+                        insert(scores[i], 0, i, best, parents, found, k)
 
     return jit(kernel)
 
@@ -92,10 +90,11 @@ def search_leaf(
     for e in range(0, LEAF, LANES):
         place = leaf * LEAF * group_size + e
         values = score(columns, place, LEAF, point, weights, group_size, weighted)
-        if not any_at_most(values, spread(best[k - 1], LANES)):
-            continue
+        bits = at_most(values, spread(best[k - 1], LANES))
         store(scores, 0, values)
-        for i in range(LANES):
+        while bits != 0:
+            i = lowest_bit(bits)
+            bits &= bits - 1
             value, number = scores[i], numbers[leaf * LEAF + e + i]
             if value < best[k - 1] or (value == best[k - 1] and number < found[k - 1]):
                 j = k - 1
@@ -165,13 +164,15 @@ def boxed_kernel(group_size: int, weighted: bool) -> Any:
                         group_size, weighted,
                     )  # fmt: skip
                     continue
-                if any_at_most(values, spread(best[k - 1], LANES)):
-                    for i in range(LANES):
-                        box = run * LANES + i
-                        if bounds[i] <= best[k - 1] and box != done:
-                            search_leaf(
-                                box, columns, numbers, point, weights, scores, best, found, k,
-                                group_size, weighted,
-                            )  # fmt: skip
+                bits = at_most(values, spread(best[k - 1], LANES))
+                while bits != 0:
+                    i = lowest_bit(bits)
+                    bits &= bits - 1
+                    box = run * LANES + i
+                    if bounds[i] <= best[k - 1] and box != done:
+                        search_leaf(
+                            box, columns, numbers, point, weights, scores, best, found, k,
+                            group_size, weighted,
+                        )  # fmt: skip
 
     return jit(kernel)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .jit import jit
 from .scoring import LANES, bound, insert, nearest, score
-from .vectors import any_at_most, item, load, pick, spread, store
+from .vectors import at_most, item, load, lowest_bit, pick, spread, store
 
 __all__ = ["LANES", "beam_kernel"]
 
@@ -72,23 +72,23 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Any:
                         continue
                     # The k-th smallest of the lanes' minima is no less than the k-th smallest
                     # score: few entries pass it, and only those need sorting.
-                    least = spread(infinity, LANES)
+                    minima = spread(infinity, LANES)
                     for e in range(0, padded, LANES):
                         values = score(
                             columns, first + e, padded, point, weights, group_size, weighted
                         )
                         store(scores, e, values)
-                        least = pick(values, least, values, least)
+                        minima = pick(values, minima, values, minima)
                     limit = best[keep - 1]
                     if keep <= LANES:
-                        store(scratch, 0, least)
-                        limit = min(limit, bound(scratch, keep))
-                    limits = spread(limit, LANES)
+                        limit = min(limit, bound(minima, keep, infinity))
                     for e in range(0, padded, LANES):
-                        if any_at_most(load(scores, e, LANES), limits):
-                            for i in range(e, e + LANES):
-                                if scores[i] <= limit and scores[i] < best[keep - 1]:
-                                    insert(scores[i], b, i, best, parents, found, keep)
+                        bits = at_most(load(scores, e, LANES), spread(limit, LANES))
+                        while bits != 0:
+                            i = e + lowest_bit(bits)
+                            bits &= bits - 1
+                            if scores[i] < best[keep - 1]:
+                                insert(scores[i], b, i, best, parents, found, keep)
                 for i in range(keep):
                     parent = parents[i]
                     for j in range(num_codebooks):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
-from .vectors import load, pick, spread, store
+from .vectors import least, load, pick, spread, store
 
 __all__ = ["LANES", "bound", "insert", "nearest", "score"]
 
@@ -26,13 +26,13 @@ def score(columns, place, padded, point, weights, group_size, weighted):
 @jit
 def nearest(columns, first, padded, point, weights, scratch, numbers, group_size, weighted):
     """Return the least squared distance and the entry, of equal ones the first."""
-    least = spread(columns.dtype.type(np.inf), LANES)
+    minima = spread(columns.dtype.type(np.inf), LANES)
     block = spread(np.int32(0), LANES)
     for e in range(0, padded, LANES):
         now = score(columns, first + e, padded, point, weights, group_size, weighted)
-        block = pick(now, least, spread(np.int32(e), LANES), block)
-        least = pick(now, least, now, least)
-    store(scratch, 0, least)
+        block = pick(now, minima, spread(np.int32(e), LANES), block)
+        minima = pick(now, minima, now, minima)
+    store(scratch, 0, minima)
     store(numbers, 0, block)
     value, entry = scratch[0], np.int64(numbers[0])
     for i in range(1, LANES):
@@ -43,15 +43,14 @@ def nearest(columns, first, padded, point, weights, scratch, numbers, group_size
 
 
 @jit
-def bound(lanes, k):
-    """Return the ``k``-th smallest of some lanes, which are reordered."""
-    for i in range(k):
-        least = i
-        for j in range(i + 1, len(lanes)):
-            if lanes[j] < lanes[least]:
-                least = j
-        lanes[i], lanes[least] = lanes[least], lanes[i]
-    return lanes[k - 1]
+def bound(lanes, k, infinity):
+    """Return a number that at least ``k`` of some lanes do not exceed, the least without ties."""
+    nothing = spread(infinity, LANES)
+    limit = least(lanes)
+    for _ in range(1, k):
+        lanes = pick(spread(limit, LANES), lanes, lanes, nothing)  # without the least ones
+        limit = least(lanes)
+    return limit
 
 
 @jit

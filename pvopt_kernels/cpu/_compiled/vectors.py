@@ -13,10 +13,21 @@ from typing import Any
 
 from llvmlite import ir
 from numba import extending
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import models, overload, register_model
 
-__all__ = ["Vector", "any_at_most", "item", "load", "pick", "spread", "store", "total"]
+__all__ = [
+    "Vector",
+    "at_most",
+    "item",
+    "least",
+    "load",
+    "lowest_bit",
+    "pick",
+    "spread",
+    "store",
+    "total",
+]
 
 # Its functions take a typing context that callers do not give: no type checker follows that.
 intrinsic: Any = extending.intrinsic
@@ -153,12 +164,36 @@ def pick(typing_context, left, right, yes, no):
 
 
 @intrinsic
-def any_at_most(typing_context, left, right):
-    """Return whether some entry of ``left`` is at most that of ``right``."""
+def least(typing_context, vector):
+    """Return the smallest entry (NaN counts as missing)."""
 
     def generate(context, builder, signature, arguments):
-        at_most = builder.fcmp_ordered("<=", arguments[0], arguments[1])
-        bits = ir.IntType(left.width)
-        return builder.icmp_unsigned("!=", builder.bitcast(at_most, bits), ir.Constant(bits, 0))
+        kind = context.get_value_type(vector)
+        name = f"llvm.vector.reduce.fmin.v{vector.width}f{vector.scalar.bitwidth}"
+        function = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind.element, [kind]), name
+        )
+        return builder.call(function, arguments)
 
-    return types.boolean(left, right), generate
+    return vector.scalar(vector), generate
+
+
+@intrinsic
+def at_most(typing_context, left, right):
+    """Return a number whose bit ``i`` says whether ``left[i] <= right[i]``."""
+
+    def generate(context, builder, signature, arguments):
+        bits = builder.fcmp_ordered("<=", arguments[0], arguments[1])
+        return builder.zext(builder.bitcast(bits, ir.IntType(left.width)), ir.IntType(64))
+
+    return types.int64(left, right), generate
+
+
+@intrinsic
+def lowest_bit(typing_context, bits):
+    """Return the number of the lowest bit that is set, of at least one."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int64(types.int64), generate

@@ -1,0 +1,83 @@
+"""The benchmarks of operations and of steps, on inputs that take milliseconds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks.kernels.__main__ import OURS, checks_of, rows_of
+from benchmarks.kernels.cases import Case
+from benchmarks.step.memory import peak_beyond
+from benchmarks.step.profile import PARTS, parts_of
+from benchmarks.step.setups import OPTIMIZERS, Weights, moved
+from benchmarks.timing import Timing, in_turns
+from pvopt.parametrizations.codebooks import Codebooks
+
+
+def test_competitors_take_turns_and_slow_ones_sit_out():
+    calls: list[str] = []
+    competitors = {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}
+    times = in_turns(competitors, repeats=3)
+    assert calls == ["a", "b"] * 3
+    assert times["a"].repeats == times["b"].repeats == 3
+    assert in_turns(competitors, repeats=20, limit_s=0.0)["a"].repeats == 5
+
+
+def test_quartiles_enclose_the_median():
+    timing = Timing.of([5.0, 1.0, 4.0, 2.0, 3.0])
+    assert (timing.low_s, timing.median_s, timing.high_s) == (2.0, 3.0, 4.0)
+
+
+def small_case(wrong: float) -> Case:
+    x = torch.ones(8)
+    competitors = {OURS: lambda: x + wrong, "other": lambda: x + 1.0}
+    return Case(
+        "sum", competitors, lambda found: float((found - x).abs().max()), 1e-9, "nothing",
+        {"other": 1.0, "not installed": 5.0},
+    )  # fmt: skip
+
+
+def test_rows_tell_which_result_is_wrong_and_checks_skip_what_did_not_run():
+    case = small_case(0.0)
+    ours, other = rows_of(case, repeats=3, clock="wall")
+    assert (ours["right"], other["right"], ours["speedup"]) == (True, False, 1.0)
+    (check,) = checks_of(case, [ours, other])
+    assert check.value == other["speedup"]
+    assert check.note
+
+
+def test_a_wrong_result_of_ours_is_not_timed():
+    with pytest.raises(AssertionError, match="sum: wrong by 1"):
+        rows_of(small_case(1.0), repeats=1, clock="wall")
+
+
+SHAPES = [(16, 32), (8, 16)]
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if "PARQ" not in name])
+def test_every_optimizer_moves_every_weight(name):
+    weights = Weights.draw(SHAPES)
+    before = [parameter.detach().clone() for parameter in weights.parameters]
+    assert not moved(weights.parameters, before)
+    optimizer = OPTIMIZERS[name](weights)
+    optimizer.step()
+    optimizer.step()
+    assert moved(weights.parameters, before)
+    assert weights.count == 16 * 32 + 8 * 16
+    assert weights.dense_bytes == 4 * weights.count
+
+
+def test_parts_of_a_step_add_up():
+    optimizer = OPTIMIZERS["PVOptimizer, latents"](Weights.draw(SHAPES))
+    optimizer.step()
+    parts = parts_of(optimizer, steps=2, clock="cpu")
+    assert set(PARTS) < set(parts)
+    assert all(seconds >= 0 for seconds in parts.values())
+    assert not hasattr(Codebooks.decode_groups, "__wrapped__")  # nothing is left patched
+
+
+def test_peak_memory_of_a_tensor():
+    found = peak_beyond(lambda: torch.ones(1 << 24).sum())  # 64 MiB
+    if found is None:
+        pytest.skip("the system does not tell")
+    assert 0.9 < found / (4 << 24) < 1.2
