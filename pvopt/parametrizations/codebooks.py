@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pvopt.kmeans import kmeans, nearest_centroid
-from pvopt_kernels.ops import beam_search, sum_by_code
+from pvopt_kernels.ops import beam_search, codebook_grad, decode, sum_by_code
 
 from .base import Parametrization, code_dtype
 from .block_metric import BlockMetric
@@ -64,7 +64,7 @@ class Codebooks(Parametrization):
     def _scales_of(self, rep: Representation, groups: Tensor | None) -> Tensor:
         """Return the scale of each group, ``[n, 1]``."""
         scales = rep.values["scales"]
-        per_scale = rep.layout.num_groups // scales.numel()  # groups are contiguous along a row
+        per_scale = rep.codes.shape[1] // scales.shape[1]  # groups are contiguous along a row
         flat = scales.flatten()
         if groups is None:
             return flat.repeat_interleave(per_scale)[:, None]
@@ -82,27 +82,20 @@ class Codebooks(Parametrization):
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Return the scaled sums of the groups' entries."""
+        codebooks, scales = rep.values["codebooks"], rep.values["scales"]
+        if groups is None and codes is None:
+            # Every group as a run of a row: merge gives it its shape.
+            return decode(rep.codes, codebooks, scales).view(-1, codebooks.shape[2])
         if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
-        total = self._sum_entries(rep.values["codebooks"], codes)
-        if groups is not None:
-            return total * self._scales_of(rep, groups)
-        scales = rep.values["scales"]
-        return (total.view(scales.numel(), -1) * scales.view(-1, 1)).view_as(total)
+            codes = rep.flat_codes.index_select(0, groups)
+        return self._sum_entries(codebooks, codes) * self._scales_of(rep, groups)
 
     def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
         """Sum the gradients of the groups of each entry, and of the groups of each scale."""
+        groups = self.split(gradient).reshape(len(rep.codes), -1)  # [rows, cols * g]
         codebooks, scales = rep.values["codebooks"], rep.values["scales"]
-        groups = self.split(gradient.to(rep.dtype))  # [G, g]
-        codes = rep.flat_codes
-        total = self._sum_entries(codebooks, codes)
-        by_scale = (scales.numel(), -1)
-        scale_gradient = (groups.reshape(by_scale) * total.view(by_scale)).sum(1)
-        # total's memory is free now: reuse it for the scaled gradients.
-        scaled = torch.mul(groups.reshape(by_scale), scales.view(-1, 1), out=total.view(by_scale))
-        scaled = scaled.view_as(groups)
-        books = [sum_by_code(scaled, code.long(), codebooks.shape[1]) for code in codes.unbind(1)]
-        return {"codebooks": torch.stack(books), "scales": scale_gradient.view_as(scales)}
+        books, of_scales = codebook_grad(groups, rep.codes, codebooks, scales)
+        return {"codebooks": books, "scales": of_scales}
 
     def search(
         self,
