@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from benchmarks.kernels.machine import Machine
@@ -122,12 +122,12 @@ def assign(machine: Machine, entries: int, *, quick: bool) -> Case:
         parts = [torch.addmm(squares, p, book.T, alpha=-2).argmin(1) for p in points.split(chunk)]
         return torch.cat(parts)
 
-    tree = cKDTree(book.numpy())
+    tree = KDTree(book.numpy())
     threads = torch.get_num_threads()
     competitors: dict[str, Callable[[], object]] = {
         "pvopt_kernels": lambda: ops.assign(points, book)[0][:, 0],
         "torch addmm + argmin": chunked,
-        "SciPy cKDTree": lambda: tree.query(points.numpy(), workers=threads)[1],
+        "SciPy KDTree": lambda: tree.query(points.numpy(), workers=threads)[1],
     }
     exact = (points.double() - book.double()[ops.assign(points, book)[0][:, 0]]).square().sum(1)
 

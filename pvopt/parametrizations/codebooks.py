@@ -83,10 +83,9 @@ class Codebooks(Parametrization):
     ) -> Tensor:
         """Return the scaled sums of the groups' entries."""
         codebooks, scales = rep.values["codebooks"], rep.values["scales"]
-        if groups is None and codes is None:
-            # Every group as a run of a row: merge gives it its shape.
-            return decode(rep.codes, codebooks, scales).view(-1, codebooks.shape[2])
         if codes is None:
+            if groups is None:  # every group as a run of a row: merge gives it its shape
+                return decode(rep.codes, codebooks, scales).view(-1, codebooks.shape[2])
             codes = rep.flat_codes.index_select(0, groups)
         return self._sum_entries(codebooks, codes) * self._scales_of(rep, groups)
 

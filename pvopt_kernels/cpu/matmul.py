@@ -29,7 +29,7 @@ def matmul(
     transposed: bool,
 ) -> Tensor:
     """Return the product ``[tokens, out]``; see :func:`pvopt_kernels.matmul`."""
-    rows, cols, number = codes.shape
+    rows, cols = codes.shape[:2]
     group_size = codebooks.shape[2]
     if not (compiled(rows * cols * group_size * len(x)) and group_size <= MAX_GROUP):
         return in_torch(x, codes, codebooks, scales, out_group, transposed)
