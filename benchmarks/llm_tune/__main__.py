@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.processes import in_own_process
 from benchmarks.report import Check, Report, format_table, parser
 
 from .experiment import RECIPES, Settings, prepare, tune
@@ -31,13 +30,6 @@ _OPTIONS = (
 )
 
 
-def _in_own_process(function: Callable[..., dict[str, Any]], *arguments: object) -> dict[str, Any]:
-    """Run one stage in a fresh process: its peak memory is not that of an earlier stage."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, mp_context=context) as pool:
-        return pool.submit(function, *arguments).result()
-
-
 def _prepared(settings: Settings, folder: Path) -> dict[str, Any]:
     """Prepare the start in a folder, unless it holds one of the same settings already."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -46,7 +38,7 @@ def _prepared(settings: Settings, folder: Path) -> dict[str, Any]:
         found = json.loads(kept.read_text())
         if found["key"] == key:
             return found["start"]
-    start = _in_own_process(prepare, settings, folder)
+    start = in_own_process(prepare, settings, folder)
     kept.write_text(json.dumps({"key": key, "start": start}) + "\n")
     return start
 
@@ -116,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             flush=True,
         )
         for recipe in recipes:
-            row = _in_own_process(tune, settings, recipe, folder)
+            row = in_own_process(tune, settings, recipe, folder)
             report.rows.append({"ppl_0": start["start_ppl"], **row})
             if arguments.json:  # after every recipe: a long run cut short still has its rows
                 report.write_json(arguments.json)

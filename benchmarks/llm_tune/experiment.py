@@ -15,6 +15,7 @@ from torch import Tensor
 import pvopt
 from pvopt import checkpoints
 from pvopt.llm import (
+    LanguageModel,
     TokenBatches,
     distillation_loss,
     hidden_states,
@@ -27,7 +28,7 @@ from pvopt.llm import (
 from pvopt.tuning import TuneSettings, build_optimizer
 from pvopt.tuning.optimizers import with_beam_size
 
-__all__ = ["RECIPES", "Settings", "prepare", "tune"]
+__all__ = ["RECIPES", "Settings", "keep_teacher", "prepare", "tune"]
 
 RECIPES = (
     "subspace_pv_ste",
@@ -135,8 +136,8 @@ def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
     ).perplexity
 
 
-def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Measure the teacher, keep its hidden states for every batch, and quantize by k-means.
+def keep_teacher(settings: Settings, folder: Path) -> LanguageModel:
+    """Keep what every run needs of the teacher: its hidden states for every batch, the test text.
 
     The teacher's states are the same for every recipe: computed once, they cost each of them
     neither time nor the memory of a second model.
@@ -144,7 +145,6 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     teacher = load_model(settings.model)
     batches = settings.batches(teacher.encode(load_text(settings.train_text)))
     test = teacher.encode(load_text(settings.test_text))
-    teacher_ppl = _perplexity(settings, teacher.model, test)
     ids = torch.stack([batches[step] for step in range(settings.steps)])  # [steps, batch, length]
     with torch.no_grad():
         hidden = torch.stack(
@@ -157,6 +157,14 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
         "test": test[: settings.context * settings.windows],
     }
     torch.save(kept, folder / _TEACHER)
+    return teacher
+
+
+def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Measure the teacher, keep its states, and quantize by k-means."""
+    teacher = keep_teacher(settings, folder)
+    test = torch.load(folder / _TEACHER, mmap=True, weights_only=True)["test"]
+    teacher_ppl = _perplexity(settings, teacher.model, test)
     spec = pvopt.AdditiveCodebooks(
         settings.num_codebooks, settings.bits, settings.group, beam_size=settings.beam_size
     )
@@ -174,9 +182,11 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
 
 
 def _with_beam(weights: pvopt.QuantizedWeights, beam_size: int) -> pvopt.QuantizedWeights:
-    """Return the same codes and values with another beam size of the V step."""
+    """Return the same codes and values with another beam size of the V step, where it has one."""
     changed = {
         name: replace(rep, parametrization=with_beam_size(rep.parametrization, beam_size))
+        if isinstance(rep.parametrization, pvopt.AdditiveCodebooks)
+        else rep
         for name, rep in weights.items()
     }
     return pvopt.QuantizedWeights(weights.model, changed)
@@ -200,9 +210,9 @@ def _tune_settings(settings: Settings, recipe: str) -> TuneSettings:
     )
 
 
-def tune(settings: Settings, recipe: str, folder: Path) -> dict[str, Any]:
-    """Tune the start by one recipe and return its row."""
-    loaded = checkpoints.load(folder / _START)
+def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> dict[str, Any]:
+    """Tune the start of that name by one recipe and return its row."""
+    loaded = checkpoints.load(folder / start)
     model, weights = loaded.model, loaded.weights
     # Where every group is searched in every step, a beam of 5 would take a minute a step.
     weights = _with_beam(weights, settings.beam_size if recipe.startswith("subspace") else 1)
@@ -215,8 +225,8 @@ def tune(settings: Settings, recipe: str, folder: Path) -> dict[str, Any]:
     for step in range(settings.stop_after or settings.steps):
         begin = time.perf_counter()
         loss = 0.0
-        for start in range(0, settings.batch, settings.micro_batch):
-            part = slice(start, start + settings.micro_batch)
+        for first in range(0, settings.batch, settings.micro_batch):
+            part = slice(first, first + settings.micro_batch)
             ids, hidden = kept["ids"][step, part], kept["hidden"][step, part]
             share = len(ids) / settings.batch
             term = distillation_loss(model, hidden, kept["head"], ids) * share

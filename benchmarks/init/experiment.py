@@ -1,0 +1,135 @@
+"""The stages of the benchmark; each runs in a process of its own, so that its memory is its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvopt import checkpoints
+from pvopt.calibration import FineTuning, calibrate_
+from pvopt.llm import load_model, load_text, native_autocast_dtype, perplexity
+
+from .lineup import ROWS
+
+__all__ = ["Settings", "measure", "prepare"]
+
+_TOKENS = "tokens.pt"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything the numbers depend on.
+
+    Args:
+        model: source for :func:`pvopt.llm.load_model`.
+        calibration_text, test_text: sources for :func:`pvopt.llm.load_text`.
+        tokens, length: calibration tokens in all, and per sequence.
+        context, windows: of the evaluation.
+        precision: of the evaluation: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where
+            native).
+        fine_tune: epochs of block-wise fine-tuning.
+        tuned_steps: steps of PV-tuning for the formats of about 2 bits; 0: none.
+        seed: of the starts.
+    """
+
+    model: str = "smollm2"
+    calibration_text: str = "hub:Salesforce/wikitext:wikitext-2-v1:validation"
+    test_text: str = "hub:Salesforce/wikitext:wikitext-2-raw-v1:test"
+    tokens: int = 65536
+    length: int = 1024
+    context: int = 1024
+    windows: int = 24
+    precision: str = "auto"
+    fine_tune: int = 0
+    tuned_steps: int = 0
+    seed: int = 0
+
+    @classmethod
+    def quick(cls) -> Settings:
+        """Return sizes for a first look: a tiny random model on Python's manual."""
+        return cls(
+            model="tiny-llama",
+            calibration_text="pydoc",
+            test_text="pydoc",
+            tokens=2048,
+            length=128,
+            context=128,
+            windows=4,
+        )
+
+    def key(self) -> str:
+        """Return what every row depends on, as text."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+
+def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
+    dtypes = {"float32": None, "bfloat16": torch.bfloat16}
+    native = settings.precision == "auto"
+    dtype = native_autocast_dtype() if native else dtypes[settings.precision]
+    return perplexity(
+        model,
+        tokens,
+        context_length=settings.context,
+        max_windows=settings.windows,
+        autocast_dtype=dtype,
+    ).perplexity
+
+
+def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
+    """Cut the texts, measure the teacher."""
+    teacher = load_model(settings.model)
+    test = teacher.encode(load_text(settings.test_text))[: settings.context * settings.windows]
+    tokens = teacher.encode(load_text(settings.calibration_text))
+    count = min(settings.tokens, len(tokens)) // settings.length
+    tokens = tokens[: count * settings.length].view(count, settings.length)
+    torch.save({"calibration": tokens, "test": test}, folder / _TOKENS)
+    return {
+        "teacher_ppl": _perplexity(settings, teacher.model, test),
+        "calibration_tokens": tokens.numel(),
+    }
+
+
+def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
+    """Quantize the model by one row's start and return the row."""
+    row = ROWS[name]
+    texts = torch.load(folder / _TOKENS, weights_only=True)
+    loaded = load_model(settings.model)
+    begin = time.perf_counter()
+    result = calibrate_(
+        loaded.model,
+        texts["calibration"],
+        row.build(loaded.model),
+        row.initialization(),
+        fine_tuning=FineTuning(settings.fine_tune) if settings.fine_tune else None,
+        seed=settings.seed,
+    )
+    quantize_s = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
+    bits = [
+        rep.parametrization.bits_per_weight(rep.shape, value_bits=16) * sizes[n]
+        for n, rep in result.weights.items()
+    ]
+    if settings.tuned_steps and row.two_bits:
+        start = folder / name
+        checkpoints.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
+    errors = list(result.layer_errors.values())
+    return {
+        "format": name,
+        "method": row.method,
+        "bits_per_weight": sum(bits) / sum(sizes.values()),
+        "ppl": _perplexity(settings, loaded.model, texts["test"]),
+        "layer_error": statistics.mean(errors),
+        "layer_error_max": max(errors),
+        "quantize_s": quantize_s,
+        "peak_bytes": peak,
+        "threads": torch.get_num_threads(),
+    }

@@ -1,0 +1,77 @@
+"""The rows: which format is started how."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pvopt import Parametrization, UniformGrid
+from pvopt.calibration import parse_method
+from pvopt.initialization import Initialization
+from pvopt.tuning import parse_format
+
+__all__ = ["ROWS", "Row"]
+
+Spec = dict[str, Parametrization]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the table.
+
+    Args:
+        name: as ``--formats`` takes it.
+        method: short name of the start.
+        build: parametrizations of a model's linear layers, by pattern.
+        two_bits: whether it is of about 2 bits, and so gets a tuned point.
+    """
+
+    name: str
+    method: str
+    build: Callable[[nn.Module], Spec]
+    two_bits: bool = False
+
+    def initialization(self) -> Initialization:
+        """Return the start."""
+        return parse_method(self.method)
+
+
+def _grid(bits: int) -> Callable[[nn.Module], Spec]:
+    """Groups of 128 inputs where 128 divides them, of 64 elsewhere."""
+
+    def build(model: nn.Module) -> Spec:
+        return {
+            name: UniformGrid(bits, 128 if layer.in_features % 128 == 0 else 64)
+            for name, layer in model.named_modules()
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] != "lm_head"
+        }
+
+    return build
+
+
+def _named(text: str) -> Callable[[nn.Module], Spec]:
+    return lambda model: {"*": parse_format(text)}
+
+
+# The most telling ones first: an interrupted run keeps what it has.
+ROWS = {
+    row.name: row
+    for row in (
+        Row("rtn-4", "fit", _grid(4)),
+        Row("gptq-4", "gptq", _grid(4)),
+        Row("aqlm-2x8g8", "aqlm", _named("2x8g8"), two_bits=True),
+        Row("gptq-2", "gptq", _grid(2), two_bits=True),
+        Row("gptq-3", "gptq", _grid(3)),
+        Row("rtn-2", "fit", _grid(2)),
+        Row("rtn-3", "fit", _grid(3)),
+        Row("vq-2", "aqlm", _named("vq:8g4"), two_bits=True),
+        Row("kmeans-2x8g8", "fit", _named("2x8g8")),
+        Row("ternary", "gptq", _named("ternary:g64"), two_bits=True),
+        Row("binary", "gptq", _named("binary:g64")),
+        Row("aqlm-1x8g8", "aqlm", _named("1x8g8")),
+        Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
+        Row("aqlm-1x16g8", "aqlm", _named("1x16g8")),
+    )
+}
