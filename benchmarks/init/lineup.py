@@ -67,11 +67,14 @@ ROWS = {
         Row("rtn-2", "fit", _grid(2)),
         Row("rtn-3", "fit", _grid(3)),
         Row("vq-2", "aqlm", _named("vq:8g4"), two_bits=True),
+        Row("e8p-2", "aqlm", _named("had+e8p:2"), two_bits=True),
         Row("kmeans-2x8g8", "fit", _named("2x8g8")),
         Row("ternary", "gptq", _named("ternary:g64"), two_bits=True),
         Row("binary", "gptq", _named("binary:g64")),
         Row("aqlm-1x8g8", "aqlm", _named("1x8g8")),
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
+        Row("e8p-3", "aqlm", _named("had+e8p:3")),
+        Row("e8p-4", "aqlm", _named("had+e8p:4")),
         Row("aqlm-1x16g8", "aqlm", _named("1x16g8")),
     )
 }

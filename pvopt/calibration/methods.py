@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from pvopt.initialization import AQLM, GPTQ, Fit, Initialization
 from pvopt.parametrizations import Parametrization
-from pvopt.parametrizations.codebooks import Codebooks
+from pvopt.parametrizations.scalar_grid import ScalarGrid
 
 __all__ = ["METHODS", "default_method", "parse_method"]
 
@@ -57,11 +57,11 @@ def default_method(parametrization: Parametrization) -> str:
         parametrization: of the weights.
 
     Returns:
-        ``aqlm`` where there are codebooks to tune along with the codes, otherwise ``gptq``.
+        ``gptq`` for grids of scalars, ``aqlm`` for everything else.
 
     Example:
         >>> from pvopt import AdditiveCodebooks, UniformGrid
         >>> default_method(AdditiveCodebooks(2, 8, 8)), default_method(UniformGrid(4))
         ('aqlm', 'gptq')
     """
-    return "aqlm" if isinstance(parametrization, Codebooks) else "gptq"
+    return "gptq" if isinstance(parametrization, ScalarGrid) else "aqlm"
