@@ -1,4 +1,4 @@
-# make demo | test | docs | lint | types | check | clean: each creates .venv when it is missing.
+# make demo | test | gpu | docs | lint | types | check | clean: each creates .venv when it is missing.
 
 PYTHON ?= python3
 # A pin, not a minimum: where an index offers this release as a CPU build, pip takes that, while
@@ -13,11 +13,12 @@ READY := $(VENV)/.ready
 READY_DEMO := $(VENV)/.ready-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test docs lint format types check clean
+.PHONY: help venv demo test gpu docs lint format types check clean
 
 help:
 	@echo "make demo    quantize and tune SmolLM2-135M at 2 bits on this machine, into runs/demo"
 	@echo "make test    run the tests and every example of the documentation"
+	@echo "make gpu     run the kernels' tests and timings on this machine's GPU, into runs/gpu.json"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make lint    check style and formatting (make format repairs them)"
 	@echo "make types   check the types"
@@ -45,6 +46,15 @@ demo: $(READY_DEMO)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+
+NO_GPU := no GPU: torch.cuda.is_available() is False (with a CPU build of torch: make gpu VENV=.venv-gpu TORCH=torch)
+
+# Kernels are compiled here; everywhere else the tests interpret them.
+gpu: export TRITON_INTERPRET := 0
+gpu: $(READY)
+	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else """$(NO_GPU)""")'
+	$(BIN)/python -m pytest -rs tests/kernels $(PYTEST)
+	$(BIN)/python -m benchmarks.kernels.gpu --json runs/gpu.json
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html

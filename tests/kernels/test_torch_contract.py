@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +16,7 @@ from torch import Tensor
 
 from pvopt_kernels import ops, pack_rows
 
+ROOT = Path(__file__).parents[2]
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
@@ -133,6 +139,26 @@ def test_compiles_as_one_graph(name, number):
     for a, b in zip(_tensors(expected), _tensors(found), strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
+
+
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="no C compiler for torch.compile")
+def test_inductor_compiles_around_an_operation():
+    """In a process of its own: the compiler imports Triton, which must not be interpreted there."""
+    program = """
+import torch
+from pvopt_kernels.ops import assign
+
+def loss(target, codebook):
+    codes, errors = assign(2 * target, codebook, 2)
+    return (codebook[codes[:, 0]] - target).square().sum() + errors.sum()
+
+source = torch.Generator().manual_seed(0)
+target, codebook = (torch.randn(n, 4, generator=source) for n in (6, 9))
+compiled = torch.compile(loss, fullgraph=True)
+torch.testing.assert_close(compiled(target, codebook), loss(target, codebook))
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=ROOT)
 
 
 def _tensors(result: Any) -> tuple[Tensor, ...]:
