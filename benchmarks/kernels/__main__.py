@@ -1,6 +1,8 @@
 """How fast are the operations on this CPU, against others and against the floor?
 
-``python -m benchmarks.kernels [--quick] [--json FILE] [--clock wall|cpu] [--threads N]``
+``python -m benchmarks.kernels [--quick] [--json FILE] [--clock wall|cpu] [--threads N]``; with
+``--roofline`` it counts what GPUs need in place of timing (:mod:`benchmarks.kernels.roofline`), and
+``python -m benchmarks.kernels.gpu`` times on a GPU.
 """
 
 from __future__ import annotations
@@ -70,10 +72,15 @@ def checks_of(case: Case, rows: list[dict[str, object]]) -> list[Check]:
 def main(arguments: Sequence[str] | None = None) -> Report:
     """Run the cases, print the table and the checks, write what was asked for."""
     options = parser("kernels", __doc__ or "")
+    options.add_argument("--roofline", action="store_true", help="floors on GPUs, nothing is timed")
     options.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--repeats", type=int, default=20)
     chosen = options.parse_args(arguments)
+    if chosen.roofline:
+        from benchmarks.kernels import roofline  # needs Triton
+
+        return roofline.report_of(quick=chosen.quick, json=chosen.json)
     torch.set_num_threads(chosen.threads)
     machine = Machine.measure(quick=chosen.quick, clock=chosen.clock)
     settings = {

@@ -7,15 +7,15 @@ No GPU is needed: bytes and operations are counted, kernels are compiled ahead o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
-from benchmarks.report import Report, format_table, parser
+from benchmarks.report import Report, format_table
 from pvopt_kernels.ahead_of_time import TARGETS, CompileSpec, Resources, compile_spec, discover
 
-__all__ = ["GPUS", "Gpu", "floor", "main"]
+__all__ = ["GPUS", "Gpu", "floor", "report_of"]
 
 
 @dataclass(frozen=True)
@@ -149,14 +149,16 @@ def row_of(layer: Layer, work: Work, compiled: _Compiled) -> dict[str, Any]:
     return row
 
 
-def main(arguments: Sequence[str] | None = None) -> Report:
-    """Print the floors of all layers and the resources of the kernels, write what was asked for."""
-    options = parser("kernels --roofline", __doc__ or "").parse_args(arguments)
-    layers = LAYERS[:1] if options.quick else LAYERS
+def report_of(*, quick: bool = False, json: Path | None = None) -> Report:
+    """Print the floors of all layers and the resources of the kernels.
+
+    Args:
+        quick: one layer only.
+        json: file to write the report to, or None.
+    """
+    layers = LAYERS[:1] if quick else LAYERS
     peaks = {gpu.name: asdict(gpu) for gpu in GPUS}
-    report = Report(
-        "kernels-roofline", {"quick": options.quick, "peaks": peaks}, ("torch", "triton")
-    )
+    report = Report("kernels-roofline", {"quick": quick, "peaks": peaks}, ("torch", "triton"))
     compiled = _Compiled()
     for layer in layers:
         report.rows += [row_of(layer, work, compiled) for work in workloads(layer)]
@@ -170,10 +172,6 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     print()
     print(format_table(compiled.table(), VARIANT_COLUMNS))
     report.settings["variants"] = compiled.table()
-    if options.json:
-        report.write_json(options.json)
+    if json:
+        report.write_json(json)
     return report
-
-
-if __name__ == "__main__":
-    main()
