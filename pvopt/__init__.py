@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .gradients import NonFiniteGradientError
+    from .metric import InputMetric, Metric, SecondMoment
     from .optimizer import PVOptimizer
     from .parametrizations import (
         E8P,
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
     from .row_metric import RowMetric, row_metric_search
     from .schedule import Alternate, Phases, Schedule, Simultaneous
     from .step_report import StepReport
-    from .subspace import AllGroups, Greedy, Proportional, Subspace, TrustRegion, Uniform
+    from .subspace import AllGroups, Decreases, Gain, Greedy, Proportional, Subspace, Uniform
+    from .trust_region import TrustRegion
     from .values import AdamValues, SGDValues, ValueOptimizer
     from .vstep import v_step
 
@@ -57,10 +59,14 @@ __all__ = [
     "Binary",
     "BlockMetric",
     "Candidates",
+    "Decreases",
     "Forced",
+    "Gain",
     "Greedy",
     "GroupLayout",
     "Incoherent",
+    "InputMetric",
+    "Metric",
     "Nearest",
     "NonFiniteGradientError",
     "PVOptimizer",
@@ -73,6 +79,7 @@ __all__ = [
     "RowMetric",
     "SGDValues",
     "Schedule",
+    "SecondMoment",
     "SharedValues",
     "Simultaneous",
     "Sparse",
@@ -100,6 +107,7 @@ __all__ = [
 # Names are looked up here when they are first used: pvopt.convex must import without torch.
 _MODULES = (
     "gradients",
+    "metric",
     "optimizer",
     "parametrizations",
     "quantize",
@@ -109,6 +117,7 @@ _MODULES = (
     "schedule",
     "step_report",
     "subspace",
+    "trust_region",
     "values",
     "vstep",
 )

@@ -15,12 +15,15 @@ from torch.optim import Optimizer
 from . import optimizer_state
 from .gradients import check_finite
 from .group_settings import GroupSettings
+from .metric import Metric
 from .parametrizations.representation import Representation
 from .quantize import QuantizedWeights
 from .rounding import Nearest, Rounding
+from .row_metric import RowMetric
 from .schedule import Phases, Schedule, Simultaneous
 from .step_report import StepReport
-from .subspace import Greedy, Subspace, TrustRegion
+from .subspace import Greedy, Subspace
+from .trust_region import TrustRegion
 from .values import AdamValues, ValueOptimizer
 from .vstep import v_step
 
@@ -35,6 +38,7 @@ class _Job:
     parameter: nn.Parameter
     rep: Representation
     state: dict[str, Any]
+    group: dict[str, Any]
     settings: GroupSettings
     phases: Phases
     lr: float
@@ -84,11 +88,13 @@ class PVOptimizer(Optimizer):
         latent_decay: :math:`\rho` in [0, 1].
         values: optimizer of the continuous values.
         schedule: which half steps run when.
+        metric: in which distance the V step takes the nearest codes; None for the Euclidean.
         seed: of all random draws; the draws of a step depend on the seed, the parameter's place
             and its number of steps only, so a resumed run repeats them.
 
     Raises:
-        TypeError: for arguments of another kind, or a rounding that does not fit a representation.
+        TypeError: for arguments of another kind, a rounding that does not fit a representation, or
+            a metric that does not fit the base optimizer.
         ValueError: for settings out of range, or representations of foreign parameters.
 
     Example:
@@ -118,6 +124,7 @@ class PVOptimizer(Optimizer):
         latent_decay: float = 1.0,
         values: ValueOptimizer | None = None,
         schedule: Schedule | None = None,
+        metric: Metric | None = None,
         seed: int = 0,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
@@ -131,6 +138,7 @@ class PVOptimizer(Optimizer):
             ("subspace", subspace, Subspace),
             ("values", values, ValueOptimizer),
             ("schedule", schedule, Schedule),
+            *([] if metric is None else [("metric", metric, Metric)]),
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
@@ -153,6 +161,9 @@ class PVOptimizer(Optimizer):
         self.subspace = subspace
         self.values = values
         self.schedule = schedule
+        self.metric = metric
+        if metric is not None:
+            metric.check(base, {name: rep for name, _, rep in self.named_representations()})
         self.report = StepReport({}, {})
         self._default_settings = settings
         # Hooks that were registered with the base must see final weights: they move up here.
@@ -253,7 +264,7 @@ class PVOptimizer(Optimizer):
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                jobs.append(_Job(name, p, rep, state, settings, phases, float(group["lr"])))
+                jobs.append(_Job(name, p, rep, state, group, settings, phases, float(group["lr"])))
         return jobs
 
     @contextmanager
@@ -317,6 +328,7 @@ class PVOptimizer(Optimizer):
                 rounding=self.rounding,
                 subspace=subspace,
                 trust_region=trust,
+                metric=self._metric(job),
                 generator=self._generator(job),
             )
             if before is not None and changed[job.name]:
@@ -329,6 +341,12 @@ class PVOptimizer(Optimizer):
             assert job.target is not None
             job.target.lerp_(weight, settings.latent_decay)
         job.parameter.copy_(weight)
+
+    def _metric(self, job: _Job) -> Tensor | RowMetric | None:
+        """Return the metric of one weight's V step."""
+        if self.metric is None:
+            return None
+        return self.metric.of(job.name, job.parameter, job.group, self.base)
 
     def _generator(self, job: _Job) -> torch.Generator:
         """Return the generator of one weight's step, from the seed, the name and the step."""

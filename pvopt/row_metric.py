@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 import torch
 from torch import Tensor
 
+from .code_search import CodeSearch, unchanged
 from .moves import Moves, round_groups
 from .parametrizations.block_metric import BlockMetric
 from .parametrizations.layout import matrix_shape
@@ -59,7 +60,7 @@ class RowMetric:
         return ((rows @ self.hessian.to(rows)) * rows).sum()
 
 
-class ColumnDescent:
+class ColumnDescent(CodeSearch):
     r"""Search codes column by column in a row metric.
 
     With the error :math:`E = W_q - W` of all groups, the error as a function of one group
@@ -75,7 +76,12 @@ class ColumnDescent:
         target: ``[*shape]``.
         decoded: ``[num_groups, group_size]``, the groups of ``rep``; not changed.
         metric: the metric of the rows.
+
+    Raises:
+        ValueError: if the metric does not fit the weight's columns.
     """
+
+    coupled = True
 
     def __init__(
         self, rep: Representation, target: Tensor, decoded: Tensor, metric: RowMetric
@@ -128,6 +134,29 @@ class ColumnDescent:
             return round_groups(self.rep, groups, self.decoded[groups], rounding=rounding)
         return Moves.concatenate(parts).take(torch.cat(places).argsort())
 
+    def bounds(self) -> Tensor:
+        r"""Return :math:`\tfrac12 (E H)_j H_{jj}^{-1} (E H)_j'` for every group."""
+        layout = self.rep.layout
+        slope = self.error.view(-1, self.hessian.shape[0]) @ self.hessian  # [rows * out, columns]
+        slope = slope.view(-1, layout.cols, layout.in_group)
+        inverses = torch.stack([self._metric(j).inverse for j in range(layout.cols)])
+        parts = (torch.einsum("rji,jik->rjk", slope, inverses) * slope).sum(2)
+        return 0.5 * parts.view(layout.rows, layout.out_group, layout.cols).sum(1).flatten()
+
+    def decreases(self, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Search groups, all others as they are; return half of what the squared error loses."""
+        result = self.decoded.new_empty(len(groups))
+        for column, index in self._columns(groups):
+            chosen = groups[index]
+            goals, metric = self._block(self.error, chosen, column)
+            present = metric.squared_norms(goals - self.decoded[chosen])
+            with unchanged(generator):
+                found = self.rep.parametrization.candidates(
+                    goals, self.rep, chosen, metric=metric, generator=generator
+                )
+            result[index] = (0.5 * (present - found.errors[:, 0])).clamp_min_(0)
+        return result
+
     @property
     def _block_shape(self) -> tuple[int, int]:
         layout = self.rep.layout
@@ -148,19 +177,21 @@ class ColumnDescent:
         )
         return list(zip(present.tolist(), order.split(counts.tolist()), strict=True))
 
+    def _metric(self, column: int) -> BlockMetric:
+        """Return the metric of the columns of a block column."""
+        in_group = self.rep.layout.in_group
+        here = slice(column * in_group, (column + 1) * in_group)
+        return BlockMetric(self.hessian[here, here])
+
     def _block(self, error: Tensor, groups: Tensor, column: int) -> tuple[Tensor, BlockMetric]:
         """Return the block targets ``[n, group_size]`` of groups of a column, and their metric."""
         out_group, in_group = self._block_shape
-        here = slice(column * in_group, (column + 1) * in_group)
         rows = groups // self.rep.layout.cols
         taken = error[rows].view(len(rows) * out_group, -1)  # [n * out_group, columns]
-        block = BlockMetric(self.hessian[here, here])
-        shift = (taken @ self.hessian[:, here]) @ block.inverse  # [n * out_group, in_group]
-        goals = self.decoded[groups] - shift.view(len(rows), -1)
-        if out_group > 1:
-            eye = torch.eye(out_group, dtype=shift.dtype, device=shift.device)
-            block = BlockMetric(torch.kron(eye, block.matrix))
-        return goals, block
+        block = self._metric(column)
+        slope = taken @ self.hessian[:, column * in_group : (column + 1) * in_group]
+        shift = (slope @ block.inverse).view(len(rows), -1)
+        return self.decoded[groups] - shift, block
 
 
 @torch.no_grad()

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from pvopt_kernels.ops import group_sq_norms
 
+from .code_search import CodeSearch, SeparableSearch
+from .moves import Moves
 from .parametrizations.representation import Representation
 from .rounding import Rounding
-from .subspace import Subspace, TrustRegion
+from .row_metric import ColumnDescent, RowMetric
+from .subspace import Decreases, Subspace
+from .trust_region import TrustRegion
 
 __all__ = ["v_step"]
 
@@ -22,14 +28,17 @@ def v_step(
     rounding: Rounding,
     subspace: Subspace,
     trust_region: TrustRegion | None = None,
+    metric: Tensor | RowMetric | None = None,
     generator: torch.Generator | None = None,
 ) -> int:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
-    .. math:: z_g \leftarrow \mathrm{round}(t_g) \ \text{for}\ g \in S, \qquad
+    .. math:: z_g \leftarrow \mathrm{round}_D(t_g) \ \text{for}\ g \in S, \qquad
         S = \mathrm{select}\big(\|t_g - w_g\|\big)
 
-    Groups whose target equals their weight never move, whatever the rules say.
+    Groups whose target equals their weight never move, whatever the rules say. The metric decides
+    which code is near and what a change is worth; the norms given to subspace rules and the trust
+    region are Euclidean.
 
     Args:
         rep: codes (changed in place) and values.
@@ -39,6 +48,9 @@ def v_step(
         rounding: which candidate to take.
         subspace: which groups may move.
         trust_region: bound on the change of the whole weight, or None.
+        metric: ``[*shape]`` non-negative weights ``D`` of the squared errors; or one that couples
+            the columns of each row, in which block columns are searched one after the other
+            (:func:`pvopt.row_metric_search`); None for 1.
         generator: source of random draws.
 
     Returns:
@@ -60,23 +72,45 @@ def v_step(
     parametrization = rep.parametrization
     goals = parametrization.split(target.to(decoded.dtype))  # [G, g]
     magnitudes = group_sq_norms(goals, decoded, in_group=decoded.shape[1]).sqrt()
-    groups = subspace.select(magnitudes, generator, ordered=trust_region is not None)
+    if isinstance(metric, RowMetric):
+        search: CodeSearch = ColumnDescent(rep, target, decoded, metric)
+    else:
+        if metric is not None:
+            metric = parametrization.split_diagonal(metric).to(decoded.dtype)
+        search = SeparableSearch(rep, goals, decoded, metric)
+    decreases = None
+    if subspace.needs_decreases:
+        bounds = torch.where(magnitudes > 0, search.bounds(), 0.0)
+        decreases = Decreases(bounds, partial(search.decreases, generator=generator))
+    groups = subspace.select(
+        magnitudes, generator, ordered=trust_region is not None, decreases=decreases
+    )
     groups = groups[magnitudes[groups] > 0]
     if len(groups) == 0:
         return 0
-    goal = goals.index_select(0, groups)  # [n, g]
-    candidates = rounding.propose(goal, rep, groups, generator=generator)
-    current = rep.flat_codes[groups].long()  # [n, codes_per_group]
-    codes = rounding.choose(candidates, current, generator)
-    moved = (codes != current).any(1).nonzero()[:, 0]
-    groups, goal, codes = groups[moved], goal[moved], codes[moved]
-    if len(groups) == 0:
-        return 0
-    new = parametrization.decode_moved(goal, rep, groups, codes)
+    moves = search.moves(groups, rounding=rounding, generator=generator)
     if trust_region is not None:
-        changes = (new - decoded.index_select(0, groups)).square().sum(1)
-        accepted = trust_region.accept(changes, decoded.square().sum())
-        groups, goal, codes, new = (x[:accepted] for x in (groups, goal, codes, new))
-    parametrization.move_(goal, rep, groups, codes)
-    decoded[groups] = new
-    return len(groups)
+        moves = _within(trust_region, moves, search, decoded, rounding, generator)
+    moves.make(rep, decoded)
+    return len(moves)
+
+
+def _within(
+    trust_region: TrustRegion,
+    moves: Moves,
+    search: CodeSearch,
+    decoded: Tensor,
+    rounding: Rounding,
+    generator: torch.Generator | None,
+) -> Moves:
+    """Return the first moves that fit into the trust region."""
+    squared_norm = decoded.square().sum()
+    while True:
+        changes = (moves.decoded - decoded.index_select(0, moves.groups)).square().sum(1)
+        accepted = trust_region.accept(changes, squared_norm)
+        if accepted == len(moves):
+            return moves
+        if not search.coupled:
+            return moves.take(slice(accepted))
+        # The accepted groups were searched for company that stays out: search them again.
+        moves = search.moves(moves.groups[:accepted], rounding=rounding, generator=generator)

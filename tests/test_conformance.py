@@ -20,14 +20,18 @@ from pvopt import (
     AllGroups,
     Binary,
     Forced,
+    Gain,
     Greedy,
     Incoherent,
+    InputMetric,
+    Metric,
     Nearest,
     Parametrization,
     Proportional,
     PVOptimizer,
     Representation,
     Rounding,
+    SecondMoment,
     SharedValues,
     Sparse,
     SparseNM,
@@ -59,7 +63,8 @@ PARAMETRIZATIONS: list[Parametrization] = [
     Incoherent(E8P(4, per_tensor=True), seed=1),
 ]
 ROUNDINGS: list[Rounding] = [Nearest(), Forced(), Stochastic(), Stochastic("linear")]
-SUBSPACES: list[Subspace] = [AllGroups(), Greedy(0.2), Uniform(0.2), Proportional(0.2)]
+SUBSPACES: list[Subspace] = [AllGroups(), Greedy(0.2), Uniform(0.2), Proportional(0.2), Gain(0.2)]
+METRICS: list[str | None] = [None, "second moment", "inputs"]
 LATENT_DECAYS = [0.0, 0.3, 1.0]
 DTYPES = [torch.float32, torch.bfloat16, torch.float64]
 TRUST_RATIOS = [None, 0.3]
@@ -77,11 +82,13 @@ class Composition:
     latent_decay: float
     dtype: torch.dtype
     trust_ratio: float | None
+    metric: str | None
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         parts = (self.parametrization, self.rounding, self.subspace, self.latent_decay, dtype)
-        return "-".join([*(str(part) for part in parts), str(self.trust_ratio)])
+        last = (self.trust_ratio, self.metric)
+        return "-".join(str(part) for part in (*parts, *last))
 
 
 def compositions() -> list[Composition]:
@@ -89,21 +96,32 @@ def compositions() -> list[Composition]:
 
     The other settings go round so that every pair of any two settings occurs.
     """
-    others = list(itertools.product(LATENT_DECAYS, DTYPES, TRUST_RATIOS))
+    others = list(itertools.product(LATENT_DECAYS, DTYPES, TRUST_RATIOS, METRICS))
     main = itertools.product(PARAMETRIZATIONS, ROUNDINGS, SUBSPACES)
-    # 5 and 18 have no common factor: consecutive picks walk through all combinations.
+    # 5 and 54 have no common factor: consecutive picks walk through all combinations.
     turn = (others[5 * i % len(others)] for i in itertools.count())
-    return [
-        Composition(*parts, *next(turn))
-        for parts in main
-        for _ in range(2)
-        if fits(parts[0], parts[1])
-    ]
+    found = []
+    for parts in main:
+        if fits(parts[0], parts[1]):
+            usable = (last for last in turn if takes(parts[0], last[-1]))
+            found += [Composition(*parts, *last) for last in itertools.islice(usable, 2)]
+    return found
 
 
 def fits(parametrization: Parametrization, rounding: Rounding) -> bool:
     try:
         rounding.check(parametrization)
+    except TypeError:
+        return False
+    return True
+
+
+def takes(parametrization: Parametrization, metric: str | None) -> bool:
+    """Whether groups live in a space where the metric is what a V step can search in."""
+    if metric != "second moment":
+        return True
+    try:
+        parametrization.split_diagonal(torch.ones(SHAPE))
     except TypeError:
         return False
     return True
@@ -131,8 +149,16 @@ class Run:
             subspace=how.subspace,
             latent_decay=how.latent_decay,
             trust_ratio=how.trust_ratio,
+            metric=self.metric(),
             seed=seed,
         )
+
+    def metric(self) -> Metric | None:
+        if self.how.metric is None:
+            return None
+        if self.how.metric == "second moment":
+            return SecondMoment()
+        return InputMetric({"parameter 0": self.inputs @ self.inputs.T})
 
     def step(self) -> float:
         self.optimizer.zero_grad()
@@ -214,8 +240,15 @@ def test_a_composition(how: Composition, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
 @pytest.mark.parametrize("latent_decay", LATENT_DECAYS)
-def test_a_composition_learns(parametrization: Parametrization, latent_decay: float) -> None:
-    how = Composition(parametrization, Nearest(), Greedy(0.2), latent_decay, torch.float32, None)
+@pytest.mark.parametrize(
+    ("subspace", "metric"), [(Greedy(0.2), None), (Gain(0.2), "second moment")], ids=str
+)
+def test_a_composition_learns(
+    parametrization: Parametrization, latent_decay: float, subspace: Subspace, metric: str | None
+) -> None:
+    dtype = torch.float32
+    metric = metric if takes(parametrization, metric) else "inputs"
+    how = Composition(parametrization, Nearest(), subspace, latent_decay, dtype, None, metric)
     run = Run(how)
     losses = [run.step() for _ in range(30)]
     assert min(losses[-5:]) < 0.8 * losses[0]
@@ -227,7 +260,7 @@ def test_the_table_has_every_pair() -> None:
     tables = dict(
         zip(
             fields,
-            (PARAMETRIZATIONS, ROUNDINGS, SUBSPACES, LATENT_DECAYS, DTYPES, TRUST_RATIOS),
+            (PARAMETRIZATIONS, ROUNDINGS, SUBSPACES, LATENT_DECAYS, DTYPES, TRUST_RATIOS, METRICS),
             strict=True,
         )
     )
@@ -235,5 +268,7 @@ def test_the_table_has_every_pair() -> None:
         pairs = {(getattr(how, one), getattr(how, two)) for how in found}
         for pair in itertools.product(tables[one], tables[two]):
             if {one, two} == {"parametrization", "rounding"} and not fits(*pair):
+                continue
+            if {one, two} == {"parametrization", "metric"} and not takes(*pair):
                 continue
             assert pair in pairs, (one, two, pair)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from pvopt import (
     AllGroups,
+    Decreases,
+    Gain,
     Greedy,
     Nearest,
     Proportional,
@@ -217,3 +219,43 @@ def test_bad_temperatures_and_ratios_are_refused(value):
         Proportional(0.1, temperature=value)
     with pytest.raises(ValueError, match="ratio must be positive"):
         TrustRegion(value)
+
+
+@some
+@given(seed=SEEDS, n=st.integers(1, 300), fraction=st.floats(0.01, 1.0), share=st.floats(0, 1))
+def test_gain_is_an_exact_top_k_that_searches_no_group_twice(seed, n, fraction, share):
+    """Decreases anywhere below their bounds, a share of them zero."""
+    bounds = torch.rand(n, generator=seeded(seed), dtype=torch.float64)
+    gains = bounds * torch.rand(n, generator=seeded(seed + 1), dtype=torch.float64)
+    gains[torch.rand(n, generator=seeded(seed + 2)) < share] = 0.0
+    searched = []
+
+    def of(groups):
+        searched.extend(groups.tolist())
+        return gains[groups]
+
+    chosen = Gain(fraction).select(torch.ones(n), decreases=Decreases(bounds, of))
+    order = gains.argsort(descending=True, stable=True)[: Gain(fraction).count(n)]
+    assert torch.equal(chosen, order[gains[order] > 0])
+    assert len(set(searched)) == len(searched) <= n
+
+
+def test_gain_stops_where_no_bound_is_left_that_could_matter():
+    bounds = torch.linspace(1, 0.001, 1000)
+    searched = []
+
+    def of(groups):
+        searched.append(len(groups))
+        return 0.9 * bounds[groups]
+
+    chosen = Gain(0.01).select(bounds, decreases=Decreases(bounds, of))
+    assert torch.equal(chosen, torch.arange(10))
+    assert searched == [20, 40, 80]  # the 10th decrease is 0.89, the 141st bound 0.86
+    still = Gain(0.01).select(bounds, decreases=Decreases(torch.zeros(1000), of))
+    assert len(still) == 0
+    assert searched == [20, 40, 80]  # groups that must stay are not searched
+
+
+def test_gain_needs_decreases():
+    with pytest.raises(TypeError, match="decreases must be given"):
+        Gain(0.1).select(torch.ones(3))

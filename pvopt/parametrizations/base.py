@@ -295,7 +295,7 @@ class Parametrization(ABC):
         Returns:
             As :meth:`search`.
         """
-        diagonal = metric.matrix.diagonal().to(target).expand_as(target)
+        diagonal = metric.diagonal(target)
         single = target.shape[1] == 1
         wide = k if single else max(k, _BLOCK_CANDIDATES)
         codes = self.search(target, rep, groups, wide, metric=diagonal, generator=generator)
@@ -326,8 +326,8 @@ class Parametrization(ABC):
             rep: current codes and values.
             groups: ``[n]`` int64 group numbers of the targets; None stands for all in order.
             k: how many distinct candidates.
-            metric: ``[n, group_size]`` non-negative ``d``; or a full matrix for the group's weights
-                in place of ``diag(d)``, the same for all groups; or None for 1.
+            metric: ``[n, group_size]`` non-negative ``d``; or a full matrix for the weights of a
+                group in place of ``diag(d)``, the same for all groups; or None for 1.
             generator: source of random draws (for searches that make any).
 
         Returns:

@@ -18,9 +18,11 @@ class BlockMetric:
     .. math:: \|t - c\|_B^2 = (t - c)\, B\, (t - c)' = \|t L - c L\|^2, \qquad B = L L'
 
     so targets and codebooks that are mapped by :math:`L` are searched as if there were no metric.
+    In a group of several rows, the rows' squared norms are added up.
 
     Args:
-        matrix: ``[group_size, group_size]`` symmetric positive semidefinite ``B``, floating.
+        matrix: ``[n, n]`` symmetric positive semidefinite ``B``, floating, with ``n`` the weights
+            in a row of a group.
 
     Raises:
         ValueError: if the matrix is not square, or clearly not positive semidefinite.
@@ -52,7 +54,11 @@ class BlockMetric:
     @cached_property
     def _spectrum(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues, zero where they are rounding, and eigenvectors, in float64."""
-        values, vectors = torch.linalg.eigh(self.matrix.double())
+        matrix = self.matrix.double()
+        if len(matrix) == 1:  # scalar codes: one such metric per column
+            values, vectors = matrix[0], torch.ones_like(matrix)
+        else:
+            values, vectors = torch.linalg.eigh(matrix)
         largest = values[-1].clamp_min(0)
         noise = 8 * len(values) * torch.finfo(self.matrix.dtype).eps * largest
         if values[0] < -1e-3 * values.abs().max():
@@ -62,23 +68,39 @@ class BlockMetric:
         return torch.where(values > noise, values, 0.0), vectors
 
     @cached_property
-    def factor(self) -> Tensor:
-        """The matrix ``L`` with ``L L' = B``, ``[group_size, group_size]``."""
+    def _factor(self) -> Tensor:
+        """The matrix ``L`` with ``L L' = B``, ``[n, n]``."""
         values, vectors = self._spectrum  # not Cholesky: B may be singular
         return (vectors * values.sqrt()).to(self.matrix.dtype)
 
     @cached_property
     def inverse(self) -> Tensor:
-        """The pseudo-inverse of ``B``, ``[group_size, group_size]``."""
+        """The pseudo-inverse of ``B``, ``[n, n]``."""
         values, vectors = self._spectrum
         inverse = torch.where(values > 0, 1 / values, 0.0)
         return ((vectors * inverse) @ vectors.T).to(self.matrix.dtype)
 
-    def squared_norms(self, vectors: Tensor) -> Tensor:
-        """Return ``x B x'`` for vectors ``[..., group_size]``, ``[...]``.
+    def map(self, vectors: Tensor) -> Tensor:
+        """Return vectors whose Euclidean distances are the metric's, ``[..., group_size]``.
 
         Example:
-            >>> BlockMetric(2 * torch.eye(2)).squared_norms(torch.tensor([[1.0, 2.0]]))
-            tensor([10.0000])
+            >>> BlockMetric(torch.tensor([[4.0]])).map(torch.tensor([[1.0, 2.0]])).tolist()
+            [[2.0, 4.0]]
         """
-        return (vectors @ self.factor.to(vectors)).square().sum(-1)
+        return (self._rows(vectors) @ self._factor.to(vectors)).view_as(vectors)
+
+    def diagonal(self, vectors: Tensor) -> Tensor:
+        """Return the metric's diagonal for each of some vectors, ``[..., group_size]``."""
+        return self.matrix.diagonal().to(vectors).expand_as(self._rows(vectors)).reshape_as(vectors)
+
+    def _rows(self, vectors: Tensor) -> Tensor:
+        return vectors.unflatten(-1, (-1, len(self.matrix)))  # [..., rows of a group, n]
+
+    def squared_norms(self, vectors: Tensor) -> Tensor:
+        """Return the squared norms of vectors ``[..., group_size]``, ``[...]``.
+
+        Example:
+            >>> BlockMetric(torch.tensor([[4.0]])).squared_norms(torch.tensor([[1.0, 2.0]]))
+            tensor([20.])
+        """
+        return self.map(vectors).square().sum(-1)

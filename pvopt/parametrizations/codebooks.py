@@ -120,10 +120,9 @@ class Codebooks(Parametrization):
         metric: BlockMetric,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """Search as without a metric, targets and codebooks mapped by the metric's factor."""
-        factor = metric.factor.to(target)
-        codebooks = rep.values["codebooks"] @ factor
-        return self._beams(target @ factor, codebooks, rep, groups, k, None, generator)
+        """Search as without a metric, with targets and codebooks mapped."""
+        codebooks = metric.map(rep.values["codebooks"])
+        return self._beams(metric.map(target), codebooks, rep, groups, k, None, generator)
 
     def _beams(
         self,

@@ -9,6 +9,8 @@ With ``Simultaneous`` one gradient serves both half steps, ``Method(simultaneous
 weight the two are equal. With one they differ in exactly one thing: torch adds the base optimizer's
 update to the latent weight in P phases too, while the oracle takes gradients for the latent weight
 in V steps only. There the oracle's V step is started from its own buffer plus the P phase's update.
+
+A diagonal metric D needs a base optimizer that divides by it: ``DiagonalStep``.
 """
 
 from __future__ import annotations
@@ -25,21 +27,30 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pvopt import (
+    AllGroups,
     Alternate,
+    Metric,
+    Nearest,
     PVOptimizer,
     Representation,
+    RowMetric,
     Schedule,
     SGDValues,
     SharedValues,
     Simultaneous,
+    Subspace,
     continuous_only,
     naive_pv,
     ste,
     subspace_pv,
     subspace_pv_ste,
+    v_step,
 )
+from pvopt import Gain as TorchGain
 from pvopt import Greedy as TorchGreedy
 from pvopt.convex import (
+    AllCoordinates,
+    Gain,
     GradientP,
     Greedy,
     KeepCodes,
@@ -50,6 +61,8 @@ from pvopt.convex import (
     Point,
     Problem,
     Quadratic,
+    SubspaceRule,
+    diagonal_metric,
     random_least_squares,
     random_logistic,
     random_quadratic,
@@ -236,3 +249,103 @@ def test_alternating_steps_also_collect_the_updates_of_p_phases(
         scale = float(np.abs(outcome.buffer).max())
         np.testing.assert_allclose(latent, outcome.buffer, rtol=1e-9, atol=1e-9 * scale)
         point, buffer = outcome.point, outcome.buffer
+
+
+class DiagonalStep(torch.optim.Optimizer):
+    """The base optimizer whose step is ``-D^-1 g``; its learning rate is for the values."""
+
+    def __init__(self, parameter: nn.Parameter, rate: float, metric: Tensor) -> None:
+        super().__init__([parameter], {"lr": rate})
+        self.metric = metric
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for parameter in self.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                parameter.sub_(parameter.grad / self.metric)
+
+
+class OwnMetric(Metric):
+    """The metric that the base optimizer divides by."""
+
+    def of(self, name: Any, parameter: Any, group: Any, base: Any) -> Tensor:
+        return base.metric
+
+
+METRICS: dict[str, Callable[[Problem], np.ndarray]] = {
+    "diagonal": lambda problem: np.diag(problem.curvature).copy(),
+    "above the Hessian": lambda problem: diagonal_metric(problem.curvature),
+}
+
+
+@pytest.mark.parametrize(
+    ("metric", "rule"),  # the oracle's gain is in terms of diag(A)
+    [(metric, rule) for metric in METRICS for rule in ("all", "greedy")] + [("diagonal", "gain")],
+)
+@some
+@given(seed=st.integers(0, 2**32 - 1), kind=st.sampled_from(["quadratic", "logistic"]))
+def test_steps_in_a_diagonal_metric_equal_the_oracle(
+    metric: str, rule: str, kind: str, seed: int
+) -> None:
+    """Gain with D = diag(A) is the convex gain rule; with D above A no half step hurts."""
+    case = Case(seed, kind)
+    d, m = METRICS[metric](case.problem), case.size
+    fraction = m / len(d)
+    torch_rules = {"all": AllGroups(), "greedy": TorchGreedy(fraction), "gain": TorchGain(fraction)}
+    rules = {"all": AllCoordinates(), "greedy": Greedy(m), "gain": Gain(m)}
+    theirs: Subspace = torch_rules[rule]
+    ours: SubspaceRule = rules[rule]
+    rate = case.rate / len(d)
+    method = Method(p_step=GradientP(rate), v_step=LinearizedV(metric=d, subspace=ours))
+    run = method.run(case.problem, case.start, iterations=STEPS)
+    optimizer = PVOptimizer(
+        DiagonalStep(case.parameter, rate, torch.from_numpy(d)),
+        {case.parameter: case.rep},
+        subspace=theirs,
+        values=SGDValues(),
+        metric=OwnMetric(),
+        schedule=Alternate(1, 1),
+    )
+    found = []
+    for half in range(len(run.objective) - 1):
+        found.append(case.step(optimizer))
+        case.assert_at(run.point(half + 1))
+    if metric == "above the Hessian" or (rule == "gain" and m == 1):
+        slack = 1e-11 * (1 + np.abs(found).max() + case.problem.smoothness)
+        assert bool((np.diff(found) <= slack).all())
+
+
+@some
+@given(seed=st.integers(0, 2**32 - 1), rule=st.sampled_from(["all", "greedy", "gain"]))
+def test_a_newton_step_in_the_metric_of_the_hessian_never_hurts(seed: int, rule: str) -> None:
+    """With D = H = X'X the bound is the loss: V steps lower it, to a coordinate-wise optimum."""
+    case = Case(seed, "least squares")
+    problem = case.problem
+    rules = {"all": AllGroups(), "greedy": TorchGreedy(0.3), "gain": TorchGain(0.3)}
+    hessian = torch.from_numpy(problem.curvature)
+    rep, scale = case.rep, 1 + problem.smoothness * float(np.square(case.start.weights).sum())
+    goal = torch.linalg.lstsq(
+        torch.from_numpy(problem.X), torch.from_numpy(problem.y)[:, None], driver="gelsd"
+    ).solution[:, 0]
+    before = float(problem.value(rep.decode().numpy()))
+    for _ in range(20):
+        decoded = rep.parametrization.decode_groups(rep)
+        moved = v_step(
+            rep,
+            goal,  # y - H^-1 g, up to directions that the loss does not see
+            decoded,
+            rounding=Nearest(),
+            subspace=rules[rule],
+            metric=RowMetric(hessian),
+        )
+        after = float(problem.value(rep.decode().numpy()))
+        assert after <= before + 1e-11 * scale
+        before = after
+    if rule == "greedy":
+        return  # may keep groups that cannot move
+    assert moved == 0
+    weights, values = rep.decode().numpy(), rep.values["values"].numpy()
+    for i, value in np.ndindex(len(weights), len(values)):
+        other = weights.copy()
+        other[i] = values[value]
+        assert problem.value(other) >= before - 1e-9 * scale

@@ -1,0 +1,207 @@
+"""V steps in a metric, and the gain rule, over every parametrization."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pvopt import (
+    AllGroups,
+    Forced,
+    Gain,
+    Greedy,
+    Nearest,
+    Parametrization,
+    Representation,
+    RowMetric,
+    Stochastic,
+    Subspace,
+    TrustRegion,
+    UniformGrid,
+    v_step,
+)
+from pvopt.code_search import CodeSearch, SeparableSearch
+from pvopt.row_metric import ColumnDescent
+
+SEEDS = st.integers(0, 2**32 - 1)
+some = settings(max_examples=5, deadline=None, derandomize=True)
+DOUBLE = torch.float64
+KINDS = ["none", "diagonal", "rows"]
+
+
+def draw(rep: Representation, kind: str, seed: int) -> tuple[Tensor, Tensor | RowMetric | None]:
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randn(rep.shape, generator=generator, dtype=DOUBLE)
+    if kind == "none":
+        return target, None
+    if kind == "diagonal":
+        return target, torch.rand(rep.shape, generator=generator, dtype=DOUBLE) ** 4
+    size = rep.layout.cols * rep.layout.in_group
+    inputs = torch.randn(2 * size, size, generator=generator, dtype=DOUBLE)
+    inputs *= torch.logspace(0, -1, size, dtype=DOUBLE)
+    return target, RowMetric(inputs.T @ inputs)
+
+
+def bound(rep: Representation, target: Tensor, metric: Tensor | RowMetric | None) -> float:
+    """Half the squared distance in the metric: what a V step minimises."""
+    difference = rep.decode() - target
+    if isinstance(metric, RowMetric):
+        return 0.5 * float(metric.squared_norm(difference))
+    squares = difference.square()
+    return 0.5 * float((squares if metric is None else squares * metric).sum())
+
+
+def step(rep: Representation, target: Tensor, metric: Tensor | RowMetric | None, **rules) -> int:
+    decoded = rep.parametrization.decode_groups(rep)
+    moved = v_step(rep, target, decoded, metric=metric, **{"rounding": Nearest()} | rules)
+    torch.testing.assert_close(decoded, rep.parametrization.decode_groups(rep))
+    return moved
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@some
+@given(seed=SEEDS, ratio=st.sampled_from([None, 0.05, 0.5]), rule=st.integers(0, 2))
+def test_no_v_step_raises_the_bound(case, draw_rep, kind, seed, ratio, rule):
+    rep = draw_rep(case, seed)
+    target, metric = draw(rep, kind, seed)
+    subspace = [AllGroups(), Greedy(0.4), Gain(0.4)][rule]
+    before, old, codes = bound(rep, target, metric), rep.decode(), rep.flat_codes.clone()
+    trust = None if ratio is None else TrustRegion(ratio)
+    moved = step(rep, target, metric, subspace=subspace, trust_region=trust)
+    assert moved == int((rep.flat_codes != codes).any(1).sum())
+    assert bound(rep, target, metric) <= before * (1 + 1e-9) + 1e-12
+    if ratio is not None and moved > 1:
+        assert float((rep.decode() - old).norm()) <= ratio * float(old.norm()) * (1 + 1e-9)
+
+
+@some
+@given(seed=SEEDS)
+def test_a_diagonal_metric_is_never_worse_than_euclidean_on_its_own_objective(case, draw_rep, seed):
+    rep = draw_rep(case, seed)
+    euclidean = rep.clone()
+    target, metric = draw(rep, "diagonal", seed)
+    step(rep, target, metric, subspace=AllGroups())
+    step(euclidean, target, None, subspace=AllGroups())
+    assert bound(rep, target, metric) <= bound(euclidean, target, metric) + 1e-9
+    assert bound(euclidean, target, None) <= bound(rep, target, None) + 1e-9
+
+
+@some
+@given(seed=SEEDS)
+def test_the_metric_of_the_rows_improves_on_the_euclidean_step(case, draw_rep, seed):
+    """Started from the Euclidean step's codes, it is never worse in the metric of the rows."""
+    rep = draw_rep(case, seed)
+    target, metric = draw(rep, "rows", seed)
+    step(rep, target, None, subspace=AllGroups())
+    euclidean = bound(rep, target, metric)
+    step(rep, target, metric, subspace=AllGroups())
+    assert bound(rep, target, metric) <= euclidean * (1 + 1e-9)
+
+
+def test_a_step_from_fitted_codes_is_better_in_the_metric_of_the_rows(case):
+    """Summed over draws; single ones may end in another optimum. Far from the target it need not
+    be: columns that are visited early make up for errors that later columns lose anyway."""
+    parametrization, shape = case
+    total = {"rows": 0.0, "euclidean": 0.0}
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        rep = parametrization.fit(torch.randn(shape, generator=generator, dtype=DOUBLE))
+        other = rep.clone()
+        noise, metric = draw(rep, "rows", seed)
+        target = rep.decode() + 0.5 * noise
+        step(rep, target, metric, subspace=AllGroups())
+        step(other, target, None, subspace=AllGroups())
+        total["rows"] += bound(rep, target, metric)
+        total["euclidean"] += bound(other, target, metric)
+    assert total["rows"] <= total["euclidean"]
+
+
+def search_of(rep: Representation, target: Tensor, metric: Tensor | RowMetric | None) -> CodeSearch:
+    p: Parametrization = rep.parametrization
+    decoded = p.decode_groups(rep)
+    if isinstance(metric, RowMetric):
+        return ColumnDescent(rep, target, decoded, metric)
+    groups = None if metric is None else p.split_diagonal(metric)
+    return SeparableSearch(rep, p.split(target), decoded, groups)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@some
+@given(seed=SEEDS)
+def test_decreases_are_what_single_moves_lower_the_bound_by(case, draw_rep, all_codes, kind, seed):
+    rep = draw_rep(case, seed)
+    target, metric = draw(rep, kind, seed)
+    search = search_of(rep, target, metric)
+    groups = torch.randperm(rep.layout.num_groups, generator=torch.Generator().manual_seed(seed))
+    decreases, bounds = search.decreases(groups), search.bounds()
+    assert bool((decreases <= bounds[groups] * (1 + 1e-9) + 1e-12).all())
+    start = bound(rep, target, metric)
+    for group, decrease in list(zip(groups.tolist(), decreases.tolist(), strict=True))[:3]:
+        best = start
+        for code in all_codes(rep.parametrization):
+            other = rep.clone()
+            other.flat_codes[group] = code.to(other.codes.dtype)
+            best = min(best, bound(other, target, metric))
+        assert decrease == pytest.approx(start - best, rel=1e-6, abs=1e-8 * (1 + start))
+
+
+class Full(Subspace):
+    """Gain without bounds: every group is searched."""
+
+    needs_decreases = True
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def select(self, magnitudes, generator=None, *, ordered=True, decreases=None):
+        gains = decreases.of(torch.arange(len(magnitudes)))
+        order = gains.argsort(descending=True, stable=True)[: self.count]
+        return order[gains[order] > 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@some
+@given(seed=SEEDS, fraction=st.sampled_from([0.05, 0.3, 1.0]), ratio=st.sampled_from([None, 0.3]))
+def test_gain_selects_as_a_full_search_does(case, draw_rep, kind, seed, fraction, ratio):
+    rep = draw_rep(case, seed)
+    other = rep.clone()
+    target, metric = draw(rep, kind, seed)
+    count = Gain(fraction).count(rep.layout.num_groups)
+    trust = None if ratio is None else TrustRegion(ratio)
+    moved = step(rep, target, metric, subspace=Gain(fraction), trust_region=trust)
+    assert moved == step(other, target, metric, subspace=Full(count), trust_region=trust) <= count
+    assert torch.equal(rep.codes, other.codes)
+
+
+@pytest.mark.parametrize("kind", ["none", "diagonal"])
+@some
+@given(seed=SEEDS)
+def test_gain_lowers_the_bound_most(case, draw_rep, kind, seed):
+    """Of all rules that move as many groups: the sum of the largest decreases."""
+    start = draw_rep(case, seed)
+    target, metric = draw(start, kind, seed)
+    results = {}
+    for name, rule in (("gain", Gain(0.3)), ("greedy", Greedy(0.3))):
+        rep = start.clone()
+        step(rep, target, metric, subspace=rule)
+        results[name] = bound(rep, target, metric)
+    assert results["gain"] <= results["greedy"] + 1e-9
+
+
+def test_every_selected_group_moves_by_any_rounding():
+    """Forced and random roundings get the groups worth moving; no place is lost."""
+    generator = torch.Generator().manual_seed(0)
+    rep = UniformGrid(2).fit(torch.randn(8, 16, generator=generator))
+    target = rep.decode() + 2 * torch.randn(8, 16, generator=generator)
+    for rounding in (Nearest(), Forced()):
+        fresh = rep.clone()
+        assert step(fresh, target, None, rounding=rounding, subspace=Gain(0.05)) == 7
+    fresh = rep.clone()
+    rounding = Stochastic(temperature=1e-9)
+    assert step(fresh, target, None, rounding=rounding, subspace=Gain(0.05)) == 7
+    nothing = rep.decode() + 1e-3  # too short for any group to cross
+    for rounding in (Nearest(), Forced()):
+        assert step(rep, nothing, None, rounding=rounding, subspace=Gain(0.5)) == 0
