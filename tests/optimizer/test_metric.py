@@ -15,6 +15,7 @@ from pvopt import (
     AllGroups,
     Gain,
     Greedy,
+    Incoherent,
     InputMetric,
     Metric,
     PVOptimizer,
@@ -106,6 +107,18 @@ def test_bases_without_second_moments_are_refused(make_setup) -> None:
     setup.backward()
     with pytest.raises(TypeError, match="got Third"):
         optimizer.step()
+
+
+def test_a_diagonal_is_refused_where_groups_are_rotated(make_setup) -> None:
+    setup = make_setup(Incoherent(UniformGrid(2)))
+    base = torch.optim.Adam(setup.model.parameters())
+    with pytest.raises(TypeError, match="Incoherent"):
+        PVOptimizer(base, setup.weights, metric=SecondMoment())
+    PVOptimizer(
+        base,
+        setup.weights,
+        metric=InputMetric({n: torch.eye(8) for n in ["0.weight"]} | {"2.weight": torch.eye(6)}),
+    )
 
 
 def test_other_optimizers_with_the_state_of_adam_work(make_setup) -> None:
