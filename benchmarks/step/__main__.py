@@ -38,7 +38,7 @@ def timings(shapes: list[tuple[int, int]], clock: str, repeats: int) -> list[dic
     """Time every optimizer that is installed, each on weights of its own."""
     running: dict[str, Optimizer] = {}
     memory: dict[str, float | None] = {}
-    weights = Weights.draw(shapes)
+    count = 0
     for name, make in OPTIMIZERS.items():
         own = Weights.draw(shapes)
         before = [parameter.detach().clone() for parameter in own.parameters]
@@ -56,12 +56,13 @@ def timings(shapes: list[tuple[int, int]], clock: str, repeats: int) -> list[dic
             continue
         assert moved(own.parameters, before), f"{name} did not move every weight"
         memory[name] = None if extra is None else extra / own.dense_bytes
+        count = own.count
     times = in_turns({n: o.step for n, o in running.items()}, repeats=repeats, clock=clock)
     return [
         {
             "table": "step",
             "optimizer": name,
-            "weights": weights.count,
+            "weights": count,
             "step_s": timing.median_s,
             "low_s": timing.low_s,
             "high_s": timing.high_s,
@@ -133,9 +134,10 @@ def checks_of(rows: list[dict[str, object]], exponent: float) -> list[Check]:
         checks.append(Check.at_most(f"{name}: times fused AdamW", over, 8.0))
         if row["extra_tensors"] is not None:
             extra = float(str(row["extra_tensors"]))
-            # State is exactly so many tensors; the rest is what one layer takes for a moment.
-            claim = f"{name}: peak memory in tensors of the weights' size, to 3 %"
-            checks.append(Check.at_most(claim, extra, 1.03 * tensors))
+            # So many tensors of state, and 0.1 for the moments of the values (0.02) and for what
+            # one layer takes for a moment.
+            claim = f"{name}: peak memory in tensors of the weights' size"
+            checks.append(Check.at_most(claim, extra, tensors + 0.1))
     checks.append(Check.at_most("exponent of the time over the weights", exponent, 1.05))
     return checks
 
