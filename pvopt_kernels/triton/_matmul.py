@@ -159,8 +159,9 @@ def _blocks(tokens: int, half: bool, transposed: bool, width: int) -> dict[str, 
         block_r = 32 if half else 16
         columns = 64 if few else 32
     else:  # depth: columns
+        few = few or (not half and width > 32)
         block_t = 16 if few else (64 if half else 32)
-        block_r = 32 if few or (not half and width > 32) else 64
+        block_r = 32 if few else 64
         columns = 64 if few else 32
     return {"BLOCK_T": block_t, "BLOCK_R": block_r, "BLOCK_C": max(1, columns // width)}
 
