@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -55,8 +56,9 @@ class Binary(ScalarGrid):
         """One scale per group of inputs."""
         return {"scales": self._scale_shape(shape)}
 
-    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, float]:
-        return 2 * rep.values["scales"], 0.5
+    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """The levels are two scales apart around zero."""
+        return 2 * values["scales"], 0.5
 
     def fit(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from abc import abstractmethod
 
 import torch
@@ -30,8 +31,15 @@ class ScalarGrid(Parametrization):
         return self.num_codes - 1
 
     @abstractmethod
-    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, Tensor | float]:
-        """Return the distance of the levels and the zero point, of the values' shape each."""
+    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+        """Return the distance of the levels and the zero point; differentiable in the values.
+
+        Args:
+            values: by name, as in a representation.
+
+        Returns:
+            Step ``[rows, columns / group_size]``, and the zero point of that shape or for all.
+        """
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
         """Every weight has its own code; the groups that share a scale must divide the columns."""
@@ -52,7 +60,7 @@ class ScalarGrid(Parametrization):
 
     def _steps_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return step and zero point of each group of one weight, ``[n, 1]`` each."""
-        step, zero = self._step_and_zero(rep)
+        step, zero = self.step_and_zero(rep.values)
         size = self._scale_size(rep.shape)
         # Rows are contiguous and a multiple of the size: the flat index divides.
         index = None if groups is None else groups.div(size, rounding_mode="floor")

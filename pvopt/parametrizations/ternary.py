@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -70,8 +71,9 @@ class Ternary(ScalarGrid):
         """One scale per group of inputs."""
         return {"scales": self._scale_shape(shape)}
 
-    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, float]:
-        return rep.values["scales"], 1.0
+    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+        """The levels are a scale apart around zero."""
+        return values["scales"], 1.0
 
     def fit(
         self,

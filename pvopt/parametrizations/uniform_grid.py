@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -139,7 +140,7 @@ class UniformGrid(ScalarGrid):
         # Constant codes leave the scale open, but still the best zero point follows from it.
         return scale, torch.where(mass > 0, mean_code - mean / scale, zero)
 
-    def _step_and_zero(self, rep: Representation) -> tuple[Tensor, Tensor | float]:
+    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
         """The zero point is the middle of a symmetric grid, a value of any other."""
-        zero = float(1 << (self.bits - 1)) if self.symmetric else rep.values["zeros"]
-        return rep.values["scales"], zero
+        zero = float(1 << (self.bits - 1)) if self.symmetric else values["zeros"]
+        return values["scales"], zero
