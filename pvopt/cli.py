@@ -60,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     # Imported here, so that the library can be imported without the extras of the commands.
-    from pvopt.commands import demo, evaluate, info, quantize, tune
+    from pvopt.commands import demo, evaluate, generate, info, quantize, tune
 
     parser = _Parser(prog="pvopt", description="Optimize the discrete weights of language models.")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (quantize, tune, evaluate, info, demo):
+    for module in (quantize, tune, evaluate, generate, info, demo):
         module.add_parser(commands)
     return parser

@@ -43,6 +43,8 @@ from pvopt import (
     VectorCodebook,
     v_step,
 )
+from pvopt.checkpoints.registry import BUILT_IN
+from pvopt.llm import QuantizedLinear
 
 PARAMETRIZATIONS: list[Parametrization] = [
     SharedValues(5),
@@ -272,3 +274,36 @@ def test_the_table_has_every_pair() -> None:
             if {one, two} == {"parametrization", "metric"} and not takes(*pair):
                 continue
             assert pair in pairs, (one, two, pair)
+
+
+def test_the_table_has_every_built_in_parametrization() -> None:
+    assert {type(p) for p in PARAMETRIZATIONS} == set(BUILT_IN)
+
+
+@pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_quantized_layer(parametrization: Parametrization) -> None:
+    """As the dense layer: values, gradients of values and inputs, state dict, one graph."""
+    rep = parametrization.fit(gaussian(0, *SHAPE).float())
+    layer = QuantizedLinear.from_representation(rep, gaussian(1, SHAPE[0]).float())
+    x = gaussian(2, 5, SHAPE[1]).float().requires_grad_()
+    weight, y = rep.decode(), layer(x)
+    torch.testing.assert_close(y, nn.functional.linear(x, weight, layer.bias))
+    grads = torch.autograd.grad(y.square().sum(), [x, *layer.values.parameters()])
+    slope = 2 * y.detach()
+    expected = parametrization.value_gradients(rep, slope.T @ x.detach())
+    torch.testing.assert_close(grads[0], slope @ weight)
+    for (name, _), grad in zip(layer.values.named_parameters(), grads[1:], strict=True):
+        torch.testing.assert_close(grad, expected[name], rtol=1e-4, atol=1e-4)
+    empty = QuantizedLinear(parametrization, SHAPE[1], SHAPE[0], device="meta")
+    empty.load_state_dict(layer.state_dict(), assign=True)
+    assert torch.equal(empty(x), y)
+    back = empty.representation()
+    assert torch.equal(back.codes, rep.codes)
+    torch.compiler.reset()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    found = compiled(x)
+    torch.testing.assert_close(found, y)
+    again = torch.autograd.grad(found.square().sum(), [x, *layer.values.parameters()])
+    for one, other in zip(again, grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)

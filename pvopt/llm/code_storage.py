@@ -11,12 +11,14 @@ from torch import Tensor
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
-from pvopt.parametrizations import AdditiveCodebooks, Parametrization, VectorCodebook
+from pvopt.parametrizations import AdditiveCodebooks, Incoherent, Parametrization, VectorCodebook
 from pvopt.parametrizations.base import code_dtype
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scalar_grid import ScalarGrid
 from pvopt_kernels import matmul, pack_rows, uniform_matmul, unpack_rows
 from pvopt_kernels.packing import row_bytes
+
+from .rotation import rotate
 
 __all__ = ["CodeStorage", "storage_of"]
 
@@ -85,8 +87,8 @@ class PackedCodes(CodeStorage):
 
     @property
     def _columns(self) -> int:
-        rows, *rest = self.code_shape
-        return rest[0] * rest[1]
+        _, cols, per_group = self.code_shape
+        return cols * per_group
 
     def empty(self, device: torch.device | str | None) -> Tensor:
         """Return codes of zero."""
@@ -131,6 +133,37 @@ class GridCodes(PackedCodes):
         return uniform_matmul(x, stored, step, zero, bits=bits, columns=self.shape[1])
 
 
+class RotatedCodes(CodeStorage):
+    """Codes of a rotated weight: the activations are rotated, the weight is not."""
+
+    @property
+    def _rotation(self) -> Incoherent:
+        assert isinstance(self.parametrization, Incoherent)
+        return self.parametrization
+
+    @property
+    def _inner(self) -> CodeStorage:
+        return storage_of(self._rotation.inner, self.shape)
+
+    def empty(self, device: torch.device | str | None) -> Tensor:
+        """As the inner parametrization's."""
+        return self._inner.empty(device)
+
+    def store(self, codes: Tensor) -> Tensor:
+        """As the inner parametrization's."""
+        return self._inner.store(codes)
+
+    def read(self, stored: Tensor) -> Tensor:
+        """As the inner parametrization's."""
+        return self._inner.read(stored)
+
+    def multiply(self, x: Tensor, stored: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """Rotate the inputs, multiply, rotate the outputs back: ``x V' D' U``."""
+        seed = self._rotation.seed
+        y = self._inner.multiply(rotate(x, seed, 1, False), stored, values)
+        return rotate(y, seed, 0, True)
+
+
 def storage_of(parametrization: Parametrization, shape: tuple[int, int]) -> CodeStorage:
     """Return how a layer keeps codes of a parametrization.
 
@@ -141,6 +174,8 @@ def storage_of(parametrization: Parametrization, shape: tuple[int, int]) -> Code
     # By exact class: a subclass may decode in another way.
     if type(parametrization) in (AdditiveCodebooks, VectorCodebook):
         return BookCodes(parametrization, shape)
+    if type(parametrization) is Incoherent:
+        return RotatedCodes(parametrization, shape)
     if isinstance(parametrization, ScalarGrid):
         return GridCodes(parametrization, shape)
     return PackedCodes(parametrization, shape)

@@ -19,8 +19,9 @@ class QuantizedLinear(nn.Module):
 
     Codes are a buffer, values are parameters: any optimizer can tune them (and nothing moves the
     codes) without a dense weight, gradient or moment. Codebooks and scalar grids are multiplied
-    by :func:`pvopt_kernels.matmul` and :func:`pvopt_kernels.uniform_matmul`; other
-    parametrizations are decoded in every call, and once more in the backward pass.
+    by :func:`pvopt_kernels.matmul` and :func:`pvopt_kernels.uniform_matmul`, with the activations
+    rotated in place of an :class:`pvopt.Incoherent` weight; other parametrizations are decoded in
+    every call, and once more in the backward pass.
 
     The result has the dtype of the input, whatever that of the values; under autocast the input is
     cast first, as for ``nn.Linear``. Codes of codebooks take one or two bytes each, all others
@@ -95,9 +96,9 @@ class QuantizedLinear(nn.Module):
         Example:
             >>> from pvopt import UniformGrid
             >>> rep = UniformGrid(4, group_size=8).fit(torch.randn(3, 16))
-            >>> QuantizedLinear.from_representation(rep, torch.zeros(3))
-            QuantizedLinear(in_features=16, out_features=3, bias=True, \
-UniformGrid(bits=4, group_size=8, symmetric=False))
+            >>> layer = QuantizedLinear.from_representation(rep, torch.zeros(3))
+            >>> layer(torch.randn(5, 16)).shape, layer.codes.shape
+            (torch.Size([5, 3]), torch.Size([3, 8]))
         """
         if len(representation.shape) != 2:
             raise ValueError(
@@ -139,7 +140,7 @@ UniformGrid(bits=4, group_size=8, symmetric=False))
             ``[..., out_features]`` in the dtype of ``x``, or that of autocast.
         """
         kind = x.device.type
-        if torch.is_autocast_enabled(kind):
+        if kind != "meta" and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
         y = self.storage.multiply(x, self.codes, dict(self.values.named_parameters()))
         return y if self.bias is None else y + self.bias.to(y.dtype)

@@ -111,7 +111,7 @@ class Incoherent(Parametrization):
     def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the signs of rows ``[rows]`` and columns ``[columns]`` of a weight."""
         sizes = matrix_shape(weight.shape)
-        left, right = (_random_signs(self.seed, side, size) for side, size in enumerate(sizes))
+        left, right = (random_signs(self.seed, side, size) for side, size in enumerate(sizes))
         return left.to(weight), right.to(weight)
 
     def _inner(self, rep: Representation) -> Representation:
@@ -179,7 +179,7 @@ class Incoherent(Parametrization):
         .. math:: \|X (W - W_q)'\| = \|(X V')(U W V' - U W_q V')'\|,
             \qquad X'X \to V\, X'X\, V'
         """
-        sign = _random_signs(self.seed, 1, matrix_shape(shape)[1]).to(hessian)
+        sign = random_signs(self.seed, 1, matrix_shape(shape)[1]).to(hessian)
         rotated = transform(transform(hessian * sign * sign[:, None]).T)
         return self.inner.split_hessian(rotated, shape)
 
@@ -305,7 +305,7 @@ _NO_DIAGONAL = (
 )
 
 
-def _random_signs(seed: int, side: int, size: int) -> Tensor:
+def random_signs(seed: int, side: int, size: int) -> Tensor:
     """Return ``size`` random signs, int8; the same for ever, as checkpoints depend on them."""
     # NumPy promises the stream of a bit generator, torch that of none of its generators.
     words = np.random.PCG64([seed, side]).random_raw(-(-size // 64)).astype("<u8")

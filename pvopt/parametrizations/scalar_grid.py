@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
