@@ -49,7 +49,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.dense:
             to_quantized(loaded.model, weights)
         del weights  # the layers have copies
-    model, tokenizer = loaded.model.eval(), loaded.tokenizer
+    model: Any = loaded.model.eval()
+    tokenizer = loaded.tokenizer
     if args.dtype == "float32":
         model.float()
     autocast = autocast_dtype(args.dtype)

@@ -25,7 +25,8 @@ def to_quantized(
 
     The dense weights are gone then: for inference in little memory, and for tuning the values
     without a dense weight (give ``model.parameters()`` to any optimizer). Codes and values are
-    copied; drop the representations to free theirs.
+    copied; drop the representations to free theirs. The linear layers of SmolLM2-135M in 2x8g8
+    take 28.6 MB with values in float16, 424.7 MB in dense float32.
 
     Args:
         model: the module that holds the layers.
