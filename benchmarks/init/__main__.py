@@ -12,7 +12,7 @@ from typing import Any
 from benchmarks.processes import in_own_process
 from benchmarks.report import Check, Report, format_table, parser
 
-from .experiment import Settings, measure, prepare
+from .experiment import Settings, measure, measure_teacher
 from .lineup import ROWS
 from .tuned import prepare_tuning, tune
 
@@ -117,17 +117,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
         key = settings.key()
-        start = _stage(folder / "start.json", key, prepare, settings, folder)
-        report.settings["start"] = start
-        print(f"teacher {start['teacher_ppl']:.2f}", flush=True)
+        teacher_key = settings.teacher_key()
+        teacher = _stage(folder / "teacher.json", teacher_key, measure_teacher, settings)
+        report.settings["teacher"] = teacher
+        print(f"teacher {teacher['teacher_ppl']:.2f}", flush=True)
         for name in names:
             row = _stage(folder / f"{name}.json", key, measure, settings, name, folder)
             if settings.tuned_steps and ROWS[name].two_bits:
                 if not (folder / "teacher.pt").exists():
                     in_own_process(prepare_tuning, settings, folder)
-                row |= _stage(folder / f"{name}-tuned.json", key, tune, settings, name, folder)
+                row |= _stage(
+                    folder / f"{name}-tuned.json",
+                    f"{key} {settings.tuned_steps}",
+                    tune,
+                    settings,
+                    name,
+                    folder,
+                )
             report.rows.append(row)
-            report.checks = _checks(settings, start["teacher_ppl"], report.rows)
+            report.checks = _checks(settings, teacher["teacher_ppl"], report.rows)
             if arguments.json:  # after every row: a long run cut short still has its rows
                 report.write_json(arguments.json)
             print(f"{name}: {row['ppl']:.4g}", flush=True)
@@ -145,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(report.rows, columns))
     print(report.format_checks())
     if arguments.plots:
-        _plot(report.rows, start["teacher_ppl"], arguments.plots)
+        _plot(report.rows, teacher["teacher_ppl"], arguments.plots)
     return 0
 
 

@@ -15,13 +15,11 @@ from torch import Tensor
 
 from pvopt import checkpoints
 from pvopt.calibration import FineTuning, calibrate_
-from pvopt.llm import load_model, load_text, native_autocast_dtype, perplexity
+from pvopt.llm import LanguageModel, load_model, load_text, native_autocast_dtype, perplexity
 
 from .lineup import ROWS
 
-__all__ = ["Settings", "measure", "prepare"]
-
-_TOKENS = "tokens.pt"
+__all__ = ["Settings", "measure", "measure_teacher"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,14 @@ class Settings:
         )
 
     def key(self) -> str:
-        """Return what every row depends on, as text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return what a row depends on (before tuning), as text."""
+        kept = {name: value for name, value in asdict(self).items() if name != "tuned_steps"}
+        return json.dumps(kept, sort_keys=True)
+
+    def teacher_key(self) -> str:
+        """Return what the teacher's perplexity depends on, as text."""
+        names = ("model", "test_text", "context", "windows", "precision")
+        return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
 
 def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
@@ -83,29 +87,29 @@ def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
     ).perplexity
 
 
-def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
-    """Cut the texts, measure the teacher."""
-    teacher = load_model(settings.model)
-    test = teacher.encode(load_text(settings.test_text))[: settings.context * settings.windows]
-    tokens = teacher.encode(load_text(settings.calibration_text))
+def _texts(settings: Settings, model: LanguageModel) -> tuple[Tensor, Tensor]:
+    """Return the calibration tokens ``[sequences, length]`` and the test tokens."""
+    test = model.encode(load_text(settings.test_text))[: settings.context * settings.windows]
+    tokens = model.encode(load_text(settings.calibration_text))
     count = min(settings.tokens, len(tokens)) // settings.length
-    tokens = tokens[: count * settings.length].view(count, settings.length)
-    torch.save({"calibration": tokens, "test": test}, folder / _TOKENS)
-    return {
-        "teacher_ppl": _perplexity(settings, teacher.model, test),
-        "calibration_tokens": tokens.numel(),
-    }
+    return tokens[: count * settings.length].view(count, settings.length), test
+
+
+def measure_teacher(settings: Settings) -> dict[str, Any]:
+    """Measure the full-precision model."""
+    teacher = load_model(settings.model)
+    return {"teacher_ppl": _perplexity(settings, teacher.model, _texts(settings, teacher)[1])}
 
 
 def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     """Quantize the model by one row's start and return the row."""
     row = ROWS[name]
-    texts = torch.load(folder / _TOKENS, weights_only=True)
     loaded = load_model(settings.model)
+    calibration, test = _texts(settings, loaded)
     begin = time.perf_counter()
     result = calibrate_(
         loaded.model,
-        texts["calibration"],
+        calibration,
         row.build(loaded.model),
         row.initialization(),
         fine_tuning=FineTuning(settings.fine_tune) if settings.fine_tune else None,
@@ -118,7 +122,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         rep.parametrization.bits_per_weight(rep.shape, value_bits=16) * sizes[n]
         for n, rep in result.weights.items()
     ]
-    if settings.tuned_steps and row.two_bits:
+    if row.two_bits:  # a tuned point may start from it, now or in a later run
         start = folder / name
         checkpoints.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
     errors = list(result.layer_errors.values())
@@ -126,9 +130,10 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         "format": name,
         "method": row.method,
         "bits_per_weight": sum(bits) / sum(sizes.values()),
-        "ppl": _perplexity(settings, loaded.model, texts["test"]),
+        "ppl": _perplexity(settings, loaded.model, test),
         "layer_error": statistics.mean(errors),
         "layer_error_max": max(errors),
+        "calibration_tokens": calibration.numel(),
         "quantize_s": quantize_s,
         "peak_bytes": peak,
         "threads": torch.get_num_threads(),
