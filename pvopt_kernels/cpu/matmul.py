@@ -28,7 +28,11 @@ def matmul(
     out_group: int,
     transposed: bool,
 ) -> Tensor:
-    """Return the product ``[tokens, out]``; see :func:`pvopt_kernels.matmul`."""
+    """Return the product ``[tokens, out]``; see :func:`pvopt_kernels.matmul`.
+
+    One or two tokens give the same bits for any number of threads; more are left to torch's
+    product with decoded blocks, which rounds differently on another number of threads.
+    """
     rows, cols = codes.shape[:2]
     group_size = codebooks.shape[2]
     if not (compiled(rows * cols * group_size * len(x)) and group_size <= MAX_GROUP):

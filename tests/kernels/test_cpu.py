@@ -14,8 +14,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt_kernels import beam_search, group_sq_norms, smallest, sum_by_code
+from pvopt_kernels import (
+    beam_search,
+    codebook_grad,
+    decode,
+    group_sq_norms,
+    matmul,
+    smallest,
+    sum_by_code,
+)
 from pvopt_kernels.cpu._threads import for_each_part
+from pvopt_kernels.cpu.sum_by_code import slabs
 
 pytest.importorskip("numba")
 
@@ -164,11 +173,16 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     books = torch.randn(2, 256, 8, generator=source)
     large = torch.randn(1, 4096, 8, generator=source)  # in boxes
     codes = torch.randint(256, (4000, 2), generator=source)
+    weight = codes.view(100, 40, 2), books, torch.rand(100, 4, generator=source)
+    dense = target.view(100, 320)
     return {
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
         "group_sq_norms": lambda: group_sq_norms(target, target.flip(0), in_group=8),
         "sum_by_code": lambda: sum_by_code(target, codes[:, 0], 256),
+        "decode": lambda: decode(*weight),
+        "codebook_grad": lambda: torch.cat([x.flatten() for x in codebook_grad(dense, *weight)]),
+        "matmul of a token": lambda: matmul(dense[:1], *weight),
     }
 
 
@@ -184,6 +198,21 @@ def test_the_number_of_threads_changes_nothing(monkeypatch, name):
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(results[0], result) for result in results[1:])
+
+
+def test_the_gradient_of_a_large_weight_is_summed_in_several_tables(monkeypatch):
+    """More tables than threads, cut inside neither rows nor scales."""
+    monkeypatch.setenv("PVOPT_KERNELS", "cpu")
+    source = torch.Generator().manual_seed(4)
+    codes = torch.randint(16, (37, 60, 2), generator=source)
+    books = torch.randn(2, 16, 8, generator=source)
+    scales = torch.rand(37, 3, generator=source)
+    gradient = torch.randn(37, 480, generator=source)
+    assert slabs(gradient.numel(), books.numel()) == 16
+    found = codebook_grad(gradient, codes, books, scales)
+    expected = codebook_grad(gradient.double(), codes, books.double(), scales.double())
+    for mine, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
 
 
 def test_parts_are_disjoint_complete_and_on_several_threads():
@@ -232,7 +261,15 @@ def run(code: str, **environment: str) -> str:
 
 _NUMBERS = """
 import torch
-from pvopt_kernels import beam_search, group_sq_norms, smallest, sum_by_code
+from pvopt_kernels import (
+    beam_search,
+    codebook_grad,
+    decode,
+    group_sq_norms,
+    matmul,
+    smallest,
+    sum_by_code,
+)
 source = torch.Generator().manual_seed(0)
 target = torch.randn(6000, 8, generator=source)
 books = torch.randn(2, 16, 8, generator=source)
