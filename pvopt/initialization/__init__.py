@@ -7,16 +7,20 @@ from .base import Initialization
 from .fit import Fit
 from .gptq import GPTQ
 from .hessian import damped, dead_inputs, layer_error, relative_layer_error
+from .obs import IterativeOBS, OneShotOBS, refit_support
 
 __all__ = [
     "AQLM",
     "GPTQ",
     "Fit",
     "Initialization",
+    "IterativeOBS",
+    "OneShotOBS",
     "damped",
     "dead_inputs",
     "kmeans",
     "layer_error",
     "nearest_centroid",
+    "refit_support",
     "relative_layer_error",
 ]
