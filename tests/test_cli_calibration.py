@@ -13,7 +13,7 @@ from pvopt.calibration import METHODS, default_method, parse_method
 from pvopt.checkpoints import read_metadata
 from pvopt.cli import main
 from pvopt.commands import quantize
-from pvopt.initialization import AQLM, GPTQ, Initialization
+from pvopt.initialization import AQLM, GPTQ, Initialization, layer_error
 from pvopt.tuning import load_student, parse_format
 
 
@@ -93,3 +93,25 @@ def test_every_method_has_a_name():
         parse_method("magic")
     assert default_method(parse_format("vq:8g4")) == "aqlm"
     assert default_method(parse_format("grid:4")) == "gptq"
+
+
+@pytest.mark.parametrize(
+    ("text", "method"),
+    [
+        ("grid:2g64", "gptq"),
+        ("ternary", "gptq"),
+        ("sparse:50%", "iterative-obs"),
+        ("2:4", "iterative-obs"),
+        ("sparse:50%:tensor", "obs"),
+    ],
+)
+def test_the_default_method_can_start_its_format(text, method):
+    parametrization = parse_format(text)
+    assert default_method(parametrization) == method
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(80, 64, generator=generator)
+    weight = torch.randn(8, 64, generator=generator)
+    rep = parse_method(method).start(weight, parametrization, hessian=inputs.T @ inputs)
+    fitted = parametrization.fit(weight).decode()
+    hessian = inputs.T @ inputs
+    assert layer_error(weight, rep.decode(), hessian) < layer_error(weight, fitted, hessian)

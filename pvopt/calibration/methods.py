@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pvopt.initialization import AQLM, GPTQ, Fit, Initialization
-from pvopt.parametrizations import Parametrization
+from pvopt.initialization import AQLM, GPTQ, Fit, Initialization, IterativeOBS, OneShotOBS
+from pvopt.parametrizations import Parametrization, Sparse
 from pvopt.parametrizations.scalar_grid import ScalarGrid
+from pvopt.parametrizations.sparse_support import SparseSupport
 
 __all__ = ["METHODS", "default_method", "parse_method"]
 
@@ -15,6 +16,8 @@ _BUILD: dict[str, Callable[[], Initialization]] = {
     "weighted-fit": lambda: Fit(weighted=True),
     "gptq": GPTQ,
     "aqlm": AQLM,
+    "obs": OneShotOBS,
+    "iterative-obs": IterativeOBS,
 }
 
 METHODS = tuple(_BUILD)
@@ -23,14 +26,16 @@ METHODS = tuple(_BUILD)
 def parse_method(name: str) -> Initialization:
     """Make a start, with its default settings, of its short name.
 
-    ============ ==================================================================
-    name         meaning
-    ============ ==================================================================
-    fit          the format's own fit, without data
-    weighted-fit the same, errors weighted by the size of the inputs
-    gptq         :class:`pvopt.initialization.GPTQ` (LDLQ for groups of inputs)
-    aqlm         :class:`pvopt.initialization.AQLM`
-    ============ ==================================================================
+    ============= =================================================================
+    name          meaning
+    ============= =================================================================
+    fit           the format's own fit, without data (sparse: by magnitude)
+    weighted-fit  the same, errors weighted by the size of the inputs
+    gptq          :class:`pvopt.initialization.GPTQ` (LDLQ for groups of inputs)
+    aqlm          :class:`pvopt.initialization.AQLM`
+    obs           :class:`pvopt.initialization.OneShotOBS`, for sparse weights
+    iterative-obs :class:`pvopt.initialization.IterativeOBS`, for sparse weights
+    ============= =================================================================
 
     Args:
         name: one of these.
@@ -57,11 +62,15 @@ def default_method(parametrization: Parametrization) -> str:
         parametrization: of the weights.
 
     Returns:
-        ``gptq`` for grids of scalars, ``aqlm`` for everything else.
+        ``gptq`` for grids of scalars, ``iterative-obs`` for sparse weights (``obs`` if their share
+        is of the whole weight), ``aqlm`` for everything else.
 
     Example:
         >>> from pvopt import AdditiveCodebooks, UniformGrid
         >>> default_method(AdditiveCodebooks(2, 8, 8)), default_method(UniformGrid(4))
         ('aqlm', 'gptq')
     """
+    if isinstance(parametrization, SparseSupport):
+        whole = isinstance(parametrization, Sparse) and parametrization.per == "tensor"
+        return "obs" if whole else "iterative-obs"
     return "gptq" if isinstance(parametrization, ScalarGrid) else "aqlm"

@@ -477,8 +477,8 @@ class Parametrization(ABC):
         """
         raise TypeError(
             f"{type(self).__name__} has no scalar levels to bracket a target with; "
-            "unbiased (linear) stochastic rounding takes SharedValues or UniformGrid, "
-            "others take Stochastic(rule='power')"
+            "unbiased (linear) stochastic rounding takes SharedValues, UniformGrid, "
+            "Binary or Ternary, others take Stochastic(rule='power')"
         )
 
     def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
