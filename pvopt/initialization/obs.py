@@ -165,9 +165,9 @@ class IterativeOBS(_OBS):
     rule; rows take the new support where their error is smaller. Rows where the removals of
     :class:`OneShotOBS` do better go on from those. The nonzeros are refitted by least squares.
 
-    Half of a layer of 1536 x 576 takes about 20 seconds on one core. On a gate projection of SmolLM2
-    (relative error 0.22 by magnitude, 0.110 by :class:`OneShotOBS`) 64 steps and two rounds give
-    0.092, 32 steps and no round 0.094.
+    Half of a layer of 1536 x 576 takes about 20 seconds on one core. On a gate projection of
+    SmolLM2 (relative error 0.22 by magnitude, 0.110 by :class:`OneShotOBS`) 64 steps and two rounds
+    give 0.092, 32 steps and no round 0.094.
 
     Args:
         damping: fraction of the Hessian's mean diagonal that is added to it.
