@@ -23,9 +23,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["KINDS", "available", "choose", "implementation"]
+__all__ = ["KINDS", "available", "call", "choose", "implementation"]
 
 KINDS = ("reference", "triton", "cpu")
 _VARIABLE = "PVOPT_KERNELS"
@@ -113,3 +114,28 @@ def implementation(name: str, tensor: Tensor) -> Callable[..., Any]:
     if found is None:
         raise NotImplementedError(f"{name} has no reference implementation")
     return found
+
+
+def call(op: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a custom op of torch, past torch's dispatcher where that has no part in it.
+
+    That is without gradients, on plain tensors, outside of compilation and of modes that watch
+    operations. The dispatcher takes 60 us a call, 8 % of an optimizer's step on SmolLM2 in all.
+
+    Args:
+        op: what ``torch.library.custom_op`` returned.
+        arguments: of the op.
+
+    Example:
+        >>> def twice(x: Tensor) -> Tensor:
+        ...     return 2 * x
+        >>> op = torch.library.custom_op("pvopt_example::twice", twice, mutates_args=())
+        >>> with torch.no_grad():
+        ...     call(op, torch.ones(2))
+        tensor([2., 2.])
+    """
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
+        return op(*arguments)
+    if any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in arguments):
+        return op(*arguments)
+    return getattr(op, "_init_fn", op)(*arguments)

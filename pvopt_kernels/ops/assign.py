@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels.checks import check_floating, check_same_device, check_shape
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["assign"]
 
@@ -53,7 +53,7 @@ def assign(
     check_same_device(target=target, codebook=codebook, metric=metric)
     if not 1 <= k <= codebook.shape[0]:
         raise ValueError(f"k must be in 1 .. {codebook.shape[0]}, the codebook's size, got {k}")
-    return _op(target, codebook, k, metric)
+    return call(_op, target, codebook, k, metric)
 
 
 @torch.library.custom_op("pvopt::assign", mutates_args=())

@@ -14,7 +14,7 @@ from pvopt_kernels.checks import (
     check_same_device,
     check_shape,
 )
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["beam_search"]
 
@@ -73,7 +73,7 @@ def beam_search(
             f"order must name codebooks 0 .. {codebooks.shape[0] - 1}, each at most once, "
             f"got {order}"
         )
-    return _op(target, codebooks, codes, k, beam_size, order, metric)
+    return call(_op, target, codebooks, codes, k, beam_size, order, metric)
 
 
 @torch.library.custom_op("pvopt::beam_search", mutates_args=())

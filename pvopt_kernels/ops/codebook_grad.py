@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels.checks import check_floating, check_same_device, check_shape
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_weight
 
@@ -51,7 +51,7 @@ def codebook_grad(
     check_floating(gradient=gradient)
     check_shape("gradient", gradient, *shape)
     check_same_device(gradient=gradient, codes=codes)
-    return _op(gradient, codes, codebooks, scales, out_group)
+    return call(_op, gradient, codes, codebooks, scales, out_group)
 
 
 @torch.library.custom_op("pvopt::codebook_grad", mutates_args=())

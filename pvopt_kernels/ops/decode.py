@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_weight
 from .codebook_grad import codebook_grad
@@ -46,7 +46,7 @@ def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, *, out_group: int =
         AQLM (arXiv 2401.06118), section 3.
     """
     check_weight(codes, codebooks, scales, out_group)
-    return _op(codes, codebooks, scales, out_group)
+    return call(_op, codes, codebooks, scales, out_group)
 
 
 @torch.library.custom_op("pvopt::decode", mutates_args=())

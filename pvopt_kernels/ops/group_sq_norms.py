@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels.checks import check_floating, check_same_device, check_shape
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["group_sq_norms"]
 
@@ -46,7 +46,7 @@ def group_sq_norms(
             f"out_group and in_group must divide {rows} rows and {columns} columns, "
             f"got {out_group} and {in_group}"
         )
-    return _op(target, weight, out_group, in_group)
+    return call(_op, target, weight, out_group, in_group)
 
 
 @torch.library.custom_op("pvopt::group_sq_norms", mutates_args=())

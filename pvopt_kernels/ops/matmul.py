@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels.checks import check_floating, check_same_device, check_shape
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_weight
 
@@ -61,7 +61,7 @@ def matmul(
     flat = x.flatten(0, -2) if x.dim() > 1 else x.reshape(1, -1)
     check_shape("x", flat, "tokens", rows if transposed else columns)
     check_same_device(x=x, codes=codes)
-    out = _op(flat, codes, codebooks, scales, out_group, transposed)
+    out = call(_op, flat, codes, codebooks, scales, out_group, transposed)
     return out.view(*x.shape[:-1], out.shape[1])
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pvopt_kernels.checks import check_floating, check_shape
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["smallest"]
 
@@ -29,7 +29,7 @@ def smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     check_shape("scores", scores, "n", "m")
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be in 1 .. {scores.shape[1]}, the entries of a row, got {k}")
-    return _op(scores, k)
+    return call(_op, scores, k)
 
 
 @torch.library.custom_op("pvopt::smallest", mutates_args=())

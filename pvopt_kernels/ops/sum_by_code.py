@@ -12,7 +12,7 @@ from pvopt_kernels.checks import (
     check_same_device,
     check_shape,
 )
-from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["sum_by_code"]
 
@@ -43,7 +43,7 @@ def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
     check_same_device(values=values, codes=codes)
     if num_codes < 1:
         raise ValueError(f"num_codes must be positive, got {num_codes}")
-    return _op(values, codes, num_codes)
+    return call(_op, values, codes, num_codes)
 
 
 @torch.library.custom_op("pvopt::sum_by_code", mutates_args=())

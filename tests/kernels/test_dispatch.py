@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pvopt_kernels
 from pvopt_kernels import dispatch
@@ -86,3 +88,43 @@ from pvopt_kernels.ops import group_sq_norms
 assert group_sq_norms(torch.ones(1, 4), torch.zeros(1, 4), in_group=4).tolist() == [4.0]
 """
     subprocess.run([sys.executable, "-c", program], check=True, cwd=PACKAGE.parent)
+
+
+class Watch(TorchDispatchMode):
+    """Lists the operations that torch's dispatcher sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_dispatcher_is_passed_by_only_where_it_has_no_part(monkeypatch):
+    ran: list[bool] = []
+    op = torch.library.custom_op("pvopt_test::plus", plus, mutates_args=())
+    op.register_fake(lambda x: torch.empty_like(x))
+    monkeypatch.setattr(op, "_init_fn", lambda x: ran.append(True) or plus(x))
+    x = torch.ones(2)
+    assert dispatch.call(op, x).tolist() == [2.0, 2.0]
+    assert not ran  # gradients are enabled
+    with torch.no_grad():
+        assert dispatch.call(op, x).tolist() == [2.0, 2.0]
+        assert dispatch.call(op, torch.nn.Parameter(x)).tolist() == [2.0, 2.0]
+        assert len(ran) == 2
+        with Watch() as watch:
+            dispatch.call(op, x)
+        assert watch.seen == ["pvopt_test::plus"]
+        fake = FakeTensorMode().from_tensor(x)
+        assert isinstance(dispatch.call(op, fake), FakeTensor)
+        compiled = torch.compile(
+            lambda x: dispatch.call(op, x) + 1, fullgraph=True, backend="eager"
+        )
+        assert compiled(x).tolist() == [3.0, 3.0]
+    assert len(ran) == 2
+
+
+def plus(x: torch.Tensor) -> torch.Tensor:
+    return x + 1
