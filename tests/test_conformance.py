@@ -29,6 +29,7 @@ from pvopt import (
     Parametrization,
     Proportional,
     PVOptimizer,
+    QuantizedScales,
     Representation,
     Rounding,
     SecondMoment,
@@ -61,6 +62,7 @@ PARAMETRIZATIONS: list[Parametrization] = [
     AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
     E8P(2),
     E8P(3, scale_group=8),
+    QuantizedScales(VectorCodebook(bits=3, group_size=2, scale_group=4), bits=2),
     Incoherent(UniformGrid(3, group_size=4)),
     Incoherent(E8P(4, per_tensor=True), seed=1),
 ]

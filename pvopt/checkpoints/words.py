@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations import Parametrization
+from pvopt.parametrizations import Incoherent, Parametrization, QuantizedScales
 
 from .packing import pack, unpack
 
@@ -19,7 +19,8 @@ def pack_codes(codes: Tensor, parametrization: Parametrization) -> Tensor:
 
     .. math:: \text{word}_i = \sum_{j=0}^{c-1} K^j\, \text{code}_{ic+j}
 
-    The last word is filled up with zeros; with ``c = 1`` words are codes.
+    The last word is filled up with zeros; with ``c = 1`` words are codes. Where scales have codes
+    too, theirs follow those of the groups.
 
     Args:
         codes: ``[rows, cols, codes_per_group]`` integers.
@@ -36,7 +37,14 @@ def pack_codes(codes: Tensor, parametrization: Parametrization) -> Tensor:
         >>> pack_codes(torch.tensor([[[2], [0], [1], [1], [0], [2]]]), Ternary())  # 2 + 9 + 27, 2
         tensor([38,  2], dtype=torch.uint8)
     """
+    if isinstance(parametrization, Incoherent):
+        return pack_codes(codes, parametrization.inner)
     parametrization.check_codes(codes)
+    if isinstance(parametrization, QuantizedScales):
+        own, scales = parametrization.parts(codes)
+        return torch.cat(
+            [pack_codes(own, parametrization.inner), pack(scales, parametrization.bits)]
+        )
     per_word = parametrization.codes_per_word
     if per_word == 1:
         return pack(codes, parametrization.word_bits)
@@ -72,6 +80,14 @@ def unpack_codes(
         >>> unpack_codes(packed, Ternary(), (1, 6), torch.uint8).flatten().tolist()
         [2, 0, 1, 1, 0, 2]
     """
+    if isinstance(parametrization, Incoherent):
+        return unpack_codes(packed, parametrization.inner, shape, dtype)
+    if isinstance(parametrization, QuantizedScales):
+        inner = parametrization.inner
+        size = -(-inner.stored_code_bits(shape) // 8)
+        count = math.prod(inner.value_shapes(shape)["scales"])
+        scales = unpack(packed[size:], parametrization.bits, count, dtype)
+        return parametrization.join(unpack_codes(packed[:size], inner, shape, dtype), scales)
     code_shape = parametrization.code_shape(shape)
     count = math.prod(code_shape)
     per_word, bits = parametrization.codes_per_word, parametrization.word_bits

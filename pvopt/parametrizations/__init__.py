@@ -7,6 +7,7 @@ from .block_metric import BlockMetric
 from .e8p import E8P
 from .incoherent import Incoherent
 from .layout import GroupLayout
+from .quantized_scales import QuantizedScales
 from .representation import Representation
 from .shared_values import SharedValues
 from .sparse import Sparse, SparseNM
@@ -23,6 +24,7 @@ __all__ = [
     "GroupLayout",
     "Incoherent",
     "Parametrization",
+    "QuantizedScales",
     "Representation",
     "SharedValues",
     "Sparse",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from pvopt.parametrizations import (
     E8P,
@@ -11,6 +12,7 @@ from pvopt.parametrizations import (
     Binary,
     Incoherent,
     Parametrization,
+    QuantizedScales,
     SharedValues,
     Sparse,
     SparseNM,
@@ -22,6 +24,16 @@ from pvopt.parametrizations import (
 __all__ = ["FORMATS", "format_name", "parse_format"]
 
 _Build = Callable[..., Parametrization]
+
+
+def _scaled(parametrization: Parametrization, scale_group: str | None) -> Parametrization:
+    """Return a parametrization with scales per so many inputs."""
+    if scale_group is None:
+        return parametrization
+    if not isinstance(parametrization, AdditiveCodebooks | VectorCodebook | E8P):
+        raise ValueError(f"{format_name(parametrization)} has no scale groups")
+    return replace(parametrization, scale_group=int(scale_group))
+
 
 # What the user may write, what it looks like exactly, what is made of its numbers.
 _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
@@ -58,6 +70,11 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
     ),
     ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(int(n), int(m))),
     ("e8p:B", r"e8p:?(\d+)", lambda b: E8P(int(b))),
+    (
+        "qB/S+FORM",
+        r"q(\d+)(?:/(\d+))?\+(.+)",
+        lambda b, s, form: QuantizedScales(_scaled(parse_format(form), s), int(b)),
+    ),
     ("had+FORM", r"had\+(.+)", lambda form: Incoherent(parse_format(form))),
     ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
 )
@@ -83,6 +100,7 @@ def parse_format(text: str) -> Parametrization:
     N:M        N nonzeros in M inputs                                       2:4
     e8p:B      points of QuIP#'s lattice codebook, 2, 3 or 4 bits           e8p:2
     values:C   a table of C values for the whole weight                     values:4
+    qB/S+FORM  scales of B bits, one per S inputs (qB+FORM: per row)        q6/64+2x8g8
     had+FORM   any of these after random Hadamard rotations                 had+e8p:2
     ========== ============================================================ ==================
 
@@ -135,6 +153,9 @@ def format_name(parametrization: Parametrization) -> str:
             return f"{n}:{m}"
         case E8P(bits=b):
             return f"e8p:{b}"
+        case QuantizedScales(inner=inner, bits=b):
+            group = getattr(inner, "scale_group", None)
+            return f"q{b}" + ("" if group is None else f"/{group}") + f"+{format_name(inner)}"
         case Incoherent(inner=inner):
             return f"had+{format_name(inner)}"
         case SharedValues(num_values=c):

@@ -17,6 +17,8 @@ FORMATS = {
     "1": (pvopt.E8P(3, scale_group=16), 3),
     "2": (pvopt.Incoherent(pvopt.E8P(4, per_tensor=True), seed=11), 4),
     "3": (pvopt.Incoherent(pvopt.UniformGrid(3, group_size=8)), 3),
+    "4": (pvopt.Incoherent(pvopt.QuantizedScales(pvopt.E8P(2, scale_group=16), bits=5)), None),
+    "5": (pvopt.QuantizedScales(pvopt.AdditiveCodebooks(1, 9, 8, 2, scale_group=24), 3), None),
 }
 
 
@@ -38,10 +40,18 @@ def test_files_have_the_stated_size(folder):
     with safe_open(str(folder[0] / "model.safetensors"), "pt") as stored:
         for weight, (p, bits) in zip(report.weights, FORMATS.values(), strict=True):
             # exactly `bits` per weight in codes: signs and points of the lattice are not stored
-            assert weight.code_bytes == 48 * 48 * bits // 8
+            if bits is not None:
+                assert weight.code_bytes == 48 * 48 * bits // 8
             assert stored.get_tensor(f"{weight.name}.codes").numel() == weight.code_bytes
             assert weight.bits_per_weight == p.bits_per_weight((48, 48), value_bits=32)
             assert weight.parametrization == p
+
+
+def test_a_code_of_a_scale_is_stored_once(folder):
+    """288 groups of two bytes and 144 scales of 5 bits; 144 codes of 9 bits, 48 scales of 3."""
+    sizes = {weight.name: weight.code_bytes for weight in storage_report(folder[0]).weights}
+    assert sizes["4.weight"] == 288 * 2 + 144 * 5 // 8
+    assert sizes["5.weight"] == 144 * 9 // 8 + 48 * 3 // 8
 
 
 def test_a_loaded_model_is_the_same(folder):
@@ -49,13 +59,13 @@ def test_a_loaded_model_is_the_same(folder):
     for name, tensor in folder[1].state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
     seeds = [getattr(rep.parametrization, "seed", None) for rep in loaded.weights.values()]
-    assert seeds == [None, None, 11, 0]
+    assert seeds == [None, None, 11, 0, 0, None]
 
 
 def test_a_nested_class_that_is_unknown_is_refused(folder):
     file = folder[0] / "pvopt.json"
     text = file.read_text()
-    assert text.count('"class": "E8P"') == 3
+    assert text.count('"class": "E8P"') == 4
     content = json.loads(text.replace('"class": "E8P"', '"class": "os.system"'))
     file.write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match=r"unknown parametrization 'os\.system'"):

@@ -34,6 +34,8 @@ from pvopt.tuning import (
         ("values:4", pvopt.SharedValues(4)),
         ("e8p:3", pvopt.E8P(3)),
         ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(2))),
+        ("q6+2x8g8", pvopt.QuantizedScales(pvopt.AdditiveCodebooks(2, 8, 8))),
+        ("had+q4/64+e8p:2", pvopt.Incoherent(pvopt.QuantizedScales(pvopt.E8P(2, 64), 4))),
         ("had+2x8g8", pvopt.Incoherent(pvopt.AdditiveCodebooks(2, 8, 8))),
     ],
 )
@@ -53,6 +55,8 @@ def test_formats_and_their_names(text, parametrization):
         ("grid:9g64", r"bits must be in 1\.\.8"),
         ("e8p:5", r"bits must be in 2\.\.4, got 5"),
         ("had+had+e8p:2", r"\(had\+FORM\): inner must be a Parametrization other than Incoherent"),
+        ("q6+grid:2", "inner must be VectorCodebook, AdditiveCodebooks or E8P"),
+        ("q6/64+grid:2", "grid:2 has no scale groups"),
         ("had+2x8", "'2x8' is unknown"),
     ],
 )
