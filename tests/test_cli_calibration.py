@@ -93,6 +93,8 @@ def test_every_method_has_a_name():
         parse_method("magic")
     assert default_method(parse_format("vq:8g4")) == "aqlm"
     assert default_method(parse_format("grid:4")) == "gptq"
+    assert default_method(parse_format("had+e8p:2")) == "aqlm"
+    assert default_method(parse_format("2:4")) == "iterative-obs"
 
 
 @pytest.mark.parametrize(

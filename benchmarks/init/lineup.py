@@ -75,6 +75,11 @@ ROWS = {
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
         Row("e8p-3", "aqlm", _named("had+e8p:3")),
         Row("e8p-4", "aqlm", _named("had+e8p:4")),
+        *(
+            Row(f"{name}-{method}", method, _named(form))
+            for name, form in (("2:4", "2:4"), ("50%", "sparse:50%"))
+            for method in ("fit", "obs", "iterative-obs")
+        ),
         Row("aqlm-1x16g8", "aqlm", _named("1x16g8")),
     )
 }
