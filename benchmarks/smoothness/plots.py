@@ -45,11 +45,11 @@ def decay(rows: Sequence[dict[str, Any]], folder: Path, *, title: str) -> Path:
     axis.set(xscale="log", yscale="log", title=title)
     axis.set_xlabel("share of the weights that may move")
     axis.set_ylabel("smoothness constant $L_S$")
-    following = [*shares[1:], float("inf")]
-    labels = [  # none where the next tick is too near
-        f"{share:.0%}" if share == shares[-1] or after / share > 1.25 else ""
-        for share, after in zip(shares, following, strict=True)
-    ]
+    labels = [""] * (len(shares) - 1) + [f"{shares[-1]:.0%}"]
+    shown = 0.0
+    for place, share in enumerate(shares[:-1]):
+        if share > 1.2 * shown and shares[-1] > 1.2 * share:  # else too near to a neighbour
+            labels[place], shown = f"{share:.0%}", share
     axis.set_xticks(shares, labels)
     axis.minorticks_off()
     axis.grid(alpha=0.3)
