@@ -416,6 +416,15 @@ def test_module_runs():
     assert "quantize" in done.stdout
 
 
+@pytest.mark.parametrize("command", ["quantize", "tune", "eval", "info", "demo", "generate"])
+def test_every_command_explains_itself(command, capsys):
+    """Also where a help text has a percent sign, which argparse would format."""
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert "usage" in capsys.readouterr().out
+
+
 def test_a_killed_replacement_leaves_a_run_that_can_be_found(tmp_path, text):
     assert main(tune_flags(text, tmp_path, steps=1)) == 0
     os.rename(tmp_path / "checkpoint", tmp_path / ".checkpoint.previous")

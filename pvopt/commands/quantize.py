@@ -23,7 +23,8 @@ def add_parser(commands: Any) -> None:
 
     parser = commands.add_parser("quantize", help="quantize a model, with or without a text")
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
-    parser.add_argument("--format", default="2x8g8", help=", ".join(FORMATS) + "; default 2x8g8")
+    forms = ", ".join(FORMATS).replace("%", "%%")  # argparse formats its help
+    parser.add_argument("--format", default="2x8g8", help=forms + "; default 2x8g8")
     parser.add_argument("--calibration", metavar="TEXT", help="file, hub:NAME or pydoc")
     parser.add_argument(
         "--calibration-tokens", type=int, default=65536, metavar="N", help="default 65536"

@@ -36,7 +36,8 @@ def add_parser(commands: Any) -> None:
         description="Distil a quantized model from its own full-precision original.",
     )
     parser.add_argument("--model", help="full precision: folder, hub id, smollm2 or tiny-llama")
-    parser.add_argument("--format", help=", ".join(FORMATS) + "; default 2x8g8")
+    forms = ", ".join(FORMATS).replace("%", "%%")  # argparse formats its help
+    parser.add_argument("--format", help=forms + "; default 2x8g8")
     parser.add_argument("--checkpoint", help="start from it (with --model: another original)")
     parser.add_argument("--text", help="file, hub:NAME or pydoc (default)")
     parser.add_argument("--eval-text", help="default: the last tenth of --text, held out")

@@ -26,7 +26,7 @@ class Incoherent(Parametrization):
         U = H_m \,\mathrm{diag}(s_U), \quad V = H_n \,\mathrm{diag}(s_V)
 
     with symmetric orthogonal ``H`` of small entries (Hadamard matrices where one can be built, see
-    :func:`pvopt.parametrizations.orthogonal.transform`) and random signs ``s``. Every entry of
+    ``pvopt.parametrizations.orthogonal``) and random signs ``s``. Every entry of
     ``U W V'`` is a sum of all of ``W`` with random signs, so it looks Gaussian, and outliers, which
     few levels cannot reach, are spread over all entries. Norms are kept: the V step, its subspace
     and its trust region mean the same in either space.

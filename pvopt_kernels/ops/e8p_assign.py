@@ -27,8 +27,8 @@ def e8p_assign(target: Tensor, k: int = 1, *, metric: Tensor | None = None) -> T
         metric: ``[n, 8]`` non-negative weights ``d`` of the target's dtype, or None for 1.
 
     Returns:
-        ``[n, min(k, 2**16), 2]`` int64, best first; see :func:`e8p_decode`. Of points at equal
-        distance any one may come first.
+        ``[n, min(k, 2**16), 2]`` int64, best first, as :func:`pvopt_kernels.e8p_decode` reads
+        them. Of points at equal distance any one may come first.
 
     Raises:
         ValueError: if ``k`` is not positive.
