@@ -1,6 +1,6 @@
 """Operations on codes and codebooks, with kernels for GPUs and CPUs; independent of :mod:`pvopt`.
 
-Every operation is in :mod:`pvopt_kernels.ops`; :mod:`pvopt_kernels.dispatch` says which
+Every operation is in :mod:`pvopt_kernels.ops`; ``pvopt_kernels.dispatch`` says which
 implementation runs.
 """
 

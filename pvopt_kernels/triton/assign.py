@@ -232,11 +232,9 @@ def compile_specs() -> list[CompileSpec]:
         ("fp32", 8, 1, False),
         ("fp32", 8, 5, True),
         ("fp32", 16, 2, False),
-        ("fp32", 1, 2, False),
         ("fp32", 8, 64, True),
         ("fp32", 128, 1, True),
         ("bf16", 8, 1, False),
-        ("fp16", 16, 5, False),
     ]
     specs = []
     for dtype, g, k, metric in variants:

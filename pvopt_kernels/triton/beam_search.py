@@ -328,7 +328,6 @@ def compile_specs() -> list[CompileSpec]:
         ("fp32", 8, 2, 8, 1, False),
         ("fp32", 8, 2, 5, 2, True),
         ("fp32", 16, 4, 16, 4, True),
-        ("fp32", 8, 8, 1, 1, False),
         ("bf16", 32, 2, 4, 1, False),
         ("fp32", 64, 2, 16, 16, True),
         ("fp32", 16, 2, 64, 1, False),

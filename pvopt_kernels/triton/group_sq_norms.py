@@ -90,9 +90,9 @@ def group_sq_norms(target: Tensor, weight: Tensor, out_group: int, in_group: int
 
 def compile_specs() -> list[CompileSpec]:
     """Return the variants that are compiled in the tests."""
-    shapes = [(1, 8), (1, 16), (8, 8), (1, 1), (1, 128), (1, 11008), (3, 5)]
+    shapes = [(1, 8), (8, 8), (1, 1), (1, 11008), (3, 5)]
     variants: list[tuple[str, int, int]] = [("fp32", *shape) for shape in shapes]
-    variants += [("bf16", 1, 8), ("fp16", 1, 8)]
+    variants += [("bf16", 1, 8)]
     specs = []
     for dtype, out_group, in_group in variants:
         signature: dict[str, Any] = {"target": f"*{dtype}", "weight": f"*{dtype}", "out": "*fp32"}
