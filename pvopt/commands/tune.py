@@ -56,6 +56,8 @@ def add_settings(parser: argparse.ArgumentParser) -> None:
         "recipe": settings.RECIPES,
         "base": settings.BASES,
         "loss": settings.LOSSES,
+        "subspace": settings.SUBSPACES,
+        "metric": settings.METRICS,
         "schedule": settings.SCHEDULES,
         "dtype": settings.DTYPES,
     }

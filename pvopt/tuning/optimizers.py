@@ -9,9 +9,11 @@ import torch
 from torch.optim import Optimizer
 
 from pvopt import recipes
+from pvopt.metric import SecondMoment
 from pvopt.optimizer import PVOptimizer
 from pvopt.parametrizations import AdditiveCodebooks, Parametrization
 from pvopt.quantize import QuantizedWeights
+from pvopt.subspace import Gain, Greedy, Proportional, Uniform
 
 from .settings import TuneSettings
 
@@ -20,6 +22,8 @@ __all__ = ["build_optimizer", "with_beam_size"]
 # Codes answer to the present gradient; the latent weights themselves average over time.
 _CODE_BETAS = (0.0, 0.95)
 _OTHER_BETAS = (0.9, 0.95)
+
+_SUBSPACES = {"greedy": Greedy, "gain": Gain, "uniform": Uniform, "proportional": Proportional}
 
 
 def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOptimizer:
@@ -73,6 +77,10 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
     options: dict[str, Any] = {"seed": settings.seed, "trust_ratio": settings.trust_ratio or None}
     if settings.latent_decay is not None:
         options["latent_decay"] = settings.latent_decay
+    if settings.subspace is not None:
+        options["subspace"] = _SUBSPACES[settings.subspace]()
+    if settings.metric == "second-moment":
+        options["metric"] = SecondMoment()
     recipe = getattr(recipes, settings.recipe)
     optimizer: PVOptimizer = recipe(_base(groups, settings), weights, **options)
     if settings.fraction is not None:

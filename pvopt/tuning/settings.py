@@ -10,11 +10,23 @@ import torch
 from pvopt import recipes
 from pvopt.llm import native_autocast_dtype
 
-__all__ = ["BASES", "DTYPES", "LOSSES", "RECIPES", "SCHEDULES", "TuneSettings", "autocast_dtype"]
+__all__ = [
+    "BASES",
+    "DTYPES",
+    "LOSSES",
+    "METRICS",
+    "RECIPES",
+    "SCHEDULES",
+    "SUBSPACES",
+    "TuneSettings",
+    "autocast_dtype",
+]
 
 RECIPES = tuple(sorted(recipes.__all__))
 BASES = ("adafactor", "adam", "adamw", "rmsprop", "sgd")
 LOSSES = ("kl", "ce")
+SUBSPACES = ("greedy", "gain", "uniform", "proportional")
+METRICS = ("euclidean", "second-moment")
 SCHEDULES = ("constant", "linear", "cosine")
 DTYPES = ("auto", "float32", "bfloat16")
 
@@ -41,6 +53,11 @@ class TuneSettings:
             mean square; 0 freezes them.
         weight_decay: of the base optimizer, on everything.
         fraction: share of the groups that may move per step; None: the recipe's own.
+        subspace: which groups they are: ``greedy`` (largest change), ``gain`` (largest predicted
+            decrease; searches many more groups), ``uniform`` or ``proportional``; None: the
+            recipe's own.
+        metric: in which distance codes are near: ``euclidean``, or ``second-moment`` of the base
+            optimizer's gradients.
         trust_ratio: bound on the relative change of a weight by a V step; 0: no bound.
         latent_decay: share of the rounding error that latent weights forget per step, 0 to 1;
             None: the recipe's own.
@@ -80,6 +97,8 @@ class TuneSettings:
     lr: float = 3e-3
     weight_decay: float = 0.0
     fraction: float | None = None
+    subspace: str | None = None
+    metric: str = "euclidean"
     trust_ratio: float = 0.0
     latent_decay: float | None = None
     beam: int | None = None
@@ -97,6 +116,7 @@ class TuneSettings:
             ("recipe", RECIPES),
             ("base", BASES),
             ("loss", LOSSES),
+            ("metric", METRICS),
             ("schedule", SCHEDULES),
             ("dtype", DTYPES),
         ):
@@ -132,6 +152,15 @@ class TuneSettings:
                 f"fraction fits the recipes {' and '.join(_WITH_FRACTION)}, "
                 f"got {self.fraction} with {self.recipe}"
             )
+        if self.subspace is not None and (
+            self.subspace not in SUBSPACES or self.recipe not in _WITH_FRACTION
+        ):
+            raise ValueError(
+                f"subspace must be one of {', '.join(SUBSPACES)}, for the recipes "
+                f"{' and '.join(_WITH_FRACTION)}, got {self.subspace!r} with {self.recipe}"
+            )
+        if self.metric == "second-moment" and self.base == "sgd":
+            raise ValueError("metric must be euclidean with sgd, which keeps no second moment")
         if self.latent_decay is not None and not 0 <= self.latent_decay <= 1:
             raise ValueError(f"latent_decay must be in [0, 1], got {self.latent_decay}")
         if self.batch % self.sequences_per_pass:

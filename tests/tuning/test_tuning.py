@@ -83,6 +83,10 @@ def test_format_errors(text, message):
         {"temperature": 0.0},
         {"fraction": 0.0},
         {"fraction": 0.1, "recipe": "ste"},
+        {"subspace": "best"},
+        {"subspace": "gain", "recipe": "ste"},
+        {"metric": "manhattan"},
+        {"metric": "second-moment", "base": "sgd"},
         {"trust_ratio": -0.1},
         {"latent_decay": 1.5},
         {"beam": 0},
@@ -137,6 +141,21 @@ def test_settings_reach_the_optimizer():
         assert found == [0.2, 0.3, 0.4, 5]
     defaults = build_optimizer(weights, TuneSettings()).param_groups[0]
     assert (defaults["trust_ratio"], defaults["latent_decay"]) == (None, 0.0)
+
+
+@pytest.mark.parametrize("base", ["adafactor", "adam", "rmsprop"])
+def test_subspace_and_metric_reach_the_optimizer(base):
+    model = nn.Linear(16, 8)
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    settings = TuneSettings(subspace="gain", metric="second-moment", base=base, fraction=0.2)
+    optimizer = build_optimizer(weights, settings)
+    assert isinstance(optimizer.subspace, pvopt.Gain)
+    assert isinstance(optimizer.metric, pvopt.SecondMoment)
+    model(torch.ones(2, 16)).square().sum().backward()
+    optimizer.step()
+    assert optimizer.report.changed_groups <= 26
+    plain = build_optimizer(weights, TuneSettings())
+    assert (plain.subspace, plain.metric) == (pvopt.Greedy(0.01), None)
 
 
 def test_metrics_survive_torn_lines_and_infinities(tmp_path):
