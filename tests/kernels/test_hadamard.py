@@ -37,6 +37,14 @@ def test_every_implementation(kind, order, ragged, precision, generator, guard, 
     precision.close(found, hadamard(x.double()), scale=4.0)
 
 
+@pytest.mark.parametrize("order", [2048, 4096, 8192])
+def test_sizes_of_several_factors(kind, order, generator, guard, device):
+    """Passes of the Triton kernel along strided axes; rows do not fill its last blocks."""
+    x = torch.randn(3, order, generator=generator(4))
+    found = hadamard(guard(x.to(device)))
+    torch.testing.assert_close(found.cpu(), hadamard(x.double()).float(), rtol=1e-4, atol=1e-4)
+
+
 def test_any_memory_layout(kind, device, generator):
     x = torch.randn(64, 6, generator=generator(2)).to(device)
     torch.testing.assert_close(hadamard(x.T), hadamard(x.T.contiguous()))
