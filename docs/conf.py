@@ -38,5 +38,9 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|nn|scipy|transformers|tqdm|collections|pathlib|argparse)\..*"),
     ("py:.*", r"(Tensor|Path|PreTrainedModel|PreTrainedTokenizerBase|abc\.ABC)"),
     ("py:class", r"pvopt\.([a-z_]+\.)+_\w+"),  # private base classes
+    # Shared bases and what only the walk over blocks constructs: no pages of their own.
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
+    ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
+    ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),
+    ("py:class", r"pvopt\.calibration\.blocks\.BlockCall"),
 ]

@@ -212,7 +212,7 @@ def row_metric_search(
         \qquad H = X'X
 
     Block columns are visited one after the other. Each group takes the best code given all other
-    codes of its row (see :class:`ColumnDescent`), so no visit raises the error with
+    codes of its row (see ``ColumnDescent``), so no visit raises the error with
     :class:`pvopt.Nearest`. When a pass changes nothing, the codes are optimal group by group:
     no change of one group alone is better, as far as the parametrization's search is exact.
 

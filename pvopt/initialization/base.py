@@ -18,7 +18,7 @@ __all__ = ["Initialization"]
 class Initialization(ABC):
     """How a dense weight gets its first codes and values; a frozen dataclass of settings.
 
-    A subclass defines :meth:`_start`; :meth:`start` checks and prepares its arguments.
+    A subclass defines ``_start``; :meth:`start` checks and prepares its arguments.
     """
 
     @property

@@ -108,8 +108,8 @@ def to_dense(model: nn.Module, *, dtype: torch.dtype | None = None) -> Quantized
         dtype: of the dense weights; None for that of the values.
 
     Returns:
-        The representations, bound to the model: what :class:`pvopt.PVOptimizer` and
-        :func:`pvopt.checkpoints.save` take.
+        The representations, bound to the model, as :class:`pvopt.PVOptimizer` and
+        :func:`pvopt.checkpoints.save` take them.
 
     Raises:
         ValueError: if the model itself is the quantized layer.

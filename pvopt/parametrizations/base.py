@@ -412,7 +412,7 @@ class Parametrization(ABC):
     ) -> None:
         """Let what is kept beside a value (an optimizer's moment) follow it through a V step.
 
-        Called, if :attr:`values_follow_codes`, after groups took new codes. Entries whose value is
+        Called, if ``values_follow_codes``, after groups took new codes. Entries whose value is
         a new one become 0, as they start.
 
         Args:

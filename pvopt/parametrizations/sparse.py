@@ -67,7 +67,7 @@ class Sparse(SparseSupport):
 
     @property
     def codes_per_group(self) -> int:
-        """Not a constant: a group is as large as the weight's rows, see :meth:`code_shape`."""
+        """No constant, as groups grow with the weight's rows; see :meth:`code_shape`."""
         raise TypeError("the codes per group of Sparse depend on the shape: use code_shape(shape)")
 
     def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:

@@ -59,12 +59,12 @@ class Ternary(ScalarGrid):
 
     @property
     def num_codes(self) -> int:
-        """Three: minus, zero, plus."""
+        """Three codes stand for minus, zero and plus."""
         return 3
 
     @property
     def codes_per_word(self) -> int:
-        """Five: 3^5 = 243 fit a byte."""
+        """Five codes fit a byte, since 3^5 = 243."""
         return 5
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:

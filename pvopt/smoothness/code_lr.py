@@ -43,7 +43,7 @@ class CodeLearningRate:
 
     @property
     def lr(self) -> float:
-        """The learning rate to start from: ``along_update`` if finite, else ``by_smoothness``."""
+        """The learning rate to start from, ``along_update`` if finite, else ``by_smoothness``."""
         return self.along_update if math.isfinite(self.along_update) else self.by_smoothness
 
 

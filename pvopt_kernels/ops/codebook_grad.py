@@ -19,7 +19,7 @@ def codebook_grad(
     r"""Pull a dense gradient back to codebooks and scales: the backward pass of ``decode``.
 
     .. math:: \nabla_{C_m[k]} = \sum_{g:\ z_{g,m} = k} s_g \nabla_{w_g}, \qquad
-        \nabla_{s} = \sum_{g} \Big\langle \nabla_{w_g}, \sum_m C_m[z_{g,m}] \Big\rangle
+        \nabla_{s} = \sum_{g} \langle \nabla_{w_g}, \sum_m C_m[z_{g,m}] \rangle
 
     Sums are taken in float32 (float64 for float64) in an order that depends on shapes and codes
     alone, without atomic operations: the same inputs give the same bits, on GPUs too. (The
