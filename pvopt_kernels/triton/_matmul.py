@@ -73,10 +73,9 @@ def matmul_kernel(
     first = split * pieces_per_split
     last = tl.minimum(first + pieces_per_split, num_pieces)
     total = tl.zeros([BLOCK_R, BLOCK_T], dtype=tl.float32)
-    for start in range(first, last, BLOCK_C):
+    for start in range(first, last, BLOCK_C):  # a split is a whole number of steps
         pieces = start + tl.arange(0, BLOCK_C)
         column, exists = piece_columns(pieces, columns, IN_GROUP, WIDTH)
-        exists = exists & (pieces < last)[:, None]
         at = token.to(tl.int64)[:, None, None] * columns + column[None, :, :]
         mask = (token < tokens)[:, None, None] & exists[None, :, :]
         part = tl.load(x + at, mask=mask, other=0.0)  # [T, C, W]
