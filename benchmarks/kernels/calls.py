@@ -117,11 +117,24 @@ def _hadamard(layer: Layer, source: _Source) -> Callable[[], Tensor]:
     return lambda: ops.hadamard(weight)
 
 
+def _e8p_decode(layer: Layer, source: _Source, dtype: str) -> Callable[[], Tensor]:
+    codes = source.codes(layer.weights // GROUP, 2, bits=8)
+    return lambda: ops.e8p_decode(codes, DTYPES[dtype])
+
+
+def _e8p_assign(layer: Layer, source: _Source, share: float) -> Callable[[], Tensor]:
+    target = source.normal(max(1, int(share * layer.weights / GROUP)), GROUP)
+    # The errors: points at the same distance have different codes.
+    return lambda: (target - ops.e8p_decode(ops.e8p_assign(target)[:, 0])).square().sum(1)
+
+
 _CALLS: dict[str, Callable[..., Callable[[], Tensor]]] = {
     "assign": _assign,
     "beam_search": _beam_search,
     "codebook_grad": _codebook_grad,
     "decode": _decode,
+    "e8p_assign": _e8p_assign,
+    "e8p_decode": _e8p_decode,
     "group_sq_norms": _group_sq_norms,
     "hadamard": _hadamard,
     "matmul": _matmul,

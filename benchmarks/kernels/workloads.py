@@ -195,13 +195,35 @@ def _grids(layer: Layer) -> Iterator[Work]:
             4 * layer.weights,
             settings={"bits": bits, "dtype": variant[:4], "zeros": tensors == 2},
         )
+    groups = layer.weights / GROUP
+    yield Work(
+        "e8p_decode",
+        "to float32",
+        "e8p_decode_kernel",
+        "u8 fp32",
+        groups * (2 + 4 * GROUP),
+        groups * GROUP * 2,
+        on_chip=groups * GROUP,
+        settings={"dtype": "fp32"},
+    )
+    # Two shifts and 256 absolute vectors, each a product of 8 and a minimum for the parity.
+    n = SELECTED * groups
+    yield Work(
+        "e8p_assign",
+        f"{SELECTED:.0%} of the groups",
+        "e8p_assign_kernel",
+        "fp32",
+        n * (4 * GROUP + 16),
+        n * 2 * 256 * 3 * GROUP,
+        settings={"share": SELECTED},
+    )
     columns = 1 << (layer.columns.bit_length() - 1)
     if columns == layer.columns:
         yield Work(
             "hadamard",
             "rows, float32",
             "hadamard_kernel",
-            "fp32",
+            "fp32 1024",
             8 * layer.weights,
             layer.weights * (columns.bit_length() - 1),
         )
