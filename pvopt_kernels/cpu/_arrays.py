@@ -37,14 +37,22 @@ def compiled(work: int) -> bool:
     return enough and _has_numba()
 
 
+def _plain(tensor: Tensor) -> np.ndarray:
+    # Operations of torch let go of the interpreter's lock and wait for it again, which a thread
+    # that was just started may hold: 27 us on average for a detach. Most tensors need none.
+    if tensor.requires_grad:
+        tensor = tensor.detach()
+    return (tensor if tensor.is_contiguous() else tensor.contiguous()).numpy()
+
+
 def single(tensor: Tensor) -> np.ndarray:
     """Return floats as a flat float32 array; a view if they are contiguous float32."""
-    return tensor.detach().to(torch.float32).contiguous().view(-1).numpy()
+    return _plain(tensor if tensor.dtype == torch.float32 else tensor.to(torch.float32)).reshape(-1)
 
 
 def integers(tensor: Tensor) -> np.ndarray:
     """Return codes as a flat array, a view if they are contiguous; int8 and int16 as unsigned."""
-    array = tensor.detach().contiguous().view(-1).numpy()
+    array = _plain(tensor).reshape(-1)
     return array.view(_UNSIGNED.get(tensor.dtype, array.dtype))
 
 
