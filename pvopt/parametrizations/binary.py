@@ -12,7 +12,7 @@ from .base import code_dtype
 from .layout import matrix_shape
 from .representation import Representation
 from .scalar_grid import ScalarGrid
-from .validation import check_integer, prepare_fit
+from .validation import prepare_fit
 
 __all__ = ["Binary"]
 
@@ -43,18 +43,10 @@ class Binary(ScalarGrid):
 
     group_size: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.group_size is not None:
-            check_integer("group_size", self.group_size, 1, 1 << 30)
-
     @property
     def code_bits(self) -> int:
         """One bit, the sign."""
         return 1
-
-    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """One scale per group of inputs."""
-        return {"scales": self._scale_shape(shape)}
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The levels are two scales apart around zero."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import Candidates, Parametrization
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation
+from .validation import check_integer
 
 __all__ = ["ScalarGrid"]
 
@@ -24,6 +25,10 @@ class ScalarGrid(Parametrization):
     """
 
     group_size: int | None
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None:
+            check_integer("group_size", self.group_size, 1, 1 << 30)
 
     @property
     def max_code(self) -> int:
@@ -46,6 +51,10 @@ class ScalarGrid(Parametrization):
         if self.group_size is not None:
             check_divides("group_size", self.group_size, shape)
         return GroupLayout(shape, 1, 1)
+
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """One scale per group of inputs."""
+        return {"scales": self._scale_shape(shape)}
 
     def _scale_size(self, shape: tuple[int, ...]) -> int:
         return self.group_size or matrix_shape(shape)[1]

@@ -50,8 +50,7 @@ class UniformGrid(ScalarGrid):
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 1, 8)
-        if self.group_size is not None:
-            check_integer("group_size", self.group_size, 1, 1 << 30)
+        super().__post_init__()
         if not isinstance(self.symmetric, bool):
             raise TypeError(f"symmetric must be a bool, got {self.symmetric!r}")
 
