@@ -96,7 +96,6 @@ class _Fraction(Subspace):
 
     def _largest(self, keys: Tensor) -> Tensor:
         """Return the groups of the largest keys, in order."""
-        # By blocks: 0.4 ms for the largest 1 % of 110592 against 0.8 ms of topk.
         return smallest(-keys[None], self.count(len(keys)))[1][0]
 
 
