@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt import checkpoints
 from pvopt.calibration import FineTuning, calibrate_
-from pvopt.llm import LanguageModel, load_model, load_text, native_autocast_dtype, perplexity
+from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
 
@@ -74,19 +74,6 @@ class Settings:
         return json.dumps({name: getattr(self, name) for name in names}, sort_keys=True)
 
 
-def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
-    dtypes = {"float32": None, "bfloat16": torch.bfloat16}
-    native = settings.precision == "auto"
-    dtype = native_autocast_dtype() if native else dtypes[settings.precision]
-    return perplexity(
-        model,
-        tokens,
-        context_length=settings.context,
-        max_windows=settings.windows,
-        autocast_dtype=dtype,
-    ).perplexity
-
-
 def _texts(settings: Settings, model: LanguageModel) -> tuple[Tensor, Tensor]:
     """Return the calibration tokens ``[sequences, length]`` and the test tokens."""
     test = model.encode(load_text(settings.test_text))[: settings.context * settings.windows]
@@ -98,7 +85,7 @@ def _texts(settings: Settings, model: LanguageModel) -> tuple[Tensor, Tensor]:
 def measure_teacher(settings: Settings) -> dict[str, Any]:
     """Measure the full-precision model."""
     teacher = load_model(settings.model)
-    return {"teacher_ppl": _perplexity(settings, teacher.model, _texts(settings, teacher)[1])}
+    return {"teacher_ppl": text_perplexity(settings, teacher.model, _texts(settings, teacher)[1])}
 
 
 def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
@@ -116,7 +103,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         seed=settings.seed,
     )
     quantize_s = time.perf_counter() - begin
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    peak = peak_bytes()
     sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
     bits = [
         rep.parametrization.bits_per_weight(rep.shape, value_bits=16) * sizes[n]
@@ -130,7 +117,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         "format": name,
         "method": row.method,
         "bits_per_weight": sum(bits) / sum(sizes.values()),
-        "ppl": _perplexity(settings, loaded.model, test),
+        "ppl": text_perplexity(settings, loaded.model, test),
         "layer_error": statistics.mean(errors),
         "layer_error_max": max(errors),
         "calibration_tokens": calibration.numel(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import statistics
 import time
 from dataclasses import asdict, dataclass, replace
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 import pvopt
+from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt import checkpoints
 from pvopt.llm import (
     LanguageModel,
@@ -21,9 +21,7 @@ from pvopt.llm import (
     hidden_states,
     load_model,
     load_text,
-    native_autocast_dtype,
     output_head,
-    perplexity,
 )
 from pvopt.tuning import TuneSettings, build_optimizer
 from pvopt.tuning.optimizers import with_beam_size
@@ -105,12 +103,6 @@ class Settings:
             code_lr=0.3,
         )
 
-    def autocast_dtype(self) -> torch.dtype | None:
-        """Return the dtype of the evaluation's autocast, or None for float32."""
-        if self.precision == "auto":
-            return native_autocast_dtype()
-        return {"float32": None, "bfloat16": torch.bfloat16}[self.precision]
-
     def start_key(self) -> str:
         """Return what the start and the teacher's states depend on, as text."""
         later = {"code_lr", "values_lr", "other_lr", "fraction", "trust_ratio", "micro_batch"}
@@ -120,20 +112,6 @@ class Settings:
     def batches(self, tokens: Tensor) -> TokenBatches:
         """Return the training batches, the same for every recipe."""
         return TokenBatches(tokens, self.batch, self.length, self.seed)
-
-
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-
-
-def _perplexity(settings: Settings, model: Any, tokens: Tensor) -> float:
-    return perplexity(
-        model,
-        tokens,
-        context_length=settings.context,
-        max_windows=settings.windows,
-        autocast_dtype=settings.autocast_dtype(),
-    ).perplexity
 
 
 def keep_teacher(settings: Settings, folder: Path) -> LanguageModel:
@@ -164,7 +142,7 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     """Measure the teacher, keep its states, and quantize by k-means."""
     teacher = keep_teacher(settings, folder)
     test = torch.load(folder / _TEACHER, mmap=True, weights_only=True)["test"]
-    teacher_ppl = _perplexity(settings, teacher.model, test)
+    teacher_ppl = text_perplexity(settings, teacher.model, test)
     spec = pvopt.AdditiveCodebooks(
         settings.num_codebooks, settings.bits, settings.group, beam_size=settings.beam_size
     )
@@ -174,10 +152,10 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     checkpoints.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
     return {
         "teacher_ppl": teacher_ppl,
-        "start_ppl": _perplexity(settings, teacher.model, test),
+        "start_ppl": text_perplexity(settings, teacher.model, test),
         "quantize_s": quantize_s,
         "bits_per_weight": weights.bits_per_weight(),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
     }
 
 
@@ -242,13 +220,13 @@ def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> 
         step_s.append(end - middle)
         changed.append(optimizer.report.changed_groups)
         if step + 1 in settings.evaluate_at:
-            row[f"ppl_{step + 1}"] = _perplexity(settings, model, kept["test"])
+            row[f"ppl_{step + 1}"] = text_perplexity(settings, model, kept["test"])
     total = sum(rep.layout.num_groups for rep in weights.values())
     return row | {
         "forward_backward_s": statistics.median(backward_s),
         "step_s": statistics.median(step_s),
         "step_s_max": max(step_s),
-        "peak_bytes": _peak_bytes(),
+        "peak_bytes": peak_bytes(),
         "changed_groups": statistics.mean(changed),
         "changed_fraction": statistics.mean(changed) / total,
         "changed_by_step": changed,
