@@ -231,9 +231,9 @@ class PVOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        names = {id(p): name for name, p, _ in self.named_representations()}
-        check_finite(self.param_groups, names)
-        jobs = self._jobs()
+        quantized = {id(p): (name, rep) for name, p, rep in self.named_representations()}
+        check_finite(self.param_groups, {key: name for key, (name, _) in quantized.items()})
+        jobs = self._jobs(quantized)
         with self._latents_in_place(jobs):
             self.base.step()
         changed: dict[str, int] = {}
@@ -248,16 +248,15 @@ class PVOptimizer(Optimizer):
         self.report = StepReport(changed, groups)
         return loss
 
-    def _jobs(self) -> list[_Job]:
-        """Collect the quantized weights that have a gradient."""
-        by_id = {id(p): (name, rep) for name, p, rep in self.named_representations()}
+    def _jobs(self, quantized: Mapping[int, tuple[str, Representation]]) -> list[_Job]:
+        """Collect the quantized weights that have a gradient, from those by parameter id."""
         jobs = []
         for group in self.param_groups:
             settings = GroupSettings.of(group, self._default_settings, self.subspace)
             for p in group["params"]:
-                if p.grad is None or id(p) not in by_id:
+                if p.grad is None or id(p) not in quantized:
                     continue
-                name, rep = by_id[id(p)]
+                name, rep = quantized[id(p)]
                 state = optimizer_state.ensure(self.state[p], rep, self.values)
                 planned = self.schedule.phases(int(state["step"]))
                 phases = Phases(
