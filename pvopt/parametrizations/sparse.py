@@ -36,6 +36,7 @@ class Sparse(SparseSupport):
         per: ``"row"`` or ``"tensor"``, what the share is taken of.
 
     Raises:
+        TypeError: if ``density`` is no number.
         ValueError: for a density out of range or another ``per``.
 
     Example:
