@@ -18,6 +18,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo import trace_rules
 
 from pvopt_kernels import dispatch, ops
 
@@ -140,6 +141,8 @@ def guard_bands(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         yield  # torch's own checks of custom ops look at storages
         return
     allocated: list[tuple[Tensor, int]] = []
+    # Dynamo keeps a table of torch's functions from its first use on: it must see the true ones.
+    trace_rules.get_torch_obj_rule_map()
     empty = torch.empty
 
     def guarded(*size, dtype=None, device=None, **options):
