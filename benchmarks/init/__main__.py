@@ -98,7 +98,8 @@ def _plot(rows: list[dict[str, Any]], teacher_ppl: float, folder: Path) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0 whether or not its checks hold."""
     options = parser("init", __doc__ or "")
-    options.add_argument("--formats", help="comma-separated: " + ", ".join(ROWS))
+    formats = ", ".join(ROWS).replace("%", "%%")  # argparse formats its help texts
+    options.add_argument("--formats", help=f"comma-separated: {formats}")
     for name, kind in _OPTIONS.items():
         options.add_argument(f"--{name.replace('_', '-')}", type=kind)
     options.add_argument("--work", metavar="DIR", type=Path, help="keep (or reuse) rows here")
