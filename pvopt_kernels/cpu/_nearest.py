@@ -14,6 +14,9 @@ __all__ = ["nearest_entries"]
 # From here on boxes pay: 16384 Gaussian points of 8 on one core take 18 ms entry by entry and 21 ms
 # by boxes for 4096 entries, 61 and 30 ms for 8192.
 _MANY_ENTRIES = 8192
+# The boxes of 65536 entries of 8 take 4.8 ms to make and 1 us a point to search; entry by entry
+# a point takes 40 us.
+_MANY_POINTS = 128
 
 
 def nearest_entries(
@@ -34,6 +37,7 @@ def nearest_entries(
         ``[n, k]`` each, best first.
     """
     from ._compiled.assign import LANES, boxed_kernel, plain_kernel
+    from ._compiled.boxes import LEAF
 
     n, group_size = points.shape
     targets, book = single(points), single(entries).reshape(entries.shape)
@@ -41,7 +45,7 @@ def nearest_entries(
     numbers = torch.empty(n, k, dtype=torch.int64)
     errors = torch.empty(n, k, dtype=torch.float32)
     codes, distances = numbers.view(-1).numpy(), errors.view(-1).numpy()
-    if len(book) < _MANY_ENTRIES:
+    if len(book) < _MANY_ENTRIES or n < _MANY_POINTS:
         columns = padded_columns(book, LANES)
         plain = plain_kernel(group_size, metric is not None)
 
@@ -54,50 +58,36 @@ def nearest_entries(
     else:
         boxes = _boxes(book)
         boxed = boxed_kernel(group_size, metric is not None)
+        runs = len(boxes[1]) // (LANES * LEAF)
 
         def work(start: int, stop: int) -> None:
-            boxed(targets, weights, *boxes, k, codes, distances, start, stop)
+            boxed(targets, weights, *boxes, runs, k, codes, distances, start, stop)
 
     for_each_part(work, n, least=64)
     return numbers, errors
 
 
-def _boxes(book: np.ndarray) -> tuple[np.ndarray | int, ...]:
+def _boxes(book: np.ndarray) -> tuple[np.ndarray, ...]:
     """Cut entries into boxes of ``LEAF`` by halving along the axis of largest variance.
 
     Returns:
-        What :func:`boxed_kernel` wants to know about them.
+        What :func:`boxed_kernel` wants to know about them, but for the number of runs.
     """
-    from ._compiled.assign import LANES, LEAF
+    from ._compiled.assign import LANES
+    from ._compiled.boxes import LEAF, boxes_kernel
 
     count, group_size = book.shape
     boxes = LANES
     while boxes * LEAF < count:
         boxes *= 2
-    numbers = np.arange(boxes * LEAF)
+    total, runs = boxes * LEAF, boxes // LANES
     # Whole boxes are filled up by repeated entries, which are then moved to infinity.
-    points = book[numbers % count]
-    order = numbers[None]  # [boxes so far, entries of each]
-    while len(order) < boxes:
-        inside = points[order]
-        axis = inside.var(1).argmax(1)  # [boxes so far]
-        keys = np.take_along_axis(inside, axis[:, None, None], 2)[..., 0]
-        half = keys.shape[1] // 2
-        order = np.take_along_axis(order, np.argpartition(keys, half, axis=1), 1).reshape(-1, half)
-    order.sort(1)  # of equal errors the first in a box has the lowest number
-    inside = points[order]  # [boxes, LEAF, g]
-    low, high = inside.min(1), inside.max(1)  # [boxes, g]
-    inside[order >= count] = np.inf
-    columns = np.ascontiguousarray(inside.swapaxes(1, 2))
-    runs = boxes // LANES
-    by_run = (runs, LANES, group_size)
-    corners = [
-        np.ascontiguousarray(corner.reshape(by_run).swapaxes(1, 2)).reshape(-1)
-        for corner in (low, high)
-    ]
-    padding = -runs % LANES
-    run_corners = [
-        np.pad(corner.T, ((0, 0), (0, padding))).reshape(-1)
-        for corner in (low.reshape(by_run).min(1), high.reshape(by_run).max(1))
-    ]
-    return (columns.reshape(-1), order.reshape(-1), *corners, *run_corners, runs)
+    points = book if total == count else book[np.arange(total) % count]
+    points = points.reshape(-1)
+    corners = [np.empty(boxes * group_size, np.float32) for _ in range(2)]
+    run_corners = [np.empty(group_size * -(-runs // LANES) * LANES, np.float32) for _ in range(2)]
+    columns = np.empty(total * group_size, np.float32)
+    keys, numbers = np.empty(total, np.int64), np.empty(total, np.int64)
+    build = boxes_kernel(group_size)
+    build(points, points.view(np.int32), count, keys, columns, numbers, *corners, *run_corners)
+    return (columns, numbers, *corners, *run_corners)

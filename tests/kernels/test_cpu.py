@@ -29,8 +29,9 @@ from pvopt_kernels.cpu.sum_by_code import slabs
 pytest.importorskip("numba")
 
 from pvopt_kernels.cpu import _nearest
-from pvopt_kernels.cpu._compiled.assign import LEAF
-from pvopt_kernels.cpu._nearest import nearest_entries
+from pvopt_kernels.cpu._compiled.boxes import LEAF
+from pvopt_kernels.cpu._compiled.scoring import LANES
+from pvopt_kernels.cpu._nearest import _boxes, nearest_entries
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,6 +39,7 @@ def boxes_from_2048_entries():
     """Boxes where a brute force in float64 is still quick."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_nearest, "_MANY_ENTRIES", 2048)
+        patch.setattr(_nearest, "_MANY_POINTS", 1)
         yield
 
 
@@ -101,6 +103,60 @@ def test_box_search_of_outliers_and_clusters():
     entries[1000:3000] = entries[1000] + 1e-3 * torch.randn(2000, 8, generator=source)
     points = torch.cat([entries[::97] + 0.01, 100 * torch.randn(40, 8, generator=source)])
     check_nearest(points, entries, None, 1)
+
+
+@pytest.mark.parametrize("case", ["random", "sorted", "falling", "equal", "few values", "outliers"])
+def test_boxes_hold_every_entry_once_inside_their_corners(case):
+    """Of any order of the entries, whole halves: selection must not lose or repeat one."""
+    count, group_size = 5000, 3
+    entries = torch.randn(count, group_size, generator=torch.Generator().manual_seed(7))
+    if case in ("sorted", "falling"):
+        entries = entries.sort(0, descending=case == "falling").values
+    elif case == "equal":
+        entries[:] = -1.5
+    elif case == "few values":
+        entries.round_()
+    elif case == "outliers":
+        entries[::9] *= 1e6
+    book = entries.numpy()
+    columns, numbers, low, high, run_low, run_high = _boxes(book)
+    boxes = len(numbers) // LEAF
+    runs = boxes // LANES
+    assert sorted(numbers) == list(range(boxes * LEAF))
+    numbers = numbers.reshape(boxes, LEAF)
+    inside = book[numbers % count]  # [boxes, LEAF, g]
+    expected = np.where((numbers < count)[..., None], inside, np.inf).swapaxes(1, 2)
+    np.testing.assert_array_equal(columns.reshape(boxes, group_size, LEAF), expected)
+    for corners, of_runs, reduce in ((low, run_low, np.min), (high, run_high, np.max)):
+        corners = corners.reshape(runs, group_size, LANES).swapaxes(1, 2)
+        np.testing.assert_array_equal(corners.reshape(boxes, group_size), reduce(inside, axis=1))
+        of_runs = of_runs.reshape(group_size, -1)[:, :runs].T
+        np.testing.assert_array_equal(of_runs, reduce(corners, axis=1))
+    if case != "equal":  # halves are halves: the boxes' volume is far below that of the whole
+        sizes = (inside.max(1) - inside.min(1)) / (book.max(0) - book.min(0))
+        assert np.median(sizes.prod(1)) < 0.02
+
+
+def test_boxes_are_halves_along_the_longest_axis():
+    """Two boxes' worth of entries a run: the first cut separates the halves of the long axis."""
+    entries = torch.rand(LANES * LEAF, 3, generator=torch.Generator().manual_seed(8))
+    entries[:, 1] *= 100
+    _, numbers, *_ = _boxes(entries.numpy())
+    first, second = entries[numbers.reshape(2, -1), 1]
+    assert first.max() < second.min()
+    order = entries[:, 1].argsort().view(LANES, LEAF)  # the only axis that is ever cut
+    assert [sorted(box) for box in numbers.reshape(LANES, LEAF).tolist()] == [
+        sorted(box) for box in order.tolist()
+    ]
+
+
+def test_few_points_skip_the_boxes(monkeypatch):
+    monkeypatch.setattr(_nearest, "_MANY_POINTS", 30)
+    monkeypatch.setattr(_nearest, "_boxes", lambda book: pytest.fail("boxes for 20 points"))
+    source = torch.Generator().manual_seed(9)
+    check_nearest(
+        torch.randn(20, 8, generator=source), torch.randn(2048, 8, generator=source), None, 2
+    )
 
 
 def test_points_that_are_not_finite_get_some_code():

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from .boxes import LEAF
 from .jit import jit
 from .scoring import LANES, bound, insert, nearest, score
 from .vectors import at_most, load, lowest_bit, pick, spread, store
 
-__all__ = ["LANES", "LEAF", "boxed_kernel", "plain_kernel"]
-
-# Entries of a box; LANES boxes make a larger one.
-LEAF = 64
+__all__ = ["LANES", "boxed_kernel", "plain_kernel"]
 
 
 @functools.cache
