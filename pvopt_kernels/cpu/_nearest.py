@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ._arrays import padded_columns, single
-from ._threads import for_each_part
 
 __all__ = ["nearest_entries"]
 
@@ -47,23 +46,13 @@ def nearest_entries(
     codes, distances = numbers.view(-1).numpy(), errors.view(-1).numpy()
     if len(book) < _MANY_ENTRIES or n < _MANY_POINTS:
         columns = padded_columns(book, LANES)
-        plain = plain_kernel(group_size, metric is not None)
-
-        def work(start: int, stop: int) -> None:
-            plain(
-                targets, weights, columns.reshape(-1), columns.shape[-1], k, codes, distances,
-                start, stop,
-            )  # fmt: skip
-
+        kernel = plain_kernel(group_size, metric is not None)
+        arguments = columns.reshape(-1), columns.shape[-1]
     else:
         boxes = _boxes(book)
-        boxed = boxed_kernel(group_size, metric is not None)
-        runs = len(boxes[1]) // (LANES * LEAF)
-
-        def work(start: int, stop: int) -> None:
-            boxed(targets, weights, *boxes, runs, k, codes, distances, start, stop)
-
-    for_each_part(work, n, least=64)
+        kernel = boxed_kernel(group_size, metric is not None)
+        arguments = *boxes, len(boxes[1]) // (LANES * LEAF)
+    kernel(targets, weights, *arguments, k, codes, distances, size=n, least=64)
     return numbers, errors
 
 

@@ -12,7 +12,6 @@ from pvopt_kernels.reference.beam_search import beam_search as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, padded_columns, single
 from ._nearest import nearest_entries
-from ._threads import for_each_part
 
 __all__ = ["beam_search"]
 
@@ -57,12 +56,8 @@ def beam_search(
     visits = np.array(order, np.int64)
     out = torch.empty(n, found, number, dtype=torch.int64)
     kernel = beam_kernel(group_size, number, metric is not None)
-
-    def work(start: int, stop: int) -> None:
-        kernel(
-            points, weights, books, columns.reshape(-1), entries, columns.shape[-1], current,
-            visits, size, k, integers(out), start, stop,
-        )  # fmt: skip
-
-    for_each_part(work, n, least=64)
+    kernel(
+        points, weights, books, columns.reshape(-1), entries, columns.shape[-1], current,
+        visits, size, k, integers(out), size=n, least=64,
+    )  # fmt: skip
     return out

@@ -9,7 +9,6 @@ from torch import Tensor
 from pvopt_kernels.reference.codebook_grad import codebook_grad as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
-from ._threads import for_each_part
 from .sum_by_code import slabs
 
 __all__ = ["codebook_grad"]
@@ -28,16 +27,12 @@ def codebook_grad(
     if out_group > 1:
         blocks = gradient.reshape(rows, out_group, cols, group_size // out_group)
         gradient = blocks.transpose(1, 2)
-    parts = min(slabs(gradient.numel(), codebooks.numel()), scales.numel())
-    sums = np.zeros((parts, number, entries, group_size), np.float32)
+    tables = min(slabs(gradient.numel(), codebooks.numel()), scales.numel())
+    sums = np.zeros((tables, number, entries, group_size), np.float32)
     of_scales = torch.empty(scales.shape, dtype=torch.float32)
     kernel = codebook_grad_kernel(group_size, number)
     per_scale = cols // scales.shape[1]
     arrays = integers(codes), single(codebooks), entries, single(scales), per_scale
-    source, tables, products = single(gradient), sums.reshape(-1), of_scales.view(-1).numpy()
-
-    def work(start: int, stop: int) -> None:
-        kernel(*arrays, source, tables, products, start, stop, parts)
-
-    for_each_part(work, parts)
+    products = of_scales.view(-1).numpy()
+    kernel(*arrays, single(gradient), sums.reshape(-1), products, size=tables)
     return torch.from_numpy(sums.sum(0)), of_scales

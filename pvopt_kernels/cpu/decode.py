@@ -8,7 +8,6 @@ from torch import Tensor
 from pvopt_kernels.reference.decode import decode as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
-from ._threads import for_each_part
 
 __all__ = ["decode"]
 
@@ -26,11 +25,7 @@ def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int) -> 
     per_scale = cols // scales.shape[1]
     arrays = integers(codes), single(codebooks), entries, single(scales), per_scale
     out = dense.view(-1).numpy()
-
-    def work(start: int, stop: int) -> None:
-        kernel(*arrays, out, start, stop)
-
-    for_each_part(work, scales.numel(), least=max(1, 16384 // per_scale))
+    kernel(*arrays, out, size=scales.numel(), least=max(1, 16384 // per_scale))
     if out_group > 1:
         blocks = dense.view(rows, cols, out_group, group_size // out_group)
         dense = blocks.transpose(1, 2).reshape(rows * out_group, -1)

@@ -8,7 +8,6 @@ from torch import Tensor
 from pvopt_kernels.reference.group_sq_norms import group_sq_norms as in_torch
 
 from ._arrays import MAX_GROUP, compiled, single
-from ._threads import for_each_part
 
 __all__ = ["group_sq_norms"]
 
@@ -21,6 +20,5 @@ def group_sq_norms(target: Tensor, weight: Tensor, out_group: int, in_group: int
 
     out = torch.empty(weight.numel() // in_group, dtype=torch.float32)
     kernel = sq_norms_kernel(in_group)
-    left, right, norms = single(target), single(weight), out.numpy()
-    for_each_part(lambda start, stop: kernel(left, right, norms, start, stop), len(out), least=4096)
+    kernel(single(target), single(weight), out.numpy(), size=len(out), least=4096)
     return out

@@ -8,7 +8,6 @@ from torch import Tensor
 from pvopt_kernels.reference.matmul import matmul as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
-from ._threads import for_each_part
 from .decode import decode
 
 __all__ = ["matmul"]
@@ -67,9 +66,5 @@ def _from_codes(x: Tensor, codes: Tensor, codebooks: Tensor, scales: Tensor) -> 
     arrays += row_scales, cols // row_scales
     out = torch.empty(len(x), rows, dtype=torch.float32)
     for token, result in zip(single(x).reshape(x.shape), out.numpy(), strict=True):
-
-        def work(start: int, stop: int, token=token, result=result) -> None:
-            kernel(token, *arrays, result, start, stop)
-
-        for_each_part(work, -(-rows // 4), least=max(1, 4096 // cols))
+        kernel(token, *arrays, result, size=-(-rows // 4), least=max(1, 4096 // cols))
     return out.to(x.dtype)

@@ -9,7 +9,6 @@ from torch import Tensor
 from pvopt_kernels.reference.sum_by_code import sum_by_code as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
-from ._threads import for_each_part
 
 __all__ = ["slabs", "sum_by_code"]
 
@@ -40,10 +39,5 @@ def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
     number = slabs(values.numel(), num_codes * group_size)
     source, places = single(values), integers(codes)
     sums = np.zeros((number, num_codes, group_size), np.float32)
-    kernel = sums_kernel(group_size)
-
-    def work(start: int, stop: int) -> None:
-        kernel(places, num_codes, source, sums.reshape(-1), start, stop, number)
-
-    for_each_part(work, number)
+    sums_kernel(group_size)(places, num_codes, source, sums.reshape(-1), size=number)
     return torch.from_numpy(sums.sum(0)).to(values.dtype)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -23,13 +22,15 @@ from pvopt_kernels import (
     smallest,
     sum_by_code,
 )
-from pvopt_kernels.cpu._threads import for_each_part
 from pvopt_kernels.cpu.sum_by_code import slabs
 
 pytest.importorskip("numba")
 
+import numba
+
 from pvopt_kernels.cpu import _nearest
 from pvopt_kernels.cpu._compiled.boxes import LEAF
+from pvopt_kernels.cpu._compiled.parallel import ParallelLoop
 from pvopt_kernels.cpu._compiled.scoring import LANES
 from pvopt_kernels.cpu._nearest import _boxes, nearest_entries
 
@@ -271,36 +272,28 @@ def test_the_gradient_of_a_large_weight_is_summed_in_several_tables(monkeypatch)
         torch.testing.assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
 
 
-def test_parts_are_disjoint_complete_and_on_several_threads():
-    before = torch.get_num_threads()
-    seen: list[tuple[int, int, int]] = []
-    barrier = threading.Barrier(3, timeout=20)
+def owners(out, size, parts):
+    """Write down which part has worked on a number."""
+    for part in numba.prange(parts):
+        for n in range(size * part // parts, size * (part + 1) // parts):
+            out[n] += part + 1
 
-    def work(start: int, stop: int) -> None:
-        barrier.wait()
-        seen.append((start, stop, threading.get_ident()))
 
+@pytest.mark.parametrize(
+    ("threads", "least", "expected"),
+    [(1, 1, "1111111"), (2, 1, "1112222"), (3, 1, "1122333"), (3, 3, "1112222"), (2, 4, "1111111")],
+)
+def test_parts_are_disjoint_and_complete(threads, least, expected):
+    loop, out = ParallelLoop(owners), np.zeros(9, np.int64)
+    before, mask = torch.get_num_threads(), numba.get_num_threads()
     try:
-        torch.set_num_threads(3)
-        for_each_part(work, 10)
+        torch.set_num_threads(threads)
+        loop(out, size=0)
+        loop(out, size=7, least=least)
     finally:
         torch.set_num_threads(before)
-    assert [(a, b) for a, b, _ in sorted(seen)] == [(0, 3), (3, 6), (6, 10)]
-    assert len({thread for _, _, thread in seen}) == 3
-
-
-def test_an_error_on_another_thread_is_raised():
-    def work(start: int, stop: int) -> None:
-        if start > 0:
-            raise KeyError("from the second part")
-
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        with pytest.raises(KeyError, match="second part"):
-            for_each_part(work, 10)
-    finally:
-        torch.set_num_threads(before)
+    assert "".join(map(str, out)) == expected + "00"
+    assert numba.get_num_threads() == mask
 
 
 def run(code: str, **environment: str) -> str:
@@ -351,6 +344,31 @@ def test_everything_works_without_numba():
 def test_numba_is_not_imported_before_it_is_needed():
     code = "import sys, pvopt, pvopt_kernels.cpu.beam_search; print('numba' in sys.modules)"
     assert run(code).strip() == "False"
+
+
+def test_parts_run_on_several_threads_but_not_in_a_forked_process():
+    code = """
+import os, numba, numpy, torch
+from pvopt_kernels.cpu._compiled.parallel import ParallelLoop
+
+def threads(out, size, parts):
+    for part in numba.prange(parts):
+        for n in range(size * part // parts, size * (part + 1) // parts):
+            out[n] = numba.get_thread_id()
+
+out = numpy.zeros(2, numpy.int64)
+loop = ParallelLoop(threads)
+torch.set_num_threads(2)
+loop(out, size=2)
+print(sorted(out.tolist()), flush=True)
+child = os.fork()
+if child == 0:
+    loop(out, size=2)
+    print(out.tolist(), flush=True)
+    os._exit(0)
+print(os.waitpid(child, 0)[1])
+"""
+    assert run(code, NUMBA_NUM_THREADS="2").splitlines() == ["[0, 1]", "[0, 0]", "0"]
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-from .jit import jit
+from numba import prange
+
+from .parallel import ParallelLoop
 from .vectors import load, total
 
 __all__ = ["sq_norms_kernel"]
 
 
 @functools.cache
-def sq_norms_kernel(group_size: int) -> Any:
+def sq_norms_kernel(group_size: int) -> ParallelLoop:
     """Return the loop over groups.
 
-    Its arguments are flat arrays: target, weight, output, first group, end.
+    Its arguments are flat arrays: target, weight, output.
     """
 
-    def kernel(target, weight, out, start, stop):
-        for j in range(start, stop):
-            place = j * group_size
-            difference = load(target, place, group_size) - load(weight, place, group_size)
-            out[j] = total(difference * difference)
+    def kernel(target, weight, out, size, parts):
+        for part in prange(parts):
+            for j in range(size * part // parts, size * (part + 1) // parts):
+                place = j * group_size
+                difference = load(target, place, group_size) - load(weight, place, group_size)
+                out[j] = total(difference * difference)
 
-    return jit(kernel)
+    return ParallelLoop(kernel)

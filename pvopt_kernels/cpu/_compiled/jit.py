@@ -10,7 +10,14 @@ import numba
 __all__ = ["jit"]
 
 
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+# Loops over prange become parallel and nothing else does.
+_PRANGE = {
+    "prange": True, "comprehension": False, "fusion": False, "inplace_binop": False,
+    "numpy": False, "reduction": False, "setitem": False, "stencil": False,
+}  # fmt: skip
+
+
+def jit(function: Callable[..., Any], *, parallel: bool = False) -> Callable[..., Any]:
     """Compile a function on its first call and keep the machine code on disk.
 
     A kernel compiles in one to four seconds and loads in 0.1. numba keeps the code beside the
@@ -20,6 +27,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         function: of arrays and numbers; it must not call functions of other modules that change
             without this one (the cache does not see that), so kernels call :mod:`.vectors` only.
+        parallel: whether loops over ``prange`` run on several threads.
 
     Example:
         >>> import numpy as np
@@ -27,7 +35,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
         3.0
     """
     # error_model: division by zero gives infinity, as in torch, and loops stay free of branches.
-    options = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    if parallel:
+        options["parallel"] = _PRANGE
     try:
         return numba.njit(cache=True, **options)(function)
     except (RuntimeError, OSError):  # no folder to keep it in
