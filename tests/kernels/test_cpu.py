@@ -17,6 +17,8 @@ from pvopt_kernels import (
     beam_search,
     codebook_grad,
     decode,
+    e8p_assign,
+    e8p_decode,
     group_sq_norms,
     matmul,
     smallest,
@@ -33,6 +35,7 @@ from pvopt_kernels.cpu._compiled.boxes import LEAF
 from pvopt_kernels.cpu._compiled.parallel import ParallelLoop
 from pvopt_kernels.cpu._compiled.scoring import LANES
 from pvopt_kernels.cpu._nearest import _boxes, nearest_entries
+from pvopt_kernels.cpu.e8p_assign import e8p_assign as compiled_e8p_assign
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -224,6 +227,71 @@ def test_smallest_of_long_rows_equals_a_stable_sort(monkeypatch, distinct, k):
     assert bool(values[0, : min(k, 750)].isfinite().all())
 
 
+@pytest.fixture(scope="module")
+def e8p_points() -> torch.Tensor:
+    """All points, ``[2**16, 8]``, by 256 times the first code plus the second."""
+    codes = torch.cartesian_prod(torch.arange(256), torch.arange(256))
+    return e8p_decode(codes, torch.float64)
+
+
+# Targets are multiples of 1/8, weights small integers: all sums are exact in float32.
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    k=st.sampled_from([1, 1, 2, 5, 8, 16, 17, 64]),
+    spread=st.sampled_from([1, 4, 12, 40]),
+    weights=st.sampled_from([None, 1, 4]),
+)
+def test_nearest_points_of_e8p_equal_the_full_table(e8p_points, seed, k, spread, weights):
+    source = torch.Generator().manual_seed(seed)
+    target = torch.randint(-spread, spread + 1, (6, 8), generator=source) / 8
+    metric = None
+    if weights is not None:
+        metric = torch.randint(weights + 1, (6, 8), generator=source).float()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PVOPT_KERNELS", "cpu")
+        found = compiled_e8p_assign(target, k, metric=metric)
+    assert found.dtype == torch.int64
+    for i, codes in enumerate((found[..., 0] * 256 + found[..., 1]).tolist()):
+        assert len(set(codes)) == k
+        gaps = (e8p_points - target[i].double()).square()
+        errors = (gaps if metric is None else gaps * metric[i].double()).sum(1)
+        expected = errors.topk(k, largest=False).values  # sorted
+        assert errors[codes].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 8])
+def test_every_point_of_e8p_is_its_own_nearest(e8p_points, k):
+    for metric in (None, torch.rand(1 << 16, 8, generator=torch.Generator().manual_seed(6)) + 0.1):
+        found = e8p_assign(e8p_points.float(), k, metric=metric)[:, 0]
+        assert torch.equal(found[:, 0] * 256 + found[:, 1], torch.arange(1 << 16))
+
+
+@pytest.mark.parametrize("k", [1, 4, 40])
+def test_e8p_codes_of_random_targets_equal_the_reference(k):
+    """No ties; the reference in float64."""
+    source = torch.Generator().manual_seed(k)
+    target = torch.randn(1000, 8, generator=source)
+    metric = torch.rand(1000, 8, generator=source)
+    for d in (None, metric):
+        found = e8p_assign(target, k, metric=d)
+        expected = e8p_assign(target.double(), k, metric=None if d is None else d.double())
+        points, wanted = (e8p_decode(codes, torch.float64) for codes in (found, expected))
+        gaps = [(x - target[:, None].double()).square() for x in (points, wanted)]
+        errors = [(x if d is None else x * d[:, None].double()).sum(-1) for x in gaps]
+        torch.testing.assert_close(errors[0], errors[1], rtol=1e-6, atol=1e-6)
+        assert float((found == expected).all(-1).double().mean()) > 0.998
+
+
+def test_e8p_targets_that_are_not_finite_get_some_code():
+    target = torch.zeros(100, 8)
+    target[0, 0], target[1, 3], target[2], target[3] = float("nan"), float("inf"), -1e30, 1e15
+    for k in (1, 4, 20):
+        found = e8p_assign(target, k)
+        assert bool(((found >= 0) & (found < 256)).all())
+        assert torch.equal(found[4:], found[4].expand(96, -1, -1))
+
+
 def operations() -> dict[str, Callable[[], torch.Tensor]]:
     source = torch.Generator().manual_seed(3)
     target = torch.randn(4000, 8, generator=source)
@@ -232,6 +300,7 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     codes = torch.randint(256, (4000, 2), generator=source)
     weight = codes.view(100, 40, 2), books, torch.rand(100, 4, generator=source)
     dense = target.view(100, 320)
+    pairs = torch.randint(256, (40000, 2), generator=source)
     return {
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
@@ -239,6 +308,8 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
         "sum_by_code": lambda: sum_by_code(target, codes[:, 0], 256),
         "decode": lambda: decode(*weight),
         "codebook_grad": lambda: torch.cat([x.flatten() for x in codebook_grad(dense, *weight)]),
+        "e8p_assign": lambda: e8p_assign(target, 3, metric=target.square()),
+        "e8p_decode": lambda: e8p_decode(pairs),
         "matmul of a token": lambda: matmul(dense[:1], *weight),
     }
 
