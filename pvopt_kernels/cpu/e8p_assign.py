@@ -12,7 +12,6 @@ from pvopt_kernels.e8p_tables import NUM_EVEN, SHIFTS, e8p_absolute
 from pvopt_kernels.reference.e8p_assign import e8p_assign as in_torch
 
 from ._arrays import compiled, single
-from ._threads import for_each_part
 
 __all__ = ["e8p_assign"]
 
@@ -30,17 +29,12 @@ def e8p_assign(target: Tensor, k: int, *, metric: Tensor | None) -> Tensor:
     weights = points if metric is None else single(metric)
     columns, half_squares, padding, numbers, evens, masks = _tables()
     offsets = half_squares if metric is None else padding
+    arguments = columns, offsets, numbers, evens
     shifts = np.array(SHIFTS, np.float32)
     codes = torch.empty(len(target), k, 2, dtype=torch.int64)
     out = codes.view(-1).numpy()
     kernel = e8p_kernel(metric is not None)
-
-    def work(start: int, stop: int) -> None:
-        kernel(
-            points, weights, shifts, columns, offsets, numbers, evens, masks, k, out, start, stop
-        )
-
-    for_each_part(work, len(target), least=64)
+    kernel(points, weights, shifts, *arguments, masks, k, out, size=len(target), least=64)
     return codes
 
 

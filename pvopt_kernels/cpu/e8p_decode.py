@@ -12,7 +12,6 @@ from pvopt_kernels.e8p_tables import signed_tables
 from pvopt_kernels.reference.e8p_decode import e8p_decode as in_torch
 
 from ._arrays import compiled, integers
-from ._threads import for_each_part
 
 __all__ = ["e8p_decode"]
 
@@ -21,16 +20,11 @@ def e8p_decode(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the points ``[..., 8]``; see :func:`pvopt_kernels.e8p_decode`."""
     if not compiled(4 * codes.numel()):
         return in_torch(codes, dtype)
-    from ._compiled.e8p_decode import decode_points
+    from ._compiled.e8p_decode import decode_kernel
 
     places, tables = integers(codes), _tables()
     points = torch.empty(*codes.shape[:-1], 8, dtype=torch.float32)
-    out = points.view(-1).numpy()
-
-    def work(start: int, stop: int) -> None:
-        decode_points(places, *tables, out, start, stop)
-
-    for_each_part(work, len(places) // 2, least=4096)
+    decode_kernel()(places, *tables, points.view(-1).numpy(), size=len(places) // 2, least=4096)
     return points.to(dtype)  # all are multiples of 1/4 up to 11/4: exact in half precision
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
+from numba import prange
 
 from .jit import jit
+from .parallel import ParallelLoop
 from .scoring import LANES, bound, insert
 from .vectors import at_most, load, lowest_bit, pick, spread, store
 
@@ -31,6 +32,30 @@ def pair_errors(columns, place, padded, offsets, constant, pull, halves, flip, w
     if flip:
         result = result + (cheapest + cheapest)
     return result
+
+
+@jit
+def scan(
+    columns, first, end, offsets, constant, pull, halves, flip, weighted, place, scores, keep,
+    minima, block,
+):  # fmt: skip
+    """Score vectors, store the scores if asked to, and update the minimum of every lane."""
+    padded = len(offsets)
+    if flip:
+        for e in range(first, end, LANES):
+            now = pair_errors(columns, e, padded, offsets, constant, pull, halves, True, weighted)
+            if keep:
+                store(scores, place + e, now)
+            block = pick(now, minima, spread(np.int32(place + e), LANES), block)
+            minima = pick(now, minima, now, minima)
+    else:
+        for e in range(first, end, LANES):
+            now = pair_errors(columns, e, padded, offsets, constant, pull, halves, False, weighted)
+            if keep:
+                store(scores, place + e, now)
+            block = pick(now, minima, spread(np.int32(place + e), LANES), block)
+            minima = pick(now, minima, now, minima)
+    return minima, block
 
 
 @jit
@@ -82,7 +107,7 @@ def other_signs(value, costs, wrong, cheapest, masks, lane, minus, sums, best, l
 
 
 @functools.cache
-def e8p_kernel(weighted: bool) -> Any:
+def e8p_kernel(weighted: bool) -> ParallelLoop:
     """Return the loop over groups.
 
     Its arguments are flat arrays: targets, metric (read if ``weighted``), the two shifts, absolute
@@ -90,108 +115,94 @@ def e8p_kernel(weighted: bool) -> Any:
     others, padded), what is added to their scores ``[K']`` (half their squares or, if
     ``weighted``, 0; infinity where padded), their numbers ``[K']``, padded even vectors, masks
     ``[6, LANES]`` (the low four bits of a lane's number, whether they are odd, or even),
-    candidates wanted (at most 512), output codes ``[n, k, 2]``, first group, end.
+    candidates wanted (at most 512), output codes ``[n, k, 2]``.
     """
 
     def kernel(
-        targets, metric, shifts, columns, offsets, numbers, evens, masks, k, codes, start, stop
+        targets, metric, shifts, columns, offsets, numbers, evens, masks, k, codes, size, parts
     ):
-        real = columns.dtype.type
-        infinity = real(np.inf)
-        padded = len(offsets)
-        pull = np.empty((2, 8), columns.dtype)
-        halves = np.empty(8, columns.dtype)
-        minus = np.zeros(2, np.int64)
-        odd = np.zeros(2, np.bool_)
-        costs = np.empty(8, columns.dtype)
-        scratch = np.empty(LANES, columns.dtype)
-        blocks = np.empty(LANES, np.int32)
-        scores = np.empty(2 * padded, columns.dtype)
-        errors, best = np.empty(k, columns.dtype), np.empty(k, columns.dtype)
-        pairs, lanes = np.empty(k, np.int64), np.empty(k, np.int64)
-        nothing, signs = np.empty(k, np.int64), np.empty(k, np.int64)
-        for n in range(start, stop):
-            minima = spread(infinity, LANES)
-            block = spread(np.int32(0), LANES)
-            for shift in range(2):
-                constant = real(0)
-                count, bits = 0, 0
-                for i in range(8):
-                    gap = targets[n * 8 + i] - shifts[shift]
-                    if gap < 0:
-                        count += 1
-                        bits |= 1 << i
-                    size = abs(gap)
-                    weight = metric[n * 8 + i] if weighted else real(1)
-                    pull[shift, i] = size * weight
-                    halves[i] = real(0.5) * weight
-                    constant += pull[shift, i] * size
-                minus[shift], odd[shift] = bits & 127, count & 1
-                constant *= real(0.5)
-                for part in range(2):  # even vectors, odd ones
-                    first, end = (0, evens) if part == 0 else (evens, padded)
-                    if odd[shift] == (part == 0):
-                        for e in range(first, end, LANES):
-                            now = pair_errors(
-                                columns, e, padded, offsets, constant, pull[shift], halves, True,
-                                weighted,
-                            )  # fmt: skip
-                            place = shift * padded + e
-                            if k > 1:
-                                store(scores, place, now)
-                            block = pick(now, minima, spread(np.int32(place), LANES), block)
-                            minima = pick(now, minima, now, minima)
-                    else:
-                        for e in range(first, end, LANES):
-                            now = pair_errors(
-                                columns, e, padded, offsets, constant, pull[shift], halves, False,
-                                weighted,
-                            )  # fmt: skip
-                            place = shift * padded + e
-                            if k > 1:
-                                store(scores, place, now)
-                            block = pick(now, minima, spread(np.int32(place), LANES), block)
-                            minima = pick(now, minima, now, minima)
-            if k == 1:
-                store(scratch, 0, minima)
-                store(blocks, 0, block)
-                lane = 0
-                for i in range(1, LANES):
-                    if scratch[i] < scratch[lane]:
-                        lane = i
-                pairs[0] = np.int64(blocks[lane]) + lane
-            else:
-                errors[:] = infinity  # what remains where scores are NaN
-                pairs[:] = 0
-                limit = bound(minima, k, infinity) if k <= LANES else infinity
-                for e in range(0, 2 * padded, LANES):
-                    bits = at_most(load(scores, e, LANES), spread(limit, LANES))
-                    while bits != 0:
-                        i = e + lowest_bit(bits)
-                        bits &= bits - 1
-                        if scores[i] < errors[k - 1]:
-                            insert(scores[i], 0, i, errors, nothing, pairs, k)
-            # The best signs of the k best pairs are a start; then other signs of these pairs.
-            for i in range(k):
-                shift, lane = pairs[i] // padded, pairs[i] % padded
-                sign = minus[shift]
-                if odd[shift] == (lane < evens):
-                    cheapest = flip_costs(columns, padded, lane, pull[shift], costs)
-                    sign = (sign ^ (1 << cheapest)) & 127
-                best[i], lanes[i], signs[i] = errors[i], pairs[i], sign
-            if k > 1:
-                for i in range(k):
-                    if not errors[i] < best[k - 1]:
-                        break
-                    shift, lane = pairs[i] // padded, pairs[i] % padded
-                    cheapest = flip_costs(columns, padded, lane, pull[shift], costs)
-                    other_signs(
-                        errors[i], costs, odd[shift] == (lane < evens), cheapest, masks, pairs[i],
-                        minus[shift], scratch, best, lanes, signs, k,
+        for part in prange(parts):
+            real = columns.dtype.type
+            infinity = real(np.inf)
+            padded = len(offsets)
+            pull = np.empty((2, 8), columns.dtype)
+            halves = np.empty(8, columns.dtype)
+            minus = np.zeros(2, np.int64)
+            odd = np.zeros(2, np.bool_)
+            costs = np.empty(8, columns.dtype)
+            scratch = np.empty(LANES, columns.dtype)
+            blocks = np.empty(LANES, np.int32)
+            scores = np.empty(2 * padded, columns.dtype)
+            errors, best = np.empty(k, columns.dtype), np.empty(k, columns.dtype)
+            pairs, lanes = np.empty(k, np.int64), np.empty(k, np.int64)
+            nothing, signs = np.empty(k, np.int64), np.empty(k, np.int64)
+            for n in range(size * part // parts, size * (part + 1) // parts):
+                minima = spread(infinity, LANES)
+                block = spread(np.int32(0), LANES)
+                for shift in range(2):
+                    constant = real(0)
+                    count, bits = 0, 0
+                    for i in range(8):
+                        gap = targets[n * 8 + i] - shifts[shift]
+                        if gap < 0:
+                            count += 1
+                            bits |= 1 << i
+                        length = abs(gap)
+                        weight = metric[n * 8 + i] if weighted else real(1)
+                        pull[shift, i] = length * weight
+                        halves[i] = real(0.5) * weight
+                        constant += pull[shift, i] * length
+                    minus[shift], odd[shift] = bits & 127, count & 1
+                    constant *= real(0.5)
+                    # Even vectors, then odd ones: the target's own signs suit one of the two.
+                    minima, block = scan(
+                        columns, 0, evens, offsets, constant, pull[shift], halves, odd[shift],
+                        weighted, shift * padded, scores, k > 1, minima, block,
                     )  # fmt: skip
-            for i in range(k):
-                shift, lane = lanes[i] // padded, lanes[i] % padded
-                codes[(n * k + i) * 2] = numbers[lane]
-                codes[(n * k + i) * 2 + 1] = signs[i] | shift << 7
+                    minima, block = scan(
+                        columns, evens, padded, offsets, constant, pull[shift], halves,
+                        not odd[shift], weighted, shift * padded, scores, k > 1, minima, block,
+                    )  # fmt: skip
+                if k == 1:
+                    store(scratch, 0, minima)
+                    store(blocks, 0, block)
+                    lane = 0
+                    for i in range(1, LANES):
+                        if scratch[i] < scratch[lane]:
+                            lane = i
+                    pairs[0] = np.int64(blocks[lane]) + lane
+                else:
+                    errors[:] = infinity  # what remains where scores are NaN
+                    pairs[:] = 0
+                    limit = bound(minima, k, infinity) if k <= LANES else infinity
+                    for e in range(0, 2 * padded, LANES):
+                        bits = at_most(load(scores, e, LANES), spread(limit, LANES))
+                        while bits != 0:
+                            i = e + lowest_bit(bits)
+                            bits &= bits - 1
+                            if scores[i] < errors[k - 1]:
+                                insert(scores[i], 0, i, errors, nothing, pairs, k)
+                # The best signs of the k best pairs are a start; then other signs of these pairs.
+                for i in range(k):
+                    shift, lane = pairs[i] // padded, pairs[i] % padded
+                    sign = minus[shift]
+                    if odd[shift] == (lane < evens):
+                        cheapest = flip_costs(columns, padded, lane, pull[shift], costs)
+                        sign = (sign ^ (1 << cheapest)) & 127
+                    best[i], lanes[i], signs[i] = errors[i], pairs[i], sign
+                if k > 1:
+                    for i in range(k):
+                        if not errors[i] < best[k - 1]:
+                            break
+                        shift, lane = pairs[i] // padded, pairs[i] % padded
+                        cheapest = flip_costs(columns, padded, lane, pull[shift], costs)
+                        other_signs(
+                            errors[i], costs, odd[shift] == (lane < evens), cheapest, masks,
+                            pairs[i], minus[shift], scratch, best, lanes, signs, k,
+                        )  # fmt: skip
+                for i in range(k):
+                    shift, lane = lanes[i] // padded, lanes[i] % padded
+                    codes[(n * k + i) * 2] = numbers[lane]
+                    codes[(n * k + i) * 2 + 1] = signs[i] | shift << 7
 
-    return jit(kernel)
+    return ParallelLoop(kernel)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from .jit import jit
+import functools
+
+from numba import prange
+
+from .parallel import ParallelLoop
 from .vectors import item, load, spread, store
 
-__all__ = ["decode_points"]
+__all__ = ["decode_kernel"]
 
 
-@jit
-def decode_points(codes, vectors, signs, shifts, out, start, stop):
-    """Write points.
+@functools.cache
+def decode_kernel() -> ParallelLoop:
+    """Return the loop over points.
 
     Its arguments are flat arrays: codes ``[n, 2]``, tables ``[256, 8]`` of vectors and of signs,
-    table ``[256]`` of shifts, output ``[n, 8]``; first point, end.
+    table ``[256]`` of shifts, output ``[n, 8]``.
     """
-    for j in range(start, stop):
-        vector, sign = item(codes, 2 * j), item(codes, 2 * j + 1)
-        point = load(vectors, vector * 8, 8) * load(signs, sign * 8, 8)
-        store(out, j * 8, point + spread(shifts[sign], 8))
+
+    def kernel(codes, vectors, signs, shifts, out, size, parts):
+        for part in prange(parts):
+            for j in range(size * part // parts, size * (part + 1) // parts):
+                vector, sign = item(codes, 2 * j), item(codes, 2 * j + 1)
+                point = load(vectors, vector * 8, 8) * load(signs, sign * 8, 8)
+                store(out, j * 8, point + spread(shifts[sign], 8))
+
+    return ParallelLoop(kernel)
