@@ -7,7 +7,8 @@ from .base import Initialization
 from .fit import Fit
 from .gptq import GPTQ
 from .hessian import damped, dead_inputs, layer_error, relative_layer_error
-from .obs import IterativeOBS, OneShotOBS, refit_support
+from .obs import IterativeOBS, OneShotOBS
+from .refit import refit_support
 
 __all__ = [
     "AQLM",
