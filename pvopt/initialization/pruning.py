@@ -7,15 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["PrunedRows", "removal_costs_more"]
+__all__ = ["PrunedRows"]
 
-# Triangular matrices up to this size are inverted by LAPACK, larger ones by halves: 18 of size 288
-# take 4.6 ms and not 7.8, two of size 768 5.8 ms and not 8.
-_LAPACK_SIZE = 300
-
-# Conjugate gradient steps of the bound. They leave at most 2 of the 1536 rows
-# of a projection of SmolLM2 undecided.
-_BOUND_STEPS = 32
+# Gains that are computed at least, where most of the time goes to calls anyway.
+_LEAST_SOUGHT = 32
 
 
 class PrunedRows:
@@ -57,7 +52,7 @@ class PrunedRows:
         self._signs = weight.new_ones(capacity)  # -1 for G
         self._used = 0  # rows of _own
         self._moves = weight.new_empty(rows, capacity)  # y
-        self._inverse: Tensor | None = None  # L'^-1
+        self._upper: Tensor | None = None  # L'
         self._stale = False  # the factors are not those of the order
 
     @property
@@ -75,18 +70,40 @@ class PrunedRows:
         """
         return (self.weight.square() / (2 * self.diagonal)).masked_fill_(self.removed, math.inf)
 
-    def gain(self) -> Tensor:
-        r"""Return by how much restoring each removed weight lowers the error.
+    def gain(self, places: Tensor) -> Tensor:
+        r"""Return by how much restoring some removed weights, each alone, lowers the error.
 
         .. math:: \frac{\lambda_q^2}{2\, [((H^{-1})_{QQ})^{-1}]_{qq}}, \qquad
             \lambda = w^0_Q (H^{-1})_{QQ}^{-1}
 
+        Args:
+            places: ``[n, r]`` places in :attr:`order`.
+
         Returns:
-            ``[n, count]``, in the order of the removal.
+            ``[n, r]``.
         """
-        inverse = self._inverse_factor()
-        multipliers = torch.bmm(inverse, self._moves[:, : self.count, None])[..., 0]
-        return multipliers.square() / (2 * inverse.square().sum(2))
+        some = self._inverse_rows(places)
+        multipliers = torch.bmm(some, self._moves[:, : self.count, None])[..., 0]
+        return multipliers.square() / (2 * some.square().sum(2))
+
+    def most_gain(self, count: int) -> Tensor:
+        r"""Return the removed weights of the largest gains, ``[n, count]`` places in :attr:`order`.
+
+        They are sought among twice as many of the largest bounds
+
+        .. math:: \frac{\lambda_q^2}{2\, [((H^{-1})_{QQ})^{-1}]_{qq}} \le
+            \tfrac12 \lambda_q^2 L_{qq}^2
+
+        since the gains themselves need a column of :math:`L^{-1}` each. On SmolLM2 they are all
+        among one and a half times as many.
+        """
+        upper = self._triangle()
+        moves = self._moves[:, : self.count, None]
+        multipliers = torch.linalg.solve_triangular(upper, moves, upper=True)[..., 0]
+        bound = (multipliers * upper.diagonal(dim1=1, dim2=2)).square()
+        size = min(max(2 * count, _LEAST_SOUGHT), self.count)
+        places = bound.topk(size, dim=1).indices
+        return places.gather(1, self.gain(places).topk(count, dim=1).indices)
 
     def remove(self, chosen: Tensor) -> None:
         """Remove weights, the same number from every row, all at once.
@@ -96,7 +113,7 @@ class PrunedRows:
         """
         self._refactor()
         used, step = self._used, chosen.shape[1]
-        rows = self.inverse.index_select(0, chosen.view(-1)).view(*chosen.shape, -1)  # [n, r, in]
+        rows = self.inverse.index_select(0, chosen.flatten()).view(*chosen.shape, -1)  # [n, r, in]
         if self._shared is not None:
             at_chosen = _columns(self._shared, chosen)  # [n, shared, r]
             rows.baddbmm_(at_chosen.transpose(1, 2), self._shared, alpha=-1)
@@ -111,7 +128,7 @@ class PrunedRows:
         if self._shared is None:
             self._moves[:, used : used + step] = moves[..., 0]
         self._used = used + step
-        self._inverse = None
+        self._upper = None
         self.order = torch.cat([self.order, chosen], dim=1)
         self.removed.scatter_(1, chosen, True)
         self.weight -= torch.bmm(moves.mT, new)[:, 0]
@@ -127,9 +144,7 @@ class PrunedRows:
         """
         self._refactor(whole=True)
         restored, columns = places.shape[1], self.weight.shape[1]
-        inverse = self._inverse_factor()
-        index = places[:, :, None].expand(-1, -1, self.count)
-        some = inverse.gather(1, index)  # B: [n, r, count]
+        some = self._inverse_rows(places)  # B: [n, r, count]
         corner = _inverted(torch.linalg.cholesky(torch.bmm(some, some.mT)).mT).mT  # C^-1
         some = torch.bmm(corner, some)
         factors = torch.bmm(some, self._own[:, : self.count])  # G: [n, r, in]
@@ -178,55 +193,18 @@ class PrunedRows:
         fresh.remove(self.order)
         vars(self).update(vars(fresh))
 
-    def _inverse_factor(self) -> Tensor:
-        """Return ``L'^-1``, ``[n, count, count]``."""
+    def _triangle(self) -> Tensor:
+        """Return ``L'``, ``[n, count, count]``."""
         self._refactor(whole=True)
-        if self._inverse is None:
-            self._inverse = _inverted(_columns(self._own[:, : self.count], self.order))
-        return self._inverse
+        if self._upper is None:
+            self._upper = _columns(self._own[:, : self.count], self.order)
+        return self._upper
 
-
-def removal_costs_more(weight: Tensor, inverse: Tensor, removed: Tensor, error: Tensor) -> Tensor:
-    r"""Tell where removing some weights certainly raises the error by more than a bound.
-
-    .. math:: \tfrac12\, w_Q (H^{-1})_{QQ}^{-1} w_Q' = \max_\lambda\; \lambda w_Q' -
-        \tfrac12 \lambda (H^{-1})_{QQ} \lambda'
-
-    Conjugate gradients raise the right side step by step, with products that all rows share; most
-    rows are decided after a few.
-
-    Args:
-        weight: ``[n, in]``.
-        inverse: ``[in, in]`` inverse of the Hessian.
-        removed: ``[n, in]`` bool, :math:`Q`.
-        error: ``[n]`` the bounds.
-
-    Returns:
-        ``[n]`` bool; False also where this was not found out.
-    """
-    more = error < 0
-    left = torch.arange(len(weight), device=weight.device)
-    residual = weight * removed
-    scale = inverse.diagonal().reciprocal()
-    solved = residual * scale  # the preconditioned residual
-    direction, size = solved, (residual * solved).sum(1)
-    value = torch.zeros_like(error)
-    for _ in range(_BOUND_STEPS):
-        image = (direction @ inverse) * removed[left]
-        curvature = (direction * image).sum(1)
-        length = torch.where(curvature > 0, size / curvature, 0.0)
-        value = value + length * size / 2
-        decided = value > error[left]
-        more[left[decided]] = True
-        on = ~decided
-        if not bool(on.any()):
-            break
-        residual = residual[on] - length[on, None] * image[on]
-        solved, before = residual * scale, size[on]
-        left, value, size = left[on], value[on], (residual * solved).sum(1)
-        ratio = torch.where(before > 0, size / before, 0.0)
-        direction = solved + ratio[:, None] * direction[on]
-    return more
+    def _inverse_rows(self, places: Tensor) -> Tensor:
+        """Return rows of ``L'^-1``, ``[n, r, count]``."""
+        upper = self._triangle()
+        unit = upper.new_zeros(*places.shape, self.count).scatter_(2, places[..., None], 1.0)
+        return torch.linalg.solve_triangular(upper, unit, upper=True, left=False)
 
 
 def _columns(rows: Tensor, chosen: Tensor) -> Tensor:
@@ -236,13 +214,5 @@ def _columns(rows: Tensor, chosen: Tensor) -> Tensor:
 
 def _inverted(upper: Tensor) -> Tensor:
     """Return the inverses of upper triangular matrices ``[n, size, size]``."""
-    size = upper.shape[1]
-    if size <= _LAPACK_SIZE:
-        eye = torch.eye(size, dtype=upper.dtype, device=upper.device).expand_as(upper)
-        return torch.linalg.solve_triangular(upper, eye, upper=True)
-    half = size // 2
-    result = torch.zeros_like(upper)
-    left, right = _inverted(upper[:, :half, :half]), _inverted(upper[:, half:, half:])
-    result[:, :half, :half], result[:, half:, half:] = left, right
-    result[:, :half, half:] = torch.bmm(left, upper[:, :half, half:]).bmm(right).neg_()
-    return result
+    eye = torch.eye(upper.shape[1], dtype=upper.dtype, device=upper.device).expand_as(upper)
+    return torch.linalg.solve_triangular(upper, eye, upper=True)

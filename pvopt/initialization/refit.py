@@ -1,15 +1,18 @@
-"""The least squares weights on a support."""
+"""The least squares weights on a support, and a lower bound of their error."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["polished", "positive_cholesky", "refit_support"]
+__all__ = ["polished", "positive_cholesky", "refit_support", "removal_costs_more"]
 
 # Elements of one chunk of rows: 16 MiB of float64 for the matrices that are factored.
 _CHUNK_ELEMENTS = 1 << 21
 _POLISH_STEPS = 50
+# Conjugate gradient steps of the bound. They leave at most 2 of the 1536 rows
+# of a projection of SmolLM2 undecided.
+_BOUND_STEPS = 32
 
 
 def refit_support(weight: Tensor, support: Tensor, hessian: Tensor) -> Tensor:
@@ -102,6 +105,49 @@ def polished(weight: Tensor, dense: Tensor, support: Tensor, hessian: Tensor) ->
     rest = size > enough
     result[rest] = refit_support(dense[rest], support[rest], hessian)
     return result
+
+
+def removal_costs_more(weight: Tensor, inverse: Tensor, removed: Tensor, error: Tensor) -> Tensor:
+    r"""Tell where removing some weights certainly raises the error by more than a bound.
+
+    .. math:: \tfrac12\, w_Q (H^{-1})_{QQ}^{-1} w_Q' = \max_\lambda\; \lambda w_Q' -
+        \tfrac12 \lambda (H^{-1})_{QQ} \lambda'
+
+    Conjugate gradients raise the right side step by step, with products that all rows share; most
+    rows are decided after a few.
+
+    Args:
+        weight: ``[n, in]``.
+        inverse: ``[in, in]`` inverse of the Hessian.
+        removed: ``[n, in]`` bool, :math:`Q`.
+        error: ``[n]`` the bounds.
+
+    Returns:
+        ``[n]`` bool; False also where this was not found out.
+    """
+    more = error < 0
+    left = torch.arange(len(weight), device=weight.device)
+    residual = weight * removed
+    scale = inverse.diagonal().reciprocal()
+    solved = residual * scale  # the preconditioned residual
+    direction, size = solved, (residual * solved).sum(1)
+    value = torch.zeros_like(error)
+    for _ in range(_BOUND_STEPS):
+        image = (direction @ inverse) * removed[left]
+        curvature = (direction * image).sum(1)
+        length = torch.where(curvature > 0, size / curvature, 0.0)
+        value = value + length * size / 2
+        decided = value > error[left]
+        more[left[decided]] = True
+        on = ~decided
+        if not bool(on.any()):
+            break
+        residual = residual[on] - length[on, None] * image[on]
+        solved, before = residual * scale, size[on]
+        left, value, size = left[on], value[on], (residual * solved).sum(1)
+        ratio = torch.where(before > 0, size / before, 0.0)
+        direction = solved + ratio[:, None] * direction[on]
+    return more
 
 
 def positive_cholesky(matrix: Tensor) -> Tensor:

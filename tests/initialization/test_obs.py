@@ -18,12 +18,11 @@ from pvopt.initialization import (
     damped,
     layer_error,
     obs,
-    pruning,
     refit,
     refit_support,
 )
-from pvopt.initialization.pruning import PrunedRows, removal_costs_more
-from pvopt.initialization.refit import polished
+from pvopt.initialization.pruning import PrunedRows
+from pvopt.initialization.refit import polished, removal_costs_more
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)
@@ -54,6 +53,10 @@ def error(weight: np.ndarray, other: np.ndarray, inputs: np.ndarray) -> np.ndarr
     return np.square((weight - other) @ inputs.T).sum(1) / 2
 
 
+def all_gains(rows: PrunedRows) -> torch.Tensor:
+    return rows.gain(torch.arange(rows.count).expand(len(rows.weight), -1))
+
+
 @some
 @given(seed=SEEDS, sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4))
 def test_each_removal_is_the_least_squares_optimum(seed, sizes):
@@ -72,7 +75,7 @@ def test_each_removal_is_the_least_squares_optimum(seed, sizes):
     np.testing.assert_allclose(rows.weight.numpy(), best, atol=1e-7)
     now = error(dense, best, x)
     np.testing.assert_allclose(rows.error.numpy(), now, rtol=1e-7)
-    saliency, gain = rows.saliency().numpy(), rows.gain().numpy()
+    saliency, gain = rows.saliency().numpy(), all_gains(rows).numpy()
     for row, column in itertools.product(range(3), range(12)):
         other = kept.copy()
         other[row, column] = not other[row, column]
@@ -130,7 +133,26 @@ def test_restored_rows_are_those_with_the_rest_removed(seed, sizes, again):
             for r in (other, fresh)
         )
         torch.testing.assert_close(left, right, rtol=1e-7, atol=1e-9)
-    torch.testing.assert_close(other.gain(), fresh.gain(), rtol=1e-7, atol=1e-9)
+    torch.testing.assert_close(all_gains(other), all_gains(fresh), rtol=1e-7, atol=1e-9)
+
+
+@some
+@given(seed=SEEDS, count=st.integers(1, 20))
+def test_most_gain_is_sought_among_the_largest_bounds(seed, count):
+    weight, inputs = problem(seed, 4, 128, 400)
+    rows = PrunedRows(weight, torch.linalg.inv(inputs.T @ inputs), 64)
+    for _ in range(8):
+        rows.remove(rows.saliency().topk(8, largest=False).indices)
+    gains = all_gains(rows)
+    found = gains.gather(1, rows.most_gain(count))
+    best = gains.topk(count).values
+    assert bool((found.sum(1) >= 0.9 * best.sum(1)).all())
+    torch.testing.assert_close(found.sort(descending=True).values, found)  # none twice
+    fewer = PrunedRows(weight, rows.inverse, 30)  # all gains are computed
+    fewer.remove(rows.order[:, :30])
+    gains = all_gains(fewer)
+    places = fewer.most_gain(count)
+    assert torch.equal(places, gains.topk(count).indices)
 
 
 @some
@@ -149,19 +171,7 @@ def test_rows_taken_over_are_factored_anew(seed):
     fresh = PrunedRows(weight, inverse, 7)
     fresh.remove(left.order)
     torch.testing.assert_close(left.weight, fresh.weight)
-    torch.testing.assert_close(left.gain(), fresh.gain())
-
-
-@some
-@given(seed=SEEDS, size=st.integers(1, 20))
-def test_triangular_inverse_by_halves(seed, size):
-    generator = torch.Generator().manual_seed(seed)
-    upper = torch.randn(2, size, size, generator=generator, dtype=DOUBLE).triu(1) / size
-    upper = upper + torch.eye(size, dtype=DOUBLE)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pruning, "_LAPACK_SIZE", 3)
-        found = pruning._inverted(upper)
-    np.testing.assert_allclose(found.numpy(), np.linalg.inv(upper.numpy()), atol=1e-12)
+    torch.testing.assert_close(all_gains(left), all_gains(fresh))
 
 
 @some
