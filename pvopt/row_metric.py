@@ -187,7 +187,10 @@ class ColumnDescent(CodeSearch):
         """Return the block targets ``[n, group_size]`` of groups of a column, and their metric."""
         out_group, in_group = self._block_shape
         rows = groups // self.rep.layout.cols
-        taken = error[rows].view(len(rows) * out_group, -1)  # [n * out_group, columns]
+        # A search of all groups has every row here, in order: nothing to copy.
+        every = len(rows) == len(error) and bool((rows[1:] > rows[:-1]).all())
+        taken = error if every else error[rows]
+        taken = taken.view(len(rows) * out_group, -1)  # [n * out_group, columns]
         block = self._metric(column)
         slope = taken @ self.hessian[:, column * in_group : (column + 1) * in_group]
         shift = (slope @ block.inverse).view(len(rows), -1)

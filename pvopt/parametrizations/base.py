@@ -18,6 +18,9 @@ __all__ = ["Candidates", "Parametrization", "code_dtype", "squared_norms"]
 
 # How many codes a search that knows diagonal metrics only offers to a full one.
 _BLOCK_CANDIDATES = 8
+# Weights of all candidates that are decoded at once: a column of a layer, which is then bound by
+# calls (eight candidates of 1536 groups of E8P: 0.5 ms at once, 1.4 one after the other).
+_AT_ONCE = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -368,6 +371,15 @@ class Parametrization(ABC):
         metric: Tensor | BlockMetric | None,
     ) -> Tensor:
         """Return the exact squared errors ``[n, j]`` of codes ``[n, j, codes_per_group]``."""
+        n, count, _ = codes.shape
+        if count > 1 and target.numel() * count <= _AT_ONCE:
+            every = torch.arange(n, device=target.device).repeat_interleave(count)
+            goals = target.index_select(0, every)  # [n * j, group_size]
+            chosen = every if groups is None else groups.index_select(0, every)
+            if isinstance(metric, Tensor):
+                metric = metric.index_select(0, every)
+            decoded = self.decode_moved(goals, rep, chosen, codes.flatten(0, 1))
+            return squared_norms(decoded - goals, metric).view(n, count)
         columns = []
         for column in codes.unbind(1):
             difference = self.decode_moved(target, rep, groups, column) - target

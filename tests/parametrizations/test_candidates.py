@@ -15,6 +15,7 @@ from pvopt import (
     AdditiveCodebooks,
     AllGroups,
     Binary,
+    BlockMetric,
     Greedy,
     Nearest,
     Parametrization,
@@ -26,6 +27,7 @@ from pvopt import (
     VectorCodebook,
     v_step,
 )
+from pvopt.parametrizations import base
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)
@@ -95,6 +97,25 @@ def test_all_groups_in_order_by_default(case, draw_rep, seed):
         right = p.candidates(target, rep, everything, k)
         assert torch.equal(left.codes, right.codes)
         assert torch.equal(left.errors, right.errors)
+
+
+@some
+@given(seed=SEEDS, k=st.integers(2, 5), metric=st.sampled_from(["none", "diagonal", "block"]))
+def test_candidates_measured_at_once_or_one_after_the_other(case, draw_rep, seed, k, metric):
+    """Small searches decode all candidates together, large ones slot by slot."""
+    rep = draw_rep(case, seed)
+    p = rep.parametrization
+    size = rep.layout.num_groups, rep.layout.group_size
+    source = torch.Generator().manual_seed(seed)
+    target, weights = (torch.rand(size, generator=source, dtype=DOUBLE) for _ in range(2))
+    inputs = torch.randn(rep.layout.in_group, rep.layout.in_group, generator=source, dtype=DOUBLE)
+    kind = {"none": None, "diagonal": weights, "block": BlockMetric(inputs @ inputs.T)}[metric]
+    found = []
+    with pytest.MonkeyPatch.context() as patch:
+        for limit in (1 << 17, 0):
+            patch.setattr(base, "_AT_ONCE", limit)
+            found.append(p.candidates(target, rep, None, k, metric=kind))
+    torch.testing.assert_close(found[0].errors, found[1].errors, rtol=1e-12, atol=1e-12)
 
 
 @some

@@ -179,6 +179,18 @@ def test_only_the_selected_groups_move_whatever_their_order(case, draw_rep, seed
 
 @some
 @given(seed=SEEDS)
+def test_all_groups_in_any_order_are_a_search_of_all(case, draw_rep, seed):
+    rep = draw_rep(case, seed)
+    hessian, target = draw_metric(columns(rep), seed), target_of(rep, seed)
+    order = torch.randperm(rep.layout.num_groups, generator=torch.Generator().manual_seed(seed))
+    other = rep.clone()
+    row_metric_search(rep, target, hessian, groups=order)
+    row_metric_search(other, target, hessian)
+    assert torch.equal(rep.codes, other.codes)
+
+
+@some
+@given(seed=SEEDS)
 def test_a_metric_without_coupling_is_the_ordinary_search(case, draw_rep, seed):
     rep = draw_rep(case, seed)
     target = target_of(rep, seed)
