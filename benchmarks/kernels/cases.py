@@ -223,6 +223,33 @@ def beam(machine: Machine) -> Case:
     )
 
 
+def e8p_assign(machine: Machine, k: int, *, quick: bool) -> Case:
+    """Return the search for the nearest points of E8P, for the largest layer of SmolLM2."""
+    n = 4096 if quick else 110592
+    target = torch.randn(n, 8, generator=torch.Generator().manual_seed(SEED))
+    reference = available("e8p_assign")["reference"]
+    codes = reference(target.double(), k, metric=None)
+    exact = (ops.e8p_decode(codes, torch.float64) - target[:, None]).square().sum(2)
+
+    def error(found: object) -> float:
+        """Compare errors: of points at equal distance any one may come first."""
+        assert isinstance(found, Tensor)
+        gaps = ops.e8p_decode(found, torch.float64) - target[:, None]
+        return float((gaps.square().sum(2) - exact).abs().max())
+
+    return Case(
+        f"e8p_assign k={k} n={n}",
+        {
+            "pvopt_kernels": lambda: ops.e8p_assign(target, k),
+            "torch": lambda: reference(target, k, metric=None),
+        },
+        error,
+        2.0 * n * 512 * 8 / machine.flops_per_s,
+        "errors of 512 vectors as a product",
+        {"torch": 4.0},
+    )
+
+
 def cases(machine: Machine, *, quick: bool) -> Iterator[Case]:
     """Yield the cases; each makes its inputs when it is asked for."""
     yield matvec(machine, 2, 8, quick=quick)
@@ -232,3 +259,5 @@ def cases(machine: Machine, *, quick: bool) -> Iterator[Case]:
     yield decode(machine, quick=quick)
     yield value_gradient(machine)
     yield beam(machine)
+    yield e8p_assign(machine, 1, quick=quick)
+    yield e8p_assign(machine, 8, quick=quick)
