@@ -154,7 +154,7 @@ def _check(name: str, rep: Representation, saved: Mapping[str, Any]) -> None:
     if codes.is_floating_point():
         raise ValueError(f"state_dict must hold integer codes for {name!r}, got {codes.dtype}")
     try:
-        rep.parametrization.check_codes(codes)
+        rep.parametrization.check_codes(codes, rep.shape)
     except ValueError as error:
         message = f"state_dict must hold codes for {name!r} of {rep.parametrization}: {error}"
         raise ValueError(message) from error

@@ -29,6 +29,7 @@ from pvopt import (
     Parametrization,
     Proportional,
     PVOptimizer,
+    QuantizedNonzeros,
     QuantizedScales,
     Representation,
     Rounding,
@@ -56,6 +57,8 @@ PARAMETRIZATIONS: list[Parametrization] = [
     Sparse(0.5),
     Sparse(0.25, per="tensor"),
     SparseNM(2, 4),
+    QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=4)),
+    QuantizedNonzeros(Sparse(0.5), VectorCodebook(bits=3, group_size=2)),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=2, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 2, in_group=4),
@@ -218,7 +221,7 @@ def test_a_composition(how: Composition, monkeypatch: pytest.MonkeyPatch) -> Non
         # the weight is always decode(codes, values), cast
         assert torch.equal(run.parameter, rep.decode().to(how.dtype))
         assert bool(run.parameter.isfinite().all())
-        how.parametrization.check_codes(rep.codes)
+        how.parametrization.check_codes(rep.codes, rep.shape)
         # no more groups move than were selected, and the report tells how many
         moved = int((rep.codes != codes).any(-1).sum())
         assert moved == run.optimizer.report.changed_groups

@@ -41,7 +41,7 @@ def collect(
         memories.add(memory)
     for name, rep in weights.items():
         for key, value in rep.tensors():
-            packed = pack_codes(value, rep.parametrization) if key == "codes" else value
+            packed = pack_codes(value, rep.parametrization, rep.shape) if key == "codes" else value
             tensors[f"{name}.{key}"] = packed.detach().cpu().contiguous()
     return tensors, tied
 

@@ -7,24 +7,30 @@ import math
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations import Incoherent, Parametrization, QuantizedScales
+from pvopt.parametrizations import (
+    Incoherent,
+    Parametrization,
+    QuantizedNonzeros,
+    QuantizedScales,
+)
 
 from .packing import pack, unpack
 
 __all__ = ["pack_codes", "unpack_codes"]
 
 
-def pack_codes(codes: Tensor, parametrization: Parametrization) -> Tensor:
+def pack_codes(codes: Tensor, parametrization: Parametrization, shape: tuple[int, ...]) -> Tensor:
     r"""Pack codes into words of ``c`` digits of base ``K`` and the words into a stream of bits.
 
     .. math:: \text{word}_i = \sum_{j=0}^{c-1} K^j\, \text{code}_{ic+j}
 
     The last word is filled up with zeros; with ``c = 1`` words are codes. Where scales have codes
-    too, theirs follow those of the groups.
+    too, theirs follow those of the groups; those of nonzeros follow those of the support.
 
     Args:
         codes: ``[rows, cols, codes_per_group]`` integers.
         parametrization: says ``K = num_codes`` and ``c = codes_per_word``.
+        shape: of the dense weight.
 
     Returns:
         ``[ceil(words * word_bits / 8)]`` uint8, on the CPU.
@@ -34,17 +40,25 @@ def pack_codes(codes: Tensor, parametrization: Parametrization) -> Tensor:
 
     Example:
         >>> from pvopt import Ternary
-        >>> pack_codes(torch.tensor([[[2], [0], [1], [1], [0], [2]]]), Ternary())  # 2 + 9 + 27, 2
+        >>> codes = torch.tensor([[[2], [0], [1], [1], [0], [2]]])
+        >>> pack_codes(codes, Ternary(), (1, 6))  # 2 + 9 + 27, 2
         tensor([38,  2], dtype=torch.uint8)
     """
     if isinstance(parametrization, Incoherent):
-        return pack_codes(codes, parametrization.inner)
-    parametrization.check_codes(codes)
+        return pack_codes(codes, parametrization.inner, shape)
+    parametrization.check_codes(codes, shape)
     if isinstance(parametrization, QuantizedScales):
-        own, scales = parametrization.parts(codes)
-        return torch.cat(
-            [pack_codes(own, parametrization.inner), pack(scales, parametrization.bits)]
+        own, scales = parametrization.parts(codes, shape)
+        packed = pack_codes(own, parametrization.inner, shape)
+        return torch.cat([packed, pack(scales, parametrization.bits)])
+    if isinstance(parametrization, QuantizedNonzeros):
+        own, nonzeros = parametrization.parts(codes, shape)
+        inner = parametrization.nonzero_shape(shape)
+        both = (
+            pack_codes(own, parametrization.support, shape),
+            pack_codes(nonzeros, parametrization.inner, inner),
         )
+        return torch.cat(both)
     per_word = parametrization.codes_per_word
     if per_word == 1:
         return pack(codes, parametrization.word_bits)
@@ -88,12 +102,20 @@ def unpack_codes(
         count = math.prod(inner.value_shapes(shape)["scales"])
         scales = unpack(packed[size:], parametrization.bits, count, dtype)
         return parametrization.join(unpack_codes(packed[:size], inner, shape, dtype), scales)
+    if isinstance(parametrization, QuantizedNonzeros):
+        own, inner = parametrization.support, parametrization.nonzero_shape(shape)
+        size = -(-own.stored_code_bits(shape) // 8)
+        return parametrization.join(
+            unpack_codes(packed[:size], own, shape, dtype),
+            unpack_codes(packed[size:], parametrization.inner, inner, dtype),
+            shape,
+        )
     code_shape = parametrization.code_shape(shape)
     count = math.prod(code_shape)
     per_word, bits = parametrization.codes_per_word, parametrization.word_bits
     if per_word == 1:
         codes = unpack(packed, bits, count, dtype).view(code_shape)
-        parametrization.check_codes(codes)
+        parametrization.check_codes(codes, shape)
         return codes
     words = unpack(packed, bits, -(-count // per_word), torch.int32)
     digits = torch.empty(len(words), per_word, dtype=dtype)
@@ -103,5 +125,5 @@ def unpack_codes(
     if bool(words.any()):
         raise ValueError(f"packed holds words beyond {parametrization.num_codes}**{per_word} - 1")
     codes = digits.view(-1)[:count].reshape(code_shape)
-    parametrization.check_codes(codes)
+    parametrization.check_codes(codes, shape)
     return codes

@@ -7,6 +7,7 @@ from .block_metric import BlockMetric
 from .e8p import E8P
 from .incoherent import Incoherent
 from .layout import GroupLayout
+from .quantized_nonzeros import QuantizedNonzeros
 from .quantized_scales import QuantizedScales
 from .representation import Representation
 from .shared_values import SharedValues
@@ -24,6 +25,7 @@ __all__ = [
     "GroupLayout",
     "Incoherent",
     "Parametrization",
+    "QuantizedNonzeros",
     "QuantizedScales",
     "Representation",
     "SharedValues",

@@ -122,11 +122,12 @@ class Parametrization(ABC):
         layout = self.layout(shape)
         return layout.rows, layout.cols, self.codes_per_group
 
-    def check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
         """Raise unless every code tuple is one that exists.
 
         Args:
             codes: ``[rows, cols, codes_per_group]`` integers.
+            shape: of the dense weight.
 
         Raises:
             ValueError: if a code is out of range; the message says which are allowed.

@@ -147,9 +147,9 @@ class Incoherent(Parametrization):
         """As the inner parametrization's."""
         return self.inner.code_shape(shape)
 
-    def check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
         """As the inner parametrization's."""
-        self.inner.check_codes(codes)
+        self.inner.check_codes(codes, shape)
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
         """Groups of the rotated weight."""

@@ -86,11 +86,12 @@ class QuantizedScales(Parametrization):
         shapes["scales"] = (1 << self.bits,)
         return shapes
 
-    def parts(self, codes: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, codes: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """Take codes apart into those of the groups and those of the scales, each once.
 
         Args:
             codes: ``[rows, cols, codes_per_group]``.
+            shape: of the dense weight.
 
         Returns:
             ``[rows, cols, codes_per_group - 1]``, a view, and ``[scales]``.
@@ -102,10 +103,10 @@ class QuantizedScales(Parametrization):
             >>> from pvopt import VectorCodebook
             >>> p = QuantizedScales(VectorCodebook(bits=2, group_size=2), bits=1)
             >>> codes = torch.tensor([[[3, 0], [1, 0]], [[2, 1], [0, 1]]])
-            >>> p.parts(codes)[1]
+            >>> p.parts(codes, (2, 4))[1]
             tensor([0, 1])
         """
-        runs = codes[..., -1].reshape(self._num_scales(codes), -1)
+        runs = codes[..., -1].reshape(self._num_scales(shape), -1)
         if not (runs == runs[:, :1]).all():
             raise ValueError("all groups of a scale must have the same code for it")
         return codes[..., :-1], runs[:, 0]
@@ -130,25 +131,21 @@ class QuantizedScales(Parametrization):
         spread = scales.repeat_interleave(per_scale).view(*codes.shape[:2], 1)
         return torch.cat([codes, spread.to(codes.dtype)], dim=2)
 
-    def _num_scales(self, codes: Tensor) -> int:
-        """Return how many scales a weight of these codes has."""
-        out_group, in_group = 1, 8
-        if isinstance(self.inner, Codebooks):
-            out_group, in_group = self.inner.out_group, self.inner.in_group
-        shape = (codes.shape[0] * out_group, codes.shape[1] * in_group)
+    def _num_scales(self, shape: tuple[int, ...]) -> int:
+        """Return how many scales a weight has."""
         return math.prod(self.inner.value_shapes(shape)["scales"])
 
-    def check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
         """Raise unless both kinds are in range and groups of a scale agree on it."""
-        own, scales = self.parts(codes)
-        self.inner.check_codes(own)
+        own, scales = self.parts(codes, shape)
+        self.inner.check_codes(own, shape)
         low, high = int(scales.min()), int(scales.max())
         if low < 0 or high >> self.bits:
             raise ValueError(f"codes of scales must be in 0..{(1 << self.bits) - 1}, got {high}")
 
     def _scale_codes(self, rep: Representation) -> Tensor:
         """Return the codes of the scales, ``[scales]`` int32."""
-        return rep.codes[..., -1].reshape(self._num_scales(rep.codes), -1)[:, 0].int()
+        return rep.codes[..., -1].reshape(self._num_scales(rep.shape), -1)[:, 0].int()
 
     def _inner(self, rep: Representation) -> Representation:
         """Return the inner representation, its scales looked up (differentiable in the table)."""
@@ -241,5 +238,5 @@ class QuantizedScales(Parametrization):
 
     def stored_code_bits(self, shape: tuple[int, ...]) -> int:
         """Return the bits of both kinds, the codes of the groups filled up to whole bytes."""
-        count = math.prod(self.inner.value_shapes(shape)["scales"])
-        return 8 * -(-self.inner.stored_code_bits(shape) // 8) + self.bits * count
+        own = 8 * -(-self.inner.stored_code_bits(shape) // 8)
+        return own + self.bits * self._num_scales(shape)

@@ -76,9 +76,9 @@ class Sparse(SparseSupport):
         layout = self.layout(shape)
         return layout.rows, layout.cols, layout.group_size
 
-    def check_codes(self, codes: Tensor) -> None:
+    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
         """Raise unless every mask has its number of ones."""
-        super().check_codes(codes)
+        super().check_codes(codes, shape)
         ones, count = codes.sum(-1), self._count(codes.shape[-1])
         if not bool((ones == count).all()):
             raise ValueError(
@@ -103,10 +103,12 @@ class Sparse(SparseSupport):
         count = self.num_nonzeros(shape)
         return {"values": (count,) if self.per == "tensor" else (matrix_shape(shape)[0], count)}
 
-    def _masks(self, codes: Tensor) -> Tensor:
+    def masks(self, codes: Tensor) -> Tensor:
+        """The codes are the supports."""
         return codes.bool()
 
-    def _codes(self, masks: Tensor) -> Tensor:
+    def codes_of(self, masks: Tensor) -> Tensor:
+        """The supports are the codes."""
         return masks.long()
 
 
@@ -167,11 +169,13 @@ class SparseNM(SparseSupport):
         layout = self.layout(shape)
         return {"values": (layout.rows, layout.cols, self.nonzeros)}
 
-    def _masks(self, codes: Tensor) -> Tensor:
+    def masks(self, codes: Tensor) -> Tensor:
+        """Look the supports up."""
         supports, _ = _tables(self.nonzeros, self.group_size)
         return supports.to(codes.device).index_select(0, codes[:, 0].int())
 
-    def _codes(self, masks: Tensor) -> Tensor:
+    def codes_of(self, masks: Tensor) -> Tensor:
+        """Look the numbers of the supports up."""
         _, numbers = _tables(self.nonzeros, self.group_size)
         bits = torch.arange(self.group_size, device=masks.device)
         return numbers.to(masks.device)[(masks.long() << bits).sum(-1, keepdim=True)]

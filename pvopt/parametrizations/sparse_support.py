@@ -13,7 +13,7 @@ from .representation import Representation
 from .supports import best_supports
 from .validation import prepare_fit
 
-__all__ = ["SparseSupport"]
+__all__ = ["SparseSupport", "spread"]
 
 
 class SparseSupport(Parametrization):
@@ -39,16 +39,16 @@ class SparseSupport(Parametrization):
         """Return the number of nonzeros in each group of a weight of this shape."""
 
     @abstractmethod
-    def _masks(self, codes: Tensor) -> Tensor:
+    def masks(self, codes: Tensor) -> Tensor:
         """Return the supports ``[n, group_size]`` of codes ``[n, codes_per_group]``."""
 
     @abstractmethod
-    def _codes(self, masks: Tensor) -> Tensor:
+    def codes_of(self, masks: Tensor) -> Tensor:
         """Return the codes ``[..., codes_per_group]``, int64, of supports ``[..., group_size]``."""
 
     def support(self, rep: Representation) -> Tensor:
         """Return where the nonzeros are, ``[*shape]`` bool."""
-        return self.layout(rep.shape).merge(self._masks(rep.flat_codes))
+        return self.layout(rep.shape).merge(self.masks(rep.flat_codes))
 
     def represent(self, weight: Tensor, support: Tensor) -> Representation:
         """Put the entries of a dense weight on a support into a representation.
@@ -69,7 +69,7 @@ class SparseSupport(Parametrization):
         if not bool((masks.sum(1) == count).all()):
             raise ValueError(f"support must have {count} entries in every group of {self}")
         values = layout.split(weight)[masks].view(self.value_shapes(shape)["values"])
-        codes = self._codes(masks).view(self.code_shape(shape)).to(code_dtype(self.code_bits))
+        codes = self.codes_of(masks).view(self.code_shape(shape)).to(code_dtype(self.code_bits))
         return Representation(self, codes, {"values": values}, shape)
 
     def fit(
@@ -99,16 +99,16 @@ class SparseSupport(Parametrization):
     ) -> Tensor:
         """Put the nonzeros, in order, on the supports."""
         own, values = self._of(rep, groups)
-        return _spread(values, self._masks(own if codes is None else codes))
+        return spread(values, self.masks(own if codes is None else codes))
 
     def decode_moved(
         self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
     ) -> Tensor:
         """Keep the values of entries that stay, take the target's for those that enter."""
         own, values = self._of(rep, groups)
-        before = self._masks(own)
-        moved = torch.where(before, _spread(values, before), target)
-        return torch.where(self._masks(codes), moved, 0.0)
+        before = self.masks(own)
+        moved = torch.where(before, spread(values, before), target)
+        return torch.where(self.masks(codes), moved, 0.0)
 
     def move_(
         self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
@@ -117,7 +117,7 @@ class SparseSupport(Parametrization):
         moved = self.decode_moved(target, rep, groups, codes)
         super().move_(target, rep, groups, codes)
         values = rep.values["values"].view(rep.layout.num_groups, -1)
-        nonzeros = moved[self._masks(codes)].view(-1, values.shape[1])
+        nonzeros = moved[self.masks(codes)].view(-1, values.shape[1])
         if groups is None:
             values.copy_(nonzeros)
         else:
@@ -128,8 +128,8 @@ class SparseSupport(Parametrization):
         before = codes.view_as(rep.flat_codes)
         groups = (before != rep.flat_codes).any(1).nonzero()[:, 0]
         flat = tensor.view(rep.layout.num_groups, -1)
-        dense = _spread(flat[groups], self._masks(before[groups]))
-        flat[groups] = dense[self._masks(rep.flat_codes[groups])].view(-1, flat.shape[1])
+        dense = spread(flat[groups], self.masks(before[groups]))
+        flat[groups] = dense[self.masks(rep.flat_codes[groups])].view(-1, flat.shape[1])
 
     def search(
         self,
@@ -143,21 +143,21 @@ class SparseSupport(Parametrization):
     ) -> Tensor:
         """Keep the entries of largest gain; exact, and so are the further candidates."""
         own, values = self._of(rep, groups)
-        masks = self._masks(own)
-        current = _spread(values, masks)
+        masks = self.masks(own)
+        current = spread(values, masks)
         gains = torch.where(masks, current * (2 * target - current), target.square())
         if metric is not None:
             gains = gains * metric
-        return self._codes(best_supports(gains, values.shape[1], k))
+        return self.codes_of(best_supports(gains, values.shape[1], k))
 
     def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
         """Take the gradient at the nonzeros."""
         groups = self.split(gradient.to(rep.dtype))
-        nonzeros = groups[self._masks(rep.flat_codes)]
+        nonzeros = groups[self.masks(rep.flat_codes)]
         return {"values": nonzeros.view_as(rep.values["values"])}
 
 
-def _spread(values: Tensor, masks: Tensor) -> Tensor:
+def spread(values: Tensor, masks: Tensor) -> Tensor:
     """Put values ``[n, count]`` in order where masks ``[n, group_size]`` are set, 0 elsewhere."""
     zeros = values.new_zeros(masks.shape)
     return zeros.masked_scatter(masks, values)

@@ -12,6 +12,7 @@ from pvopt.parametrizations import (
     Binary,
     Incoherent,
     Parametrization,
+    QuantizedNonzeros,
     QuantizedScales,
     SharedValues,
     Sparse,
@@ -20,6 +21,7 @@ from pvopt.parametrizations import (
     UniformGrid,
     VectorCodebook,
 )
+from pvopt.parametrizations.sparse_support import SparseSupport
 
 __all__ = ["FORMATS", "format_name", "parse_format"]
 
@@ -33,6 +35,14 @@ def _scaled(parametrization: Parametrization, scale_group: str | None) -> Parame
     if not isinstance(parametrization, AdditiveCodebooks | VectorCodebook | E8P):
         raise ValueError(f"{format_name(parametrization)} has no scale groups")
     return replace(parametrization, scale_group=int(scale_group))
+
+
+def _support(text: str) -> SparseSupport:
+    """Return the sparse parametrization of a short name."""
+    found = parse_format(text)
+    if not isinstance(found, SparseSupport):
+        raise TypeError(f"{text!r} is not sparse")
+    return found
 
 
 # What the user may write, what it looks like exactly, what is made of its numbers.
@@ -69,6 +79,11 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
         lambda percent, per: Sparse(float(f"{percent}e-2"), per or "row"),
     ),
     ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(int(n), int(m))),
+    (
+        "FORM+FORM",
+        r"(sparse[^+]*|\d+:\d+)\+(.+)",
+        lambda own, inner: QuantizedNonzeros(_support(own), parse_format(inner)),
+    ),
     ("e8p:B", r"e8p:?(\d+)", lambda b: E8P(int(b))),
     (
         "qB/S+FORM",
@@ -98,6 +113,7 @@ def parse_format(text: str) -> Parametrization:
     ternary:gN a sign or 0 per weight, scale alike (ternary: per row)       ternary
     sparse:P%  P percent nonzeros in each row (sparse:P%:tensor: in all)    sparse:50%
     N:M        N nonzeros in M inputs                                       2:4
+    FORM+FORM  either of these, the nonzeros in the second form             2:4+grid:2g64
     e8p:B      points of QuIP#'s lattice codebook, 2, 3 or 4 bits           e8p:2
     values:C   a table of C values for the whole weight                     values:4
     qB/S+FORM  scales of B bits, one per S inputs (qB+FORM: per row)        q6/64+2x8g8
@@ -151,6 +167,8 @@ def format_name(parametrization: Parametrization) -> str:
             return f"sparse:{100 * density:.12g}%" + (":tensor" if per == "tensor" else "")
         case SparseNM(nonzeros=n, group_size=m):
             return f"{n}:{m}"
+        case QuantizedNonzeros(support=own, inner=inner):
+            return f"{format_name(own)}+{format_name(inner)}"
         case E8P(bits=b):
             return f"e8p:{b}"
         case QuantizedScales(inner=inner, bits=b):

@@ -253,7 +253,7 @@ def test_refit_is_least_squares_for_supports_of_any_sizes(seed):
 def test_a_start_is_a_least_squares_point_of_its_support(parametrization, method):
     weight, inputs = problem(1, 6, 16, 40)
     rep = method.start(weight, parametrization, hessian=inputs.T @ inputs)
-    parametrization.check_codes(rep.codes)
+    parametrization.check_codes(rep.codes, rep.shape)
     expected = least_squares(weight.numpy(), parametrization.support(rep).numpy(), inputs.numpy())
     np.testing.assert_allclose(rep.decode().numpy(), expected, atol=1e-8)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import pytest
@@ -15,6 +16,7 @@ from pvopt import (
     Binary,
     Incoherent,
     Parametrization,
+    QuantizedNonzeros,
     Representation,
     SharedValues,
     Sparse,
@@ -46,6 +48,9 @@ CASES: dict[str, Case] = {
     "sparse-conv": (Sparse(0.3), (2, 2, 3, 1)),
     "sparse-nm": (SparseNM(2, 4), (3, 8)),
     "sparse-1m": (SparseNM(1, 3), (2, 6)),
+    "nonzeros-nm": (QuantizedNonzeros(SparseNM(2, 4), UniformGrid(1)), (3, 4)),
+    "nonzeros-row": (QuantizedNonzeros(Sparse(0.5), Ternary()), (3, 4)),
+    "nonzeros-tensor": (QuantizedNonzeros(Sparse(0.4, per="tensor"), Binary()), (2, 4)),
     "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
     "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
     "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
@@ -70,10 +75,10 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(
-    scope="session", params=[name for name, (p, _) in CASES.items() if not p.values_follow_codes]
+    scope="session", params=[name for name in CASES if not name.startswith(("sparse", "nonzeros"))]
 )
 def fixed_case(request: pytest.FixtureRequest) -> Case:
-    """One parametrization whose values stay as they are when codes move, and a shape."""
+    """One parametrization without a support, which is exact in any metric, and a shape."""
     return CASES[request.param]
 
 
@@ -87,6 +92,14 @@ def sparse_case(request: pytest.FixtureRequest) -> Case:
 
 @functools.cache
 def list_codes(parametrization: Parametrization, shape: tuple[int, ...] | None = None) -> Tensor:
+    if isinstance(parametrization, QuantizedNonzeros):
+        assert shape is not None
+        inner = parametrization.nonzero_shape(shape)
+        places = math.prod(inner) // parametrization.layout(shape).num_groups
+        own = list_codes(parametrization.support, shape)
+        one = list_codes(parametrization.inner, inner)
+        rest = torch.tensor(list(itertools.product(one[:, 0].tolist(), repeat=places)))
+        return torch.cat([own.repeat_interleave(len(rest), 0), rest.repeat(len(own), 1)], dim=1)
     single = range(parametrization.num_codes)
     repeat = (
         parametrization.codes_per_group if shape is None else parametrization.code_shape(shape)[2]

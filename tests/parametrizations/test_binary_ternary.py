@@ -58,7 +58,7 @@ def test_five_ternary_codes_take_a_byte(count):
     p = Ternary()
     codes = torch.randint(3, (1, count, 1), generator=torch.Generator().manual_seed(count))
     codes = codes.to(torch.uint8)
-    packed = pack_codes(codes, p)
+    packed = pack_codes(codes, p, (1, count))
     assert packed.numel() == -(-count // 5)
     assert 8 * packed.numel() == p.stored_code_bits((1, count))
     assert torch.equal(unpack_codes(packed, p, (1, count), torch.uint8), codes)
@@ -66,7 +66,7 @@ def test_five_ternary_codes_take_a_byte(count):
 
 def test_codes_that_do_not_exist_are_refused():
     with pytest.raises(ValueError, match=r"codes must be in 0..2, got 0..3"):
-        pack_codes(torch.tensor([[[0], [3]]]), Ternary())
+        pack_codes(torch.tensor([[[0], [3]]]), Ternary(), (1, 2))
     with pytest.raises(ValueError, match="words beyond"):
         unpack_codes(torch.tensor([243], dtype=torch.uint8), Ternary(), (1, 5), torch.uint8)
 

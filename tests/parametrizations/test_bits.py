@@ -9,6 +9,7 @@ import pytest
 from pvopt import (
     AdditiveCodebooks,
     Binary,
+    QuantizedNonzeros,
     SharedValues,
     Sparse,
     SparseNM,
@@ -56,6 +57,10 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         (Sparse(0.25, per="tensor"), (4, 6), (24 + 6 * 16) / 24),
         (SparseNM(1, 3), (4, 6), (8 * 2 + 8 * 16) / 24),
         (SparseNM(2, 4), (3, 8), (6 * 3 + 12 * 16) / 24),
+        # 6 supports of 3 bits in 3 bytes, 12 codes of 2 bits, 3 scales and 3 zeros
+        (QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2)), (3, 8), (24 + 12 * 2 + 6 * 16) / 24),
+        # a mask, 8 signs, 4 scales
+        (QuantizedNonzeros(Sparse(0.3), Binary()), (4, 6), (24 + 8 + 4 * 16) / 24),
         # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
         (VectorCodebook(2, 3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
         # 8 groups of 2 x 2 bits, 2 x 4 entries of 4 numbers, 2 block rows x 2 scales
@@ -77,10 +82,18 @@ def test_bits_counted_by_hand(parametrization, shape, bits):
     assert parametrization.bits_per_weight(shape) == pytest.approx(bits, rel=1e-12)
 
 
+def bits_of_codes(p, codes, shape):
+    if isinstance(p, QuantizedNonzeros):
+        support, nonzeros = p.parts(codes, shape)
+        whole_bytes = -(-bits_of_codes(p.support, support, shape) // 8)
+        return 8 * whole_bytes + bits_of_codes(p.inner, nonzeros, p.nonzero_shape(shape))
+    return -(-codes.numel() // p.codes_per_word) * p.word_bits
+
+
 def test_bits_equal_the_size_of_the_tensors(case, draw_rep):
     rep = draw_rep(case, 1)
     p = rep.parametrization
-    codes = -(-rep.codes.numel() // p.codes_per_word) * p.word_bits
+    codes = bits_of_codes(p, rep.codes, rep.shape)
     values = sum(value.numel() for value in rep.values.values())
     for value_bits in (8, 16, 32):
         expected = (codes + value_bits * values) / math.prod(rep.shape)

@@ -15,6 +15,7 @@ from pvopt import (
     Binary,
     Incoherent,
     Representation,
+    QuantizedNonzeros,
     SharedValues,
     Sparse,
     SparseNM,
@@ -39,6 +40,15 @@ def oracle(rep: Representation) -> np.ndarray:
     out = np.empty((rows, columns))
     if isinstance(p, Sparse | SparseNM):
         return sparse_oracle(p, codes, iter(values["values"].flatten()), rows, columns).reshape(
+            rep.shape
+        )
+    if isinstance(p, QuantizedNonzeros):
+        shape = p.nonzero_shape(rep.shape)
+        cut = codes.shape[2] - np.prod(shape) // (codes.shape[0] * codes.shape[1])
+        inner = torch.from_numpy(codes[..., cut:].reshape(*shape, 1))
+        nonzeros = oracle(Representation(p.inner, inner, rep.values, shape))
+        own = codes[..., :cut]
+        return sparse_oracle(p.support, own, iter(nonzeros.flatten()), rows, columns).reshape(
             rep.shape
         )
     for i in range(rows):

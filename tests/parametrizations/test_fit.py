@@ -18,6 +18,7 @@ from pvopt import (
     Binary,
     Nearest,
     Parametrization,
+    QuantizedNonzeros,
     Representation,
     SharedValues,
     Sparse,
@@ -42,6 +43,8 @@ PARAMETRIZATIONS = [
     Sparse(0.5),
     Sparse(0.5, per="tensor"),
     SparseNM(2, 4),
+    QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=4)),
+    QuantizedNonzeros(Sparse(0.5), VectorCodebook(bits=3, group_size=2)),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=3, group_size=2, scale_group=4),
     AdditiveCodebooks(2, 3, in_group=4),
@@ -189,7 +192,7 @@ def test_a_zero_weight_is_exact(parametrization):
 def test_a_constant_weight_is_exact_up_to_rounding(parametrization, constant):
     if parametrization == UniformGrid(1, symmetric=True) and constant > 0:
         pytest.skip("the one-bit symmetric grid {-s, 0} has no level above zero")
-    if isinstance(parametrization, SparseSupport):
+    if isinstance(parametrization, SparseSupport | QuantizedNonzeros):
         pytest.skip("a sparse weight is not constant")
     rep = parametrization.fit(torch.full((8, 8), constant))
     check_valid(rep)

@@ -46,7 +46,7 @@ def with_plain_scales(rep: Representation) -> Representation:
     """The inner representation with its scales written out, scale by scale."""
     p = rep.parametrization
     assert isinstance(p, QuantizedScales)
-    own, index = p.parts(rep.codes)
+    own, index = p.parts(rep.codes, rep.shape)
     table = rep.values["scales"]
     scales = torch.stack([table[i] for i in index.tolist()])
     shape = p.inner.value_shapes(rep.shape)["scales"]
@@ -93,7 +93,7 @@ def test_a_v_step_moves_groups_as_the_inner_one_does_and_leaves_scales(inner):
     assert moved == v_step(plain, target, plain.parametrization.decode_groups(plain), **rules) > 0
     torch.testing.assert_close(error(rep, target), error(plain, target))
     assert torch.equal(rep.codes[..., -1], before[..., -1])
-    rep.parametrization.check_codes(rep.codes)
+    rep.parametrization.check_codes(rep.codes, rep.shape)
 
 
 @each
@@ -142,8 +142,8 @@ def test_true_bits():
 def test_codes_that_do_not_exist_are_refused():
     p = QuantizedScales(VectorCodebook(bits=2, group_size=2), bits=1)
     codes = torch.tensor([[[3, 0], [1, 0]], [[2, 1], [0, 1]]])
-    p.check_codes(codes)
-    own, scales = p.parts(codes)
+    p.check_codes(codes, (2, 4))
+    own, scales = p.parts(codes, (2, 4))
     assert torch.equal(p.join(own, scales), codes)
     for bad, words in (
         ([[[3, 0], [1, 1]], [[2, 1], [0, 1]]], "all groups of a scale must have the same code"),
@@ -151,7 +151,7 @@ def test_codes_that_do_not_exist_are_refused():
         ([[[4, 0], [1, 0]], [[2, 1], [0, 1]]], r"codes must be in 0\.\.3"),
     ):
         with pytest.raises(ValueError, match=words):
-            p.check_codes(torch.tensor(bad))
+            p.check_codes(torch.tensor(bad), (2, 4))
 
 
 @pytest.mark.parametrize(

@@ -229,7 +229,7 @@ def test_a_file_has_the_stated_bits(parametrization, tmp_path):
 def test_masks_of_another_number_of_ones_are_refused(tmp_path):
     mask = torch.tensor([[[1, 1, 0, 0]], [[1, 0, 0, 0]]], dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"codes must keep 2 of 4 entries.*got 1..2"):
-        Sparse(0.5).check_codes(mask)
+        Sparse(0.5).check_codes(mask, (2, 4))
     with pytest.raises(ValueError, match=r"codes must keep 2 of 4 entries"):
         unpack_codes(torch.tensor([0b0111], dtype=torch.uint8), Sparse(0.5), (1, 4), torch.uint8)
     parameter = nn.Parameter(torch.randn(2, 4))

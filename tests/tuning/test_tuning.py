@@ -35,6 +35,13 @@ from pvopt.tuning import (
         ("e8p:3", pvopt.E8P(3)),
         ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(2))),
         ("q6+2x8g8", pvopt.QuantizedScales(pvopt.AdditiveCodebooks(2, 8, 8))),
+        ("2:4+grid:2g64", pvopt.QuantizedNonzeros(pvopt.SparseNM(2, 4), pvopt.UniformGrid(2, 64))),
+        (
+            "had+sparse:25%+vq:8g4",
+            pvopt.Incoherent(
+                pvopt.QuantizedNonzeros(pvopt.Sparse(0.25), pvopt.VectorCodebook(8, 4))
+            ),
+        ),
         ("had+q4/64+e8p:2", pvopt.Incoherent(pvopt.QuantizedScales(pvopt.E8P(2, 64), 4))),
         ("had+2x8g8", pvopt.Incoherent(pvopt.AdditiveCodebooks(2, 8, 8))),
     ],
