@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvopt.parametrizations.base import Parametrization
 from pvopt.parametrizations.layout import matrix_shape
+from pvopt.parametrizations.quantized_nonzeros import QuantizedNonzeros
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.sparse import Sparse, SparseNM
 from pvopt.parametrizations.sparse_support import SparseSupport
@@ -44,10 +45,12 @@ class _OBS(Initialization):
         hessian: Tensor | None,
         generator: torch.Generator,
     ) -> Representation:
-        if not isinstance(parametrization, SparseSupport):
+        quantized = isinstance(parametrization, QuantizedNonzeros)
+        sparse = parametrization.support if quantized else parametrization
+        if not isinstance(sparse, SparseSupport):
             raise TypeError(
-                f"{type(self).__name__} starts sparse parametrizations (Sparse, SparseNM), got "
-                f"{type(parametrization).__name__}"
+                f"{type(self).__name__} starts sparse parametrizations (Sparse, SparseNM, "
+                f"QuantizedNonzeros), got {type(parametrization).__name__}"
             )
         assert hessian is not None
         shape = tuple(weight.shape)
@@ -56,8 +59,12 @@ class _OBS(Initialization):
         hessian = damped(hessian, self.damping)
         inverse = torch.cholesky_inverse(positive_cholesky(hessian))  # column by column
         inverse = inverse.to(weight.dtype, memory_format=torch.contiguous_format)
-        support, values = self._solve(matrix, parametrization, hessian, inverse, shape)
-        return parametrization.represent(values.view(shape), support.view(shape))
+        support, values = self._solve(matrix, sparse, hessian, inverse, shape)
+        dense, mask = values.view(shape), support.view(shape)
+        if not quantized:
+            return sparse.represent(dense, mask)
+        importance = hessian.diagonal().to(dense).expand_as(matrix).reshape(shape)
+        return parametrization.represent(dense, mask, metric=importance, generator=generator)
 
     def _solve(
         self,

@@ -348,7 +348,7 @@ class QuantizedNonzeros(Parametrization):
         codes = _take(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
         removed = squared_norms(torch.where(mask, 0.0, target), metric)
-        supports = mask.view(-1, self.support.layout(rep.shape).group_size)
+        supports = mask.reshape(-1, self.support.layout(rep.shape).group_size)
         own = self.support.codes_of(supports).view(n, 1, self._sizes(rep.shape)[0])
         both = torch.cat([own.expand(-1, codes.shape[1], -1), codes], dim=2)
         return both, errors + removed[:, None]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pvopt import (
     Binary,
     Incoherent,
-    Representation,
     QuantizedNonzeros,
+    Representation,
     SharedValues,
     Sparse,
     SparseNM,

@@ -35,7 +35,6 @@ from pvopt.tuning import (
         ("e8p:3", pvopt.E8P(3)),
         ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(2))),
         ("q6+2x8g8", pvopt.QuantizedScales(pvopt.AdditiveCodebooks(2, 8, 8))),
-        ("2:4+grid:2g64", pvopt.QuantizedNonzeros(pvopt.SparseNM(2, 4), pvopt.UniformGrid(2, 64))),
         (
             "had+sparse:25%+vq:8g4",
             pvopt.Incoherent(
@@ -50,6 +49,12 @@ def test_formats_and_their_names(text, parametrization):
     assert parse_format(text) == parametrization
     assert format_name(parametrization) == text
     assert parse_format(text.replace(":", "")) == parametrization
+
+
+def test_nonzeros_of_another_form():
+    parametrization = pvopt.QuantizedNonzeros(pvopt.SparseNM(2, 4), pvopt.UniformGrid(2, 64))
+    assert parse_format("2:4+grid:2g64") == parametrization
+    assert format_name(parametrization) == "2:4+grid:2g64"
 
 
 @pytest.mark.parametrize(
