@@ -52,7 +52,7 @@ class Moves:
             decoded: ``[num_groups, group_size]``, the groups of ``rep``, kept up to date.
         """
         rep.parametrization.move_(self.goals, rep, self.groups, self.codes)
-        decoded[self.groups] = self.decoded
+        decoded.index_copy_(0, self.groups, self.decoded)
 
 
 def round_groups(
@@ -78,9 +78,9 @@ def round_groups(
         The moves, in the order of the groups.
     """
     candidates = rounding.propose(goals, rep, groups, metric=metric, generator=generator)
-    current = rep.flat_codes[groups].long()  # [n, codes_per_group]
+    current = rep.flat_codes.index_select(0, groups).long()  # [n, codes_per_group]
     codes = rounding.choose(candidates, current, generator)
     moved = (codes != current).any(1).nonzero()[:, 0]
-    groups, goals, codes = groups[moved], goals[moved], codes[moved]
+    groups, goals, codes = (tensor.index_select(0, moved) for tensor in (groups, goals, codes))
     decoded = rep.parametrization.decode_moved(goals, rep, groups, codes)
     return Moves(groups, goals, codes, decoded)

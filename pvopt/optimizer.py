@@ -17,6 +17,7 @@ from .gradients import check_finite
 from .group_settings import GroupSettings
 from .metric import Metric
 from .parametrizations.representation import Representation
+from .pstep import ValueStep, p_step
 from .quantize import QuantizedWeights
 from .rounding import Nearest, Rounding
 from .row_metric import RowMetric
@@ -237,11 +238,10 @@ class PVOptimizer(Optimizer):
         with self._latents_in_place(jobs):
             self.base.step()
         changed: dict[str, int] = {}
+        p_step(self._value_steps(jobs), self.values)
         for job in jobs:
-            if job.lr != 0:
-                self._p_step(job)
-                if job.phases.codes or job.phases.values:
-                    self._v_step_and_write(job, changed)
+            if job.lr != 0 and (job.phases.codes or job.phases.values):
+                self._v_step_and_write(job, changed)
             job.target = None  # frees a copy of the weight before the next one is decoded
             job.state["step"] += 1
         groups = {j.name: j.rep.layout.num_groups for j in jobs if j.name in changed}
@@ -296,18 +296,13 @@ class PVOptimizer(Optimizer):
                 job.parameter.data = data
                 job.parameter.grad = grad
 
-    def _p_step(self, job: _Job) -> None:
-        """Move the values along the gradient pulled back through decode."""
-        if not job.phases.values:
-            return
-        assert job.parameter.grad is not None
-        gradients = job.rep.parametrization.value_gradients(job.rep, job.parameter.grad)
-        job.state["values_step"] += 1
-        number = int(job.state["values_step"])
-        for name, value in job.rep.values.items():
-            moments = {m: job.state[f"values.{name}.{m}"] for m in self.values.moments}
-            lr = job.lr * job.settings.values_lr_ratio
-            self.values.update_(value, gradients[name], moments, lr, number)
+    def _value_steps(self, jobs: list[_Job]) -> Iterator[ValueStep]:
+        """Yield the weights whose values are to move."""
+        for job in jobs:
+            if job.lr != 0 and job.phases.values:
+                assert job.parameter.grad is not None
+                lr = job.lr * job.settings.values_lr_ratio
+                yield ValueStep(job.rep, job.parameter.grad, job.state, lr)
 
     def _v_step_and_write(self, job: _Job, changed: dict[str, int]) -> None:
         """Move codes towards the target, write the decoded weight, let the latent decay."""

@@ -1,10 +1,14 @@
 """How continuous values move in a P step: small optimizers with moments of their own."""
 
+# torch.optim is built on these functions; their names begin with an underscore all the same.
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 __all__ = ["AdamValues", "SGDValues", "ValueOptimizer"]
@@ -37,14 +41,22 @@ class ValueOptimizer(ABC):
 
     @abstractmethod
     def update_(
-        self, value: Tensor, gradient: Tensor, moments: dict[str, Tensor], lr: float, step: int
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        moments: Mapping[str, list[Tensor]],
+        lr: float,
+        step: int,
     ) -> None:
-        """Move one value tensor in place.
+        """Move value tensors in place, each by itself.
+
+        A model has hundreds of them, a few KB each: operations on lists of tensors
+        (``torch._foreach_add_`` and its like) save most of the time.
 
         Args:
-            value: any shape, updated in place.
-            gradient: of the value's shape; may be overwritten.
-            moments: the tensors named by :attr:`moments`, updated in place.
+            values: of any shapes, updated in place.
+            gradients: of the values' shapes; may be overwritten.
+            moments: one tensor per value under each of the names :attr:`moments`, updated in place.
             lr: learning rate of the values (the ratio is already applied).
             step: number of the update, from 1.
         """
@@ -66,7 +78,7 @@ class SGDValues(ValueOptimizer):
     Example:
         >>> import torch
         >>> value = torch.tensor([1.0])
-        >>> SGDValues().update_(value, torch.tensor([0.5]), {}, lr=0.1, step=1)
+        >>> SGDValues().update_([value], [torch.tensor([0.5])], {}, lr=0.1, step=1)
         >>> value
         tensor([0.9500])
     """
@@ -83,12 +95,20 @@ class SGDValues(ValueOptimizer):
         return ("momentum",) if self.momentum else ()
 
     def update_(
-        self, value: Tensor, gradient: Tensor, moments: dict[str, Tensor], lr: float, step: int
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        moments: Mapping[str, list[Tensor]],
+        lr: float,
+        step: int,
     ) -> None:
         """Take one gradient step."""
         if self.momentum:
-            gradient = moments["momentum"].mul_(self.momentum).add_(gradient)
-        value.sub_(gradient, alpha=lr)
+            momentum = moments["momentum"]
+            torch._foreach_mul_(momentum, self.momentum)
+            torch._foreach_add_(momentum, gradients)
+            gradients = momentum
+        torch._foreach_add_(values, gradients, alpha=-lr)
 
 
 @dataclass(frozen=True)
@@ -113,8 +133,8 @@ class AdamValues(ValueOptimizer):
     Example:
         >>> import torch
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
-        >>> moments = {name: torch.zeros(2) for name in rule.moments}
-        >>> rule.update_(value, torch.tensor([0.3, -9.0]), moments, lr=0.1, step=1)
+        >>> moments = {name: [torch.zeros(2)] for name in rule.moments}
+        >>> rule.update_([value], [torch.tensor([0.3, -9.0])], moments, lr=0.1, step=1)
         >>> value
         tensor([ 1.8000, -1.8000])
 
@@ -139,14 +159,24 @@ class AdamValues(ValueOptimizer):
         return ("exp_avg", "exp_avg_sq")
 
     def update_(
-        self, value: Tensor, gradient: Tensor, moments: dict[str, Tensor], lr: float, step: int
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        moments: Mapping[str, list[Tensor]],
+        lr: float,
+        step: int,
     ) -> None:
         """Take one Adam step."""
         first, second = self.betas
-        mean = moments["exp_avg"].lerp_(gradient, 1 - first)
-        square = moments["exp_avg_sq"].mul_(second).addcmul_(gradient, gradient, value=1 - second)
-        scale = (square / (1 - second**step)).sqrt_().add_(self.eps)
-        direction = mean / scale
-        if self.relative:
-            direction *= value.square().mean().sqrt()
-        value.sub_(direction, alpha=lr / (1 - first**step))
+        means, squares = moments["exp_avg"], moments["exp_avg_sq"]
+        torch._foreach_lerp_(means, gradients, 1 - first)
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
+        divisors = torch._foreach_div(squares, 1 - second**step)
+        torch._foreach_sqrt_(divisors)
+        torch._foreach_add_(divisors, self.eps)
+        if self.relative:  # values of size 0 stay, divided by infinity
+            sizes = torch._foreach_norm(values)
+            torch._foreach_div_(sizes, [value.numel() ** 0.5 for value in values])
+            torch._foreach_div_(divisors, sizes)
+        torch._foreach_addcdiv_(values, means, divisors, value=-lr / (1 - first**step))

@@ -85,7 +85,7 @@ def v_step(
     groups = subspace.select(
         magnitudes, generator, ordered=trust_region is not None, decreases=decreases
     )
-    groups = groups[magnitudes[groups] > 0]
+    groups = groups[magnitudes.index_select(0, groups) > 0]
     if len(groups) == 0:
         return 0
     moves = search.moves(groups, rounding=rounding, generator=generator)

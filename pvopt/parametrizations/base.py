@@ -418,7 +418,7 @@ class Parametrization(ABC):
         if groups is None:
             rep.flat_codes.copy_(new)
         else:
-            rep.flat_codes[groups] = new
+            rep.flat_codes.index_copy_(0, groups, new)
 
     def carry_(  # noqa: B027 (a hook, not abstract)
         self, name: str, tensor: Tensor, codes: Tensor, rep: Representation

@@ -65,17 +65,18 @@ class Codebooks(Parametrization):
         """Return the scale of each group, ``[n, 1]``."""
         scales = rep.values["scales"]
         per_scale = rep.codes.shape[1] // scales.shape[1]  # groups are contiguous along a row
-        flat = scales.flatten()
+        column = scales.reshape(-1, 1)
         if groups is None:
-            return flat.repeat_interleave(per_scale)[:, None]
-        return flat[groups.div(per_scale, rounding_mode="floor")][:, None]
+            return column.repeat_interleave(per_scale, dim=0)
+        return column.index_select(0, groups.div(per_scale, rounding_mode="floor"))
 
     def _sum_entries(self, codebooks: Tensor, codes: Tensor) -> Tensor:
         """Return the unscaled sums ``[n, group_size]`` for codes ``[n, M]``."""
         # int32 indices: no wider copy of the codes than index_select needs.
-        total = codebooks[0].index_select(0, codes[:, 0].int())
-        for book, code in zip(codebooks[1:], codes.unbind(1)[1:], strict=True):
-            total = total + book.index_select(0, code.int())
+        books, columns = codebooks.unbind(), codes.int().unbind(1)
+        total = books[0].index_select(0, columns[0])
+        for book, column in zip(books[1:], columns[1:], strict=True):
+            total = total + book.index_select(0, column)
         return total
 
     def decode_groups(
@@ -137,7 +138,7 @@ class Codebooks(Parametrization):
         codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
         scales = self._scales_of(rep, groups)
         # In units of the scale; a common factor of a group's errors does not change their order.
-        unscaled = torch.where(scales == 0, 0.0, target / scales)
+        unscaled = (target / scales).masked_fill_(scales == 0, 0.0)
         order = [0]
         if self.num_codebooks > 1:
             source = generator or torch.Generator(target.device).manual_seed(0)

@@ -235,7 +235,7 @@ def test_adam_on_values_equals_torchs_adam():
         value, twin = start.clone(), nn.Parameter(start.clone())
         rule = AdamValues(betas=(0.8, 0.9), eps=1e-6, relative=relative)
         adam = torch.optim.Adam([twin], lr=0.1, betas=(0.8, 0.9), eps=1e-6)
-        moments = {name: torch.zeros_like(value) for name in rule.moments}
+        moments = {name: [torch.zeros_like(value)] for name in rule.moments}
         for step in range(1, 6):
             gradient = torch.randn(3, 4, generator=generator, dtype=torch.float64)
             adam.param_groups[0]["lr"] = 0.1 * float(
@@ -243,7 +243,7 @@ def test_adam_on_values_equals_torchs_adam():
             )
             twin.grad = gradient.clone()
             adam.step()
-            rule.update_(value, gradient, moments, 0.1, step)
+            rule.update_([value], [gradient], moments, 0.1, step)
             torch.testing.assert_close(value, twin.detach(), rtol=1e-10, atol=1e-12)
 
 
@@ -253,13 +253,13 @@ def test_momentum_on_values_equals_torchs_sgd():
     twin = nn.Parameter(value.clone())
     sgd = torch.optim.SGD([twin], lr=0.1, momentum=0.7)
     rule = SGDValues(momentum=0.7)
-    moments = {name: torch.zeros_like(value) for name in rule.moments}
+    moments = {name: [torch.zeros_like(value)] for name in rule.moments}
     assert SGDValues().moments == ()
     for step in range(1, 6):
         gradient = torch.randn(5, generator=generator, dtype=torch.float64)
         twin.grad = gradient.clone()
         sgd.step()
-        rule.update_(value, gradient, moments, 0.1, step)
+        rule.update_([value], [gradient], moments, 0.1, step)
         torch.testing.assert_close(value, twin.detach())
 
 

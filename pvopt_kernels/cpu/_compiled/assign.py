@@ -30,7 +30,6 @@ def plain_kernel(group_size: int, weighted: bool) -> ParallelLoop:
             infinity = columns.dtype.type(np.inf)
             point = np.empty(group_size, columns.dtype)
             weights = np.ones(group_size, columns.dtype)
-            scratch = np.empty(LANES, columns.dtype)
             numbers = np.empty(LANES, np.int32)
             scores = np.empty(padded, columns.dtype)
             parents = np.empty(k, np.int64)
@@ -40,7 +39,7 @@ def plain_kernel(group_size: int, weighted: bool) -> ParallelLoop:
                     store(weights, 0, load(metric, n * group_size, group_size))
                 if k == 1:
                     errors[n], codes[n] = nearest(
-                        columns, 0, padded, point, weights, scratch, numbers, group_size, weighted
+                        columns, 0, padded, point, weights, numbers, group_size, weighted
                     )
                     continue
                 best, found = errors[n * k : (n + 1) * k], codes[n * k : (n + 1) * k]

@@ -32,7 +32,6 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Parallel
             width = max(beam, k)
             point = np.empty(group_size, books.dtype)
             weights = np.ones(group_size, books.dtype)
-            scratch = np.empty(LANES, books.dtype)
             numbers = np.empty(LANES, np.int32)
             scores = np.empty(padded, books.dtype)
             best = np.empty(width, books.dtype)
@@ -67,7 +66,7 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Parallel
                         store(point, 0, rest)
                         if keep == 1:
                             value, entry = nearest(
-                                columns, first, padded, point, weights, scratch, numbers,
+                                columns, first, padded, point, weights, numbers,
                                 group_size, weighted,
                             )  # fmt: skip
                             if value < best[0]:

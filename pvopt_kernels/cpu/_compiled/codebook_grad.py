@@ -7,7 +7,7 @@ import functools
 from numba import prange
 
 from .parallel import ParallelLoop
-from .vectors import item, load, spread, store, total
+from .vectors import AHEAD, item, load, prefetch, spread, store, total
 
 __all__ = ["codebook_grad_kernel", "sums_kernel"]
 
@@ -49,6 +49,7 @@ def codebook_grad_kernel(group_size: int, num_codebooks: int) -> ParallelLoop:
                     scale = spread(scales[s], group_size)
                     products = spread(scales.dtype.type(0), group_size)
                     for j in range(s * per_scale, (s + 1) * per_scale):
+                        prefetch(grad, j * group_size + AHEAD)
                         gradient = load(grad, j * group_size, group_size)
                         scaled = gradient * scale
                         code = item(codes, j * num_codebooks)

@@ -7,7 +7,7 @@ import functools
 from numba import prange
 
 from .parallel import ParallelLoop
-from .vectors import load, total
+from .vectors import AHEAD, load, prefetch, total
 
 __all__ = ["sq_norms_kernel"]
 
@@ -23,6 +23,8 @@ def sq_norms_kernel(group_size: int) -> ParallelLoop:
         for part in prange(parts):
             for j in range(size * part // parts, size * (part + 1) // parts):
                 place = j * group_size
+                prefetch(target, place + AHEAD)
+                prefetch(weight, place + AHEAD)
                 difference = load(target, place, group_size) - load(weight, place, group_size)
                 out[j] = total(difference * difference)
 

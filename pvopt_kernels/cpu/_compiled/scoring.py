@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .jit import jit
-from .vectors import least, load, pick, spread, store
+from .vectors import at_most, least, load, lowest_bit, pick, spread, store
 
 __all__ = ["LANES", "bound", "insert", "nearest", "score"]
 
@@ -24,7 +24,7 @@ def score(columns, place, padded, point, weights, group_size, weighted):
 
 
 @jit
-def nearest(columns, first, padded, point, weights, scratch, numbers, group_size, weighted):
+def nearest(columns, first, padded, point, weights, numbers, group_size, weighted):
     """Return the least squared distance and the entry, of equal ones the first."""
     minima = spread(columns.dtype.type(np.inf), LANES)
     block = spread(np.int32(0), LANES)
@@ -32,13 +32,13 @@ def nearest(columns, first, padded, point, weights, scratch, numbers, group_size
         now = score(columns, first + e, padded, point, weights, group_size, weighted)
         block = pick(now, minima, spread(np.int32(e), LANES), block)
         minima = pick(now, minima, now, minima)
-    store(scratch, 0, minima)
     store(numbers, 0, block)
-    value, entry = scratch[0], np.int64(numbers[0])
-    for i in range(1, LANES):
-        number = np.int64(numbers[i]) + i
-        if scratch[i] < value or (scratch[i] == value and number < entry):
-            value, entry = scratch[i], number
+    value, entry = least(minima), np.int64(padded)
+    bits = at_most(minima, spread(value, LANES))
+    while bits != 0:  # of equal distances the first entry
+        i = lowest_bit(bits)
+        bits &= bits - 1
+        entry = min(entry, np.int64(numbers[i]) + i)
     return value, entry
 
 

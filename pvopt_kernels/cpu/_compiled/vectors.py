@@ -17,6 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import models, overload, register_model
 
 __all__ = [
+    "AHEAD",
     "Vector",
     "at_most",
     "item",
@@ -24,6 +25,7 @@ __all__ = [
     "load",
     "lowest_bit",
     "pick",
+    "prefetch",
     "spread",
     "store",
     "total",
@@ -31,6 +33,11 @@ __all__ = [
 
 # Its functions take a typing context that callers do not give: no type checker follows that.
 intrinsic: Any = extending.intrinsic
+
+# How many entries before their turn memory is asked for: left to itself a core waits at the start
+# of every page of 4 KiB. Norms of 885k weights that are in no cache take 0.50 ms as they come and
+# 0.37 from 512, 1024 or 2048 entries ahead; gradients of codebooks 0.45 and 0.31.
+AHEAD = 1024
 
 _SCALARS = {"float32": ir.FloatType(), "float64": ir.DoubleType(), "int32": ir.IntType(32)}
 
@@ -96,6 +103,23 @@ def store(typing_context, array, index, vector):
         return context.get_dummy_value()
 
     return types.none(array, types.intp, vector), generate
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the memory of an entry, which may lie beyond the end, without waiting for it."""
+
+    def generate(context, builder, signature, arguments):
+        number = ir.IntType(32)
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        address = builder.bitcast(_position(context, builder, array, *arguments), byte)
+        # To be read, kept in every cache, and data.
+        builder.call(function, [address, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -165,15 +189,25 @@ def pick(typing_context, left, right, yes, no):
 
 @intrinsic
 def least(typing_context, vector):
-    """Return the smallest entry (NaN counts as missing)."""
+    """Return the smallest entry, halves compared with halves; no entry may be NaN.
+
+    LLVM's own reduction compares one entry after the other, with a look for NaN at each: 130
+    cycles for 16 entries where this takes 25.
+    """
 
     def generate(context, builder, signature, arguments):
-        kind = context.get_value_type(vector)
-        name = f"llvm.vector.reduce.fmin.v{vector.width}f{vector.scalar.bitwidth}"
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(kind.element, [kind]), name
-        )
-        return builder.call(function, arguments)
+        rest, width = arguments[0], vector.width
+        while width > 1:
+            half = (width + 1) // 2
+            low, high = (
+                builder.shuffle_vector(
+                    rest, rest, ir.Constant(ir.VectorType(ir.IntType(32), half), places)
+                )
+                for places in ([*range(half)], [*range(width - half, width)])
+            )
+            rest = builder.select(builder.fcmp_ordered("<", low, high), low, high)
+            width = half
+        return builder.extract_element(rest, ir.Constant(ir.IntType(32), 0))
 
     return vector.scalar(vector), generate
 

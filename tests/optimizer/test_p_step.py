@@ -1,0 +1,58 @@
+"""Values move by the same steps, whatever moves with them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pvopt import AdamValues, SGDValues, SharedValues, UniformGrid, pstep
+from pvopt.pstep import ValueStep, p_step
+
+
+def weights(rule, seed: int, counts: list[int]) -> list[ValueStep]:
+    """Return steps of four weights that took ``counts`` steps before, at two learning rates."""
+    source = torch.Generator().manual_seed(seed)
+    steps = []
+    for i, count in enumerate(counts):
+        parametrization = (SharedValues(4), UniformGrid(2))[i % 2]
+        rep = parametrization.fit(torch.randn(3, 8, generator=source), generator=source)
+        state = {"values_step": torch.tensor(count)}
+        for name, value in rep.values.items():
+            for moment in rule.moments:
+                state[f"values.{name}.{moment}"] = torch.rand(value.shape, generator=source)
+        gradient = torch.randn(3, 8, generator=source)
+        steps.append(ValueStep(rep, gradient, state, lr=0.1 if i < 3 else 0.2))
+    return steps
+
+
+@pytest.mark.parametrize("rule", [SGDValues(), SGDValues(momentum=0.5), AdamValues()])
+@pytest.mark.parametrize("counts", [[0, 0, 0, 0], [0, 0, 3, 3]])
+@pytest.mark.parametrize("at_once", [1, 9, 1 << 22])
+def test_many_weights_move_as_each_alone(monkeypatch, rule, counts, at_once):
+    together, alone = weights(rule, 0, counts), weights(rule, 0, counts)
+    for step in alone:
+        p_step([step], rule)
+    monkeypatch.setattr(pstep, "_AT_ONCE", at_once)
+    p_step(iter(together), rule)
+    for mine, theirs, count in zip(together, alone, counts, strict=True):
+        assert int(mine.state["values_step"]) == count + 1
+        for name, value in mine.rep.values.items():
+            assert torch.equal(value, theirs.rep.values[name])
+        for name, tensor in mine.state.items():
+            assert torch.equal(tensor, theirs.state[name])
+
+
+def test_no_more_values_move_at_once_than_allowed(monkeypatch):
+    sizes = []
+
+    class Watched(SGDValues):
+        def update_(self, values, gradients, moments, lr, step) -> None:
+            sizes.append([value.numel() for value in values])
+
+    monkeypatch.setattr(pstep, "_AT_ONCE", 8)
+    steps = weights(Watched(), 1, [0, 0, 0, 0])
+    expected = [[v.numel() for v in step.rep.values.values()] for step in steps]
+    p_step(steps, Watched())
+    assert [n for batch in sizes for n in batch] == [n for batch in expected for n in batch]
+    assert len(sizes) > 1
+    assert all(sum(batch) <= 8 or batch in expected for batch in sizes)
