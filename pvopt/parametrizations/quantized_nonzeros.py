@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Parametrization, code_dtype, squared_norms
+from .choices import best_sums, take_choices
 from .incoherent import Incoherent
 from .layout import GroupLayout
 from .representation import Representation
@@ -301,7 +302,7 @@ class QuantizedNonzeros(Parametrization):
         lost = -(found * parts[:, None]).sum(2)
         supports = gains.shape[1] // size
         chosen = best_sums(lost.view(len(gains), supports, lost.shape[1]), k)
-        return _take(found, chosen).flatten(2)
+        return take_choices(found, chosen).flatten(2)
 
     def _levels(
         self,
@@ -345,49 +346,10 @@ class QuantizedNonzeros(Parametrization):
         )
         by_group = found.errors.view(n, self._sizes(rep.shape)[1] // size, found.errors.shape[1])
         chosen = best_sums(by_group, k)
-        codes = _take(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
+        codes = take_choices(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
         removed = squared_norms(torch.where(mask, 0.0, target), metric)
         supports = mask.reshape(-1, self.support.layout(rep.shape).group_size)
         own = self.support.codes_of(supports).view(n, 1, self._sizes(rep.shape)[0])
         both = torch.cat([own.expand(-1, codes.shape[1], -1), codes], dim=2)
         return both, errors + removed[:, None]
-
-
-def best_sums(errors: Tensor, k: int) -> Tensor:
-    """Choose one of several candidates in every place, so that the sum is least.
-
-    Args:
-        errors: ``[n, places, j]``, ascending in the last dimension; ``inf`` where there is none.
-        k: how many choices.
-
-    Returns:
-        ``[n, l, places]`` the numbers of the candidates, best first; ``l < k`` only if no more
-        choices exist.
-    """
-    n, places, count = errors.shape
-    if k == 1:
-        return torch.zeros(n, 1, places, dtype=torch.int64, device=errors.device)
-    total, back = errors[:, 0], []
-    for place in range(1, places):
-        # The k best of so many places extend the k best of one place less.
-        sums = (total[:, :, None] + errors[:, place, None]).flatten(1)
-        total, order = sums.sort(dim=1, stable=True)
-        total, order = total[:, :k], order[:, :k]
-        back.append(order)
-    kept = min(k, int(total.isfinite().sum(1).min())) if n else 1
-    number = torch.arange(kept, device=errors.device).expand(n, -1)
-    chosen = []
-    for order in reversed(back):
-        pair = order.gather(1, number)
-        chosen.append(pair % count)
-        number = pair.div(count, rounding_mode="floor")
-    return torch.stack([number, *reversed(chosen)], dim=2)
-
-
-def _take(items: Tensor, chosen: Tensor) -> Tensor:
-    """Return ``[n, l, places, m]``: items ``[n * places, j, m]``, numbers ``[n, l, places]``."""
-    n, _, places = chosen.shape
-    table = items.view(n, places, *items.shape[1:])
-    index = chosen.transpose(1, 2)[..., None].expand(-1, -1, -1, items.shape[2])
-    return table.gather(2, index).transpose(1, 2)

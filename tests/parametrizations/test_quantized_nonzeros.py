@@ -30,7 +30,7 @@ from pvopt import (
 )
 from pvopt.checkpoints import load, save, storage_report
 from pvopt.initialization import GPTQ, IterativeOBS, OneShotOBS, layer_error
-from pvopt.parametrizations.quantized_nonzeros import best_sums
+from pvopt.parametrizations.choices import best_sums
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)
