@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from pvopt.initialization import AQLM, GPTQ, Fit, Initialization, IterativeOBS, OneShotOBS
-from pvopt.parametrizations import Parametrization, QuantizedNonzeros, Sparse
+from pvopt.parametrizations import Parametrization, Sparse
 from pvopt.parametrizations.scalar_grid import ScalarGrid
 from pvopt.parametrizations.sparse_support import SparseSupport
 
@@ -70,8 +70,6 @@ def default_method(parametrization: Parametrization) -> str:
         >>> default_method(AdditiveCodebooks(2, 8, 8)), default_method(UniformGrid(4))
         ('aqlm', 'gptq')
     """
-    if isinstance(parametrization, QuantizedNonzeros):
-        parametrization = parametrization.support
     if isinstance(parametrization, SparseSupport):
         whole = isinstance(parametrization, Sparse) and parametrization.per == "tensor"
         return "obs" if whole else "iterative-obs"
