@@ -52,7 +52,9 @@ def nearest_entries(
         boxes = _boxes(book)
         kernel = boxed_kernel(group_size, metric is not None)
         arguments = *boxes, len(boxes[1]) // (LANES * LEAF)
-    kernel(targets, weights, *arguments, k, codes, distances, size=n, least=64)
+    # With 256 entries 128 points take 11 us on one thread and 14 on two, 256 take 20 and 18.
+    least = max(16, 32768 // len(book))
+    kernel(targets, weights, *arguments, k, codes, distances, size=n, least=least)
     return numbers, errors
 
 

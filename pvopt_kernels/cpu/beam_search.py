@@ -56,8 +56,9 @@ def beam_search(
     visits = np.array(order, np.int64)
     out = torch.empty(n, found, number, dtype=torch.int64)
     kernel = beam_kernel(group_size, number, metric is not None)
+    # Of 2x8g8 and beam 5, 16 groups take 12 us on one thread and 14 on two, 32 take 21 and 19.
     kernel(
         points, weights, books, columns.reshape(-1), entries, columns.shape[-1], current,
-        visits, size, k, integers(out), size=n, least=64,
+        visits, size, k, integers(out), size=n, least=16,
     )  # fmt: skip
     return out

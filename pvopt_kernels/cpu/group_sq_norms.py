@@ -20,5 +20,6 @@ def group_sq_norms(target: Tensor, weight: Tensor, out_group: int, in_group: int
 
     out = torch.empty(weight.numel() // in_group, dtype=torch.float32)
     kernel = sq_norms_kernel(in_group)
+    # 8192 groups of 8 take 17 us on one thread and on two, 16384 take 32 and 26.
     kernel(single(target), single(weight), out.numpy(), size=len(out), least=4096)
     return out
