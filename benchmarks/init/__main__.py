@@ -14,6 +14,7 @@ from benchmarks.report import Check, Report, format_table, parser
 
 from .experiment import Settings, measure, measure_teacher
 from .lineup import ROWS
+from .plots import pareto
 from .tuned import prepare_tuning, tune
 
 # What a user can set; the rest follows from --quick.
@@ -65,34 +66,6 @@ def _checks(settings: Settings, teacher_ppl: float, rows: list[dict[str, Any]]) 
         ratio = by_name["e8p-2"]["ppl"] / by_name["vq-2"]["ppl"]
         checks.append(Check.at_most("E8P over VQ at 2 bits, perplexities", ratio, 1))
     return checks
-
-
-def _plot(rows: list[dict[str, Any]], teacher_ppl: float, folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
-    for row in rows:
-        (dot,) = axes.plot(row["bits_per_weight"], row["ppl"], "o")
-        axes.annotate(
-            row["format"], (row["bits_per_weight"], row["ppl"]), (4, 4), textcoords="offset points"
-        )
-        if "tuned_ppl" in row:
-            axes.plot(row["bits_per_weight"], row["tuned_ppl"], "*", color=dot.get_color())
-    front, best = [], float("inf")
-    for row in sorted(rows, key=lambda row: row["bits_per_weight"]):
-        if row["ppl"] < best:
-            best = row["ppl"]
-            front.append((row["bits_per_weight"], best))
-    axes.plot(*zip(*front, strict=True), color="gray", linewidth=1, label="Pareto front")
-    axes.axhline(teacher_ppl, color="black", linestyle=":", label="full precision")
-    axes.set(xlabel="bits per quantized weight", ylabel="test perplexity", yscale="log")
-    axes.legend()
-    figure.savefig(folder / "init.png", dpi=120)
-    pyplot.close(figure)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -154,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(format_table(report.rows, columns))
     print(report.format_checks())
     if arguments.plots:
-        _plot(report.rows, teacher["teacher_ppl"], arguments.plots)
+        pareto(report.rows, teacher["teacher_ppl"], arguments.plots)
     return 0
 
 
