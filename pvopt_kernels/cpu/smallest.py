@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -26,9 +28,11 @@ def smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     rows = single(scores).reshape(n, m)
     values, indices = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
     for row, value, index in zip(rows, values, indices, strict=True):
-        # A sample bounds the k-th smallest: nearly always few more than k entries pass.
+        # A sample bounds the k-th smallest: four deviations of how many of the k are in it, and as
+        # much as a small k needs, let k and few more pass nearly always.
         sample = row[::_STRIDE]
-        place = min(len(sample) - 1, 2 * k // _STRIDE + 16)
+        share = k / _STRIDE
+        place = min(len(sample) - 1, int(share + 4 * math.sqrt(share) + 4))
         passed = np.flatnonzero(row <= np.partition(sample, place)[place])
         if len(passed) < k:
             passed = np.arange(m)
