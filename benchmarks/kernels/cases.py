@@ -12,7 +12,7 @@ from scipy.spatial import KDTree
 from torch import Tensor
 
 from benchmarks.kernels.machine import Machine
-from pvopt_kernels import ops
+from pvopt_kernels import ops, pack_rows
 from pvopt_kernels.dispatch import available
 
 __all__ = ["Case", "cases"]
@@ -250,10 +250,37 @@ def e8p_assign(machine: Machine, k: int, *, quick: bool) -> Case:
     )
 
 
+def grid_matvec(machine: Machine, bits: int, *, quick: bool) -> Case:
+    """Return the product of one token with a packed uniform grid."""
+    rows, columns = (1024, 2048) if quick else (4096, 11008)
+    source = torch.Generator().manual_seed(SEED)
+    packed = pack_rows(torch.randint(1 << bits, (rows, columns), generator=source), bits)
+    steps, zeros = torch.rand(2, rows, columns // 128, generator=source)
+    x = torch.randn(columns, generator=source)
+    single = ops.uniform_decode(packed, steps, zeros, bits=bits, columns=columns)
+    expected = single.double() @ x.double()
+    reference = available("uniform_matmul")["reference"]
+    return Case(
+        f"matvec {bits} bits g128 {rows}x{columns}",
+        {
+            "pvopt_kernels": lambda: ops.uniform_matmul(
+                x, packed, steps, zeros, bits=bits, columns=columns
+            ),
+            "torch": lambda: reference(x[None], packed, steps, zeros, bits, columns, False)[0],
+            "dense float32": lambda: single @ x,
+        },
+        _relative(expected),
+        packed.nbytes / machine.read_bytes_per_s,
+        "reading the codes",
+        {"torch": 10.0},
+    )
+
+
 def cases(machine: Machine, *, quick: bool) -> Iterator[Case]:
     """Yield the cases; each makes its inputs when it is asked for."""
     yield matvec(machine, 2, 8, quick=quick)
     yield matvec(machine, 1, 16, quick=quick)
+    yield grid_matvec(machine, 4, quick=quick)
     yield assign(machine, 256, quick=quick)
     yield assign(machine, 65536, quick=quick)
     yield decode(machine, quick=quick)

@@ -21,8 +21,12 @@ from pvopt_kernels import (
     e8p_decode,
     group_sq_norms,
     matmul,
+    pack_rows,
     smallest,
     sum_by_code,
+    uniform_decode,
+    uniform_matmul,
+    unpack_rows,
 )
 from pvopt_kernels.cpu.sum_by_code import slabs
 
@@ -292,6 +296,36 @@ def test_e8p_targets_that_are_not_finite_get_some_code():
         assert torch.equal(found[4:], found[4].expand(96, -1, -1))
 
 
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    bits=st.integers(1, 8),
+    rows=st.integers(1, 5),
+    scales=st.integers(1, 3),
+    size=st.integers(1, 40),
+    tokens=st.integers(1, 9),
+    symmetric=st.booleans(),
+)
+def test_grids_of_every_width_equal_float64(seed, bits, rows, scales, size, tokens, symmetric):
+    """Rows of any length, so that words of eight bytes end beyond rows and beyond the array."""
+    source = torch.Generator().manual_seed(seed)
+    columns = scales * size
+    packed = pack_rows(torch.randint(1 << bits, (rows, columns), generator=source), bits)
+    steps = torch.randn(rows, scales, generator=source)
+    zeros = None if symmetric else torch.randn(rows, scales, generator=source)
+    x = torch.randn(tokens, columns, generator=source)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PVOPT_KERNELS", "cpu")
+        found = uniform_decode(packed, steps, zeros, bits=bits, columns=columns)
+        product = uniform_matmul(x, packed, steps, zeros, bits=bits, columns=columns)
+    levels = unpack_rows(packed, bits, columns).double().view(rows, scales, size)
+    centre = torch.tensor(float(1 << bits >> 1)) if zeros is None else zeros[..., None]
+    expected = ((levels - centre.double()) * steps[..., None].double()).view(rows, columns)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6 * 2.0**bits)
+    wanted = x.double() @ expected.T
+    torch.testing.assert_close(product.double(), wanted, rtol=1e-5, atol=1e-5 * 2.0**bits)
+
+
 def operations() -> dict[str, Callable[[], torch.Tensor]]:
     source = torch.Generator().manual_seed(3)
     target = torch.randn(4000, 8, generator=source)
@@ -301,6 +335,9 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     weight = codes.view(100, 40, 2), books, torch.rand(100, 4, generator=source)
     dense = target.view(100, 320)
     pairs = torch.randint(256, (40000, 2), generator=source)
+    levels = torch.randint(8, (700, 320), generator=source)
+    steps, zeros = torch.rand(2, 700, 5, generator=source)
+    grid = pack_rows(levels, 3), steps, zeros
     return {
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
@@ -310,6 +347,8 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
         "codebook_grad": lambda: torch.cat([x.flatten() for x in codebook_grad(dense, *weight)]),
         "e8p_assign": lambda: e8p_assign(target, 3, metric=target.square()),
         "e8p_decode": lambda: e8p_decode(pairs),
+        "uniform_decode": lambda: uniform_decode(*grid, bits=3, columns=320),
+        "uniform_matmul of 8 tokens": lambda: uniform_matmul(dense[:8], *grid, bits=3, columns=320),
         "matmul of a token": lambda: matmul(dense[:1], *weight),
     }
 

@@ -29,6 +29,8 @@ __all__ = [
     "spread",
     "store",
     "total",
+    "unpack",
+    "word",
 ]
 
 # Its functions take a typing context that callers do not give: no type checker follows that.
@@ -231,3 +233,46 @@ def lowest_bit(typing_context, bits):
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
 
     return types.int64(types.int64), generate
+
+
+@intrinsic
+def word(typing_context, array, position):
+    """Return the eight bytes of a byte array from a position on, the first one lowest."""
+
+    def generate(context, builder, signature, arguments):
+        address = _position(context, builder, array, *arguments)
+        return builder.load(builder.bitcast(address, ir.IntType(64).as_pointer()), align=1)
+
+    return types.uint64(array, types.intp), generate
+
+
+@intrinsic(prefer_literal=True)
+def unpack(typing_context, bits, width, lane):
+    """Return the eight lowest numbers of ``width`` bits each as float32.
+
+    They are taken apart in lanes of 64 bits, or of 32 where eight of them are no more, which
+    halves the instructions.
+    """
+    vector = Vector(types.float32, 8)
+
+    def generate(context, builder, signature, arguments):
+        scalar = ir.IntType(lane.literal_value)
+        lanes = ir.VectorType(scalar, 8)
+        zeros = ir.Constant(ir.VectorType(ir.IntType(32), 8), [0] * 8)
+
+        def everywhere(number):
+            if lane.literal_value < 64:
+                number = builder.trunc(number, scalar)
+            nothing = ir.Constant(lanes, ir.Undefined)
+            first = builder.insert_element(nothing, number, ir.Constant(ir.IntType(32), 0))
+            return builder.shuffle_vector(first, nothing, zeros)
+
+        one = ir.Constant(ir.IntType(64), 1)
+        mask = builder.sub(builder.shl(one, arguments[1]), one)
+        shifts = builder.mul(everywhere(arguments[1]), ir.Constant(lanes, list(range(8))))
+        numbers = builder.and_(builder.lshr(everywhere(arguments[0]), shifts), everywhere(mask))
+        if lane.literal_value > 32:
+            numbers = builder.trunc(numbers, ir.VectorType(ir.IntType(32), 8))
+        return builder.sitofp(numbers, context.get_value_type(vector))
+
+    return vector(types.uint64, types.int64, lane), generate

@@ -1,0 +1,38 @@
+"""Dense weights from packed uniform grids on CPUs."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pvopt_kernels.reference.uniform_decode import uniform_decode as in_torch
+
+from ._arrays import compiled, integers, single
+
+__all__ = ["grid_arrays", "uniform_decode"]
+
+
+def uniform_decode(
+    packed: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, columns: int
+) -> Tensor:
+    """Return the dense weight; see :func:`pvopt_kernels.uniform_decode`."""
+    rows = len(packed)
+    if not compiled(rows * columns):
+        return in_torch(packed, scales, zeros, bits, columns)
+    from ._compiled.uniform import uniform_decode_kernel
+
+    dense = torch.empty(rows, columns, dtype=torch.float32)
+    arrays = grid_arrays(packed, scales, zeros, bits, columns)
+    kernel = uniform_decode_kernel()
+    kernel(*arrays, dense.view(-1).numpy(), size=rows, least=max(1, (1 << 16) // columns))
+    return dense.to(scales.dtype)
+
+
+def grid_arrays(
+    packed: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, columns: int
+) -> tuple[object, ...]:
+    """Return what both compiled loops over a grid read, in their order."""
+    points = np.empty(0, np.float32) if zeros is None else single(zeros)
+    centre = np.float32((1 << bits) // 2)
+    return integers(packed), bits, columns, single(scales), points, centre, scales.shape[1]
