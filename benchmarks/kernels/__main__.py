@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks.kernels.cases import SEED, Case, cases
+from benchmarks.kernels.cases import CASES, SEED, Case
 from benchmarks.kernels.machine import Machine
 from benchmarks.report import Check, Report, format_table, parser
 from benchmarks.timing import CLOCKS, in_turns
@@ -28,6 +28,9 @@ COLUMNS = {
     "floor_ms": "floor ms",
     "error": "error",
 }
+
+
+_ONLY = "some of the cases: " + ", ".join(CASES)
 
 
 def rows_of(case: Case, *, repeats: int, clock: str) -> list[dict[str, object]]:
@@ -76,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     options.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     options.add_argument("--threads", type=int, default=torch.get_num_threads())
     options.add_argument("--repeats", type=int, default=20)
+    options.add_argument("--only", nargs="+", choices=list(CASES), metavar="CASE", help=_ONLY)
     chosen = options.parse_args(arguments)
     if chosen.roofline:
         from benchmarks.kernels import roofline  # needs Triton
@@ -91,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> Report:
         **asdict(machine),
     }
     report = Report("kernels", settings, packages=("torch", "numpy", "scipy", "numba", "aqlm"))
-    for case in cases(machine, quick=chosen.quick):
+    for name in chosen.only or CASES:
+        case = CASES[name](machine, chosen.quick)
         rows = rows_of(case, repeats=chosen.repeats, clock=chosen.clock)
         report.rows += rows
         report.checks += checks_of(case, rows)
