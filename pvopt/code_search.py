@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .moves import Moves, round_groups
-from .parametrizations.base import squared_norms
+from .parametrizations.candidates import squared_norms
 from .parametrizations.representation import Representation
 from .rounding import Rounding
 

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .parametrizations.base import Candidates, Parametrization
+from .parametrizations.base import Parametrization
 from .parametrizations.block_metric import BlockMetric
+from .parametrizations.candidates import Candidates
 from .parametrizations.representation import Representation
 
 __all__ = ["Forced", "Nearest", "Rounding", "Stochastic"]

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations.base import Parametrization, code_dtype
+from pvopt.parametrizations.base import Parametrization
 from pvopt.parametrizations.block_metric import BlockMetric
 from pvopt.parametrizations.layout import GroupLayout
-from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.representation import Representation, code_dtype
 
 from .base import Initialization
 from .fit import Fit

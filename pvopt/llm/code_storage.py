@@ -12,8 +12,7 @@ from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
 from pvopt.parametrizations import AdditiveCodebooks, Incoherent, Parametrization, VectorCodebook
-from pvopt.parametrizations.base import code_dtype
-from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.representation import Representation, code_dtype
 from pvopt.parametrizations.scalar_grid import ScalarGrid
 from pvopt_kernels import matmul, pack_rows, uniform_matmul, unpack_rows
 from pvopt_kernels.packing import row_bytes

@@ -1,9 +1,10 @@
 """Discrete-continuous parametrizations of a weight, one file each."""
 
 from .additive_codebooks import AdditiveCodebooks
-from .base import Candidates, Parametrization
+from .base import Parametrization
 from .binary import Binary
 from .block_metric import BlockMetric
+from .candidates import Candidates
 from .e8p import E8P
 from .incoherent import Incoherent
 from .layout import GroupLayout

@@ -4,80 +4,23 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from .block_metric import BlockMetric
+from .candidates import Candidates, squared_norms
 from .layout import GroupLayout
 from .representation import Representation
 
-__all__ = ["Candidates", "Parametrization", "code_dtype", "squared_norms"]
+__all__ = ["Parametrization"]
 
 # How many codes a search that knows diagonal metrics only offers to a full one.
 _BLOCK_CANDIDATES = 8
 # Weights of all candidates that are decoded at once: a column of a layer, which is then bound by
 # calls (eight candidates of 1536 groups of E8P: 0.5 ms at once, 1.4 one after the other).
 _AT_ONCE = 1 << 17
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """The best codes found for each of ``n`` groups, best first.
-
-    Args:
-        codes: ``[n, k, codes_per_group]``, int64.
-        errors: ``[n, k]``, squared distance (in the metric, if any) of the decoded candidate to
-            the group's target; ``inf`` marks a slot for which no further code exists.
-
-    Example:
-        >>> from pvopt import SharedValues
-        >>> rep = SharedValues(3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
-        >>> target, groups = torch.tensor([[2.25]]), torch.tensor([0])
-        >>> found = rep.parametrization.candidates(target, rep, groups, k=2)
-        >>> found.codes.flatten().tolist(), found.errors.flatten().tolist()
-        ([1, 2], [1.5625, 3.0625])
-    """
-
-    codes: Tensor
-    errors: Tensor
-
-
-def code_dtype(code_bits: int) -> torch.dtype:
-    """Return the integer dtype codes of a width are held in.
-
-    Wider than a byte is int32 rather than uint16, which lacks ``index_put`` in torch.
-
-    Args:
-        code_bits: width of one code, 1 to 31.
-
-    Example:
-        >>> code_dtype(8), code_dtype(16)
-        (torch.uint8, torch.int32)
-    """
-    return torch.uint8 if code_bits <= 8 else torch.int32
-
-
-def squared_norms(vectors: Tensor, metric: Tensor | BlockMetric | None) -> Tensor:
-    """Return the squared norm of each vector in a metric.
-
-    Args:
-        vectors: ``[n, group_size]``; overwritten.
-        metric: ``[n, group_size]``, one matrix for all, or None for 1.
-
-    Returns:
-        ``[n]``.
-
-    Example:
-        >>> squared_norms(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]))
-        tensor([6.])
-    """
-    if isinstance(metric, BlockMetric):
-        return metric.squared_norms(vectors)
-    squares = vectors.square_()
-    return (squares if metric is None else squares.mul_(metric)).sum(-1)
 
 
 class Parametrization(ABC):

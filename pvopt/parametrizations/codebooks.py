@@ -10,10 +10,10 @@ from torch import Tensor
 from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels.ops import beam_search, codebook_grad, decode, sum_by_code
 
-from .base import Parametrization, code_dtype
+from .base import Parametrization
 from .block_metric import BlockMetric
 from .layout import GroupLayout, check_divides, matrix_shape
-from .representation import Representation
+from .representation import Representation, code_dtype
 from .validation import prepare_fit
 
 __all__ = ["Codebooks"]

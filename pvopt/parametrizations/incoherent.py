@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .base import Candidates, Parametrization
+from .base import Parametrization
 from .block_metric import BlockMetric
+from .candidates import Candidates
 from .layout import GroupLayout, matrix_shape
 from .orthogonal import kronecker_factors, transform
 from .representation import Representation

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Parametrization, code_dtype, squared_norms
+from .base import Parametrization
+from .candidates import squared_norms
 from .choices import best_sums, take_choices
 from .incoherent import Incoherent
 from .layout import GroupLayout
-from .representation import Representation
+from .representation import Representation, code_dtype
 from .sparse_support import SparseSupport, spread
 from .supports import best_supports
 from .validation import prepare_fit

@@ -11,12 +11,12 @@ from torch import Tensor
 from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels import sum_by_code
 
-from .base import Parametrization, code_dtype
+from .base import Parametrization
 from .block_metric import BlockMetric
 from .codebooks import Codebooks
 from .e8p import E8P
 from .layout import GroupLayout
-from .representation import Representation
+from .representation import Representation, code_dtype
 from .validation import check_integer, prepare_fit
 
 __all__ = ["QuantizedScales"]

@@ -14,7 +14,22 @@ from .layout import GroupLayout
 if TYPE_CHECKING:
     from .base import Parametrization
 
-__all__ = ["Representation"]
+__all__ = ["Representation", "code_dtype"]
+
+
+def code_dtype(code_bits: int) -> torch.dtype:
+    """Return the integer dtype codes of a width are held in.
+
+    Wider than a byte is int32 rather than uint16, which lacks ``index_put`` in torch.
+
+    Args:
+        code_bits: width of one code, 1 to 31.
+
+    Example:
+        >>> code_dtype(8), code_dtype(16)
+        (torch.uint8, torch.int32)
+    """
+    return torch.uint8 if code_bits <= 8 else torch.int32
 
 
 @dataclass(eq=False)

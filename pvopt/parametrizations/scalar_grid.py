@@ -8,7 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .base import Candidates, Parametrization
+from .base import Parametrization
+from .candidates import Candidates
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation
 from .validation import check_integer

@@ -10,9 +10,10 @@ from torch import Tensor
 from pvopt.kmeans import kmeans, nearest_centroid
 from pvopt_kernels.ops import smallest, sum_by_code
 
-from .base import Candidates, Parametrization, code_dtype
+from .base import Parametrization
+from .candidates import Candidates
 from .layout import GroupLayout, matrix_shape
-from .representation import Representation
+from .representation import Representation, code_dtype
 from .validation import check_integer, prepare_fit
 
 __all__ = ["SharedValues"]

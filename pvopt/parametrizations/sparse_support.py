@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Parametrization, code_dtype
-from .representation import Representation
+from .base import Parametrization
+from .representation import Representation, code_dtype
 from .supports import best_supports
 from .validation import prepare_fit
 

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import code_dtype
 from .layout import matrix_shape
-from .representation import Representation
+from .representation import Representation, code_dtype
 from .scalar_grid import ScalarGrid
 from .validation import prepare_fit
 
