@@ -21,6 +21,7 @@ class Candidates:
             the group's target; ``inf`` marks a slot for which no further code exists.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
         >>> rep = SharedValues(3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
         >>> target, groups = torch.tensor([[2.25]]), torch.tensor([0])
@@ -44,6 +45,7 @@ def squared_norms(vectors: Tensor, metric: Tensor | BlockMetric | None) -> Tenso
         ``[n]``.
 
     Example:
+        >>> import torch
         >>> squared_norms(torch.tensor([[1.0, 2.0]]), torch.tensor([[2.0, 1.0]]))
         tensor([6.])
     """
