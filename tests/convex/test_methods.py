@@ -34,7 +34,9 @@ MONOTONE = {
     "linearized": lambda p: recipes.linearized_pv(),
     "linearized, T = 5": lambda p: recipes.linearized_pv(5),
     "linearized, L too large": lambda p: recipes.linearized_pv(2, step_size=0.3 / p.smoothness),
-    "greedy": lambda p: recipes.subspace_pv(Greedy(2)),
+    # After an exact P step the gradients in a block of two are each other's negative: a tie for the
+    # last place in the subspace, which the last digit (and so the machine) decides. So not here.
+    "greedy": lambda p: recipes.subspace_pv(Greedy(2), p_step=GradientP(0.3 / p.smoothness)),
     "uniform": lambda p: recipes.subspace_pv(Uniform(2), inner=2),
     "proportional": lambda p: recipes.subspace_pv(Proportional(1)),
     "gain": lambda p: recipes.subspace_pv(Gain(1), inner=3),
@@ -139,7 +141,9 @@ DETERMINISTIC = {
     "exact": lambda p: recipes.exact_pv(),
     "linearized": lambda p: recipes.linearized_pv(2),
     "gain": lambda p: recipes.subspace_pv(Gain(1)),
-    "greedy": lambda p: recipes.subspace_pv(Greedy(2)),
+    # After an exact P step the gradients in a block of two are each other's negative: a tie for the
+    # last place in the subspace, which the last digit (and so the machine) decides. So not here.
+    "greedy": lambda p: recipes.subspace_pv(Greedy(2), p_step=GradientP(0.3 / p.smoothness)),
     "metric": lambda p: recipes.metric_pv(diagonal_metric(p.curvature)),
     # With exact P steps an unused value may equal a used one (it was once the best value of the
     # same block); a buffer can then part the block between them, by the last digit. So not here.
