@@ -13,6 +13,14 @@ __all__ = ["pareto"]
 # By the first part of a row's name, so that the methods of one kind of format look alike.
 _MARKERS = {"rtn": "s", "gptq": "s", "aqlm": "o", "kmeans": "o", "vq": "o", "e8p": "D"}
 
+# Starts that are worse than the full-precision model by such a factor are noise: they are drawn at
+# the upper edge, so that the others do not lie on one line.
+_FAR = 40
+
+
+def _text(perplexity: float) -> str:
+    return f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:,.0f}"
+
 
 def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> Path:
     """Draw every start, the front of the best, and where tuning leads from there.
@@ -32,31 +40,41 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
     folder.mkdir(parents=True, exist_ok=True)
     figure, axes = pyplot.subplots(figsize=(9, 5.4), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
+    limit = _FAR * teacher_ppl
     ordered = sorted(rows, key=lambda row: (row["bits_per_weight"], row["ppl"]))
     for number, row in enumerate(ordered):
         bits, colour = row["bits_per_weight"], colours[number % len(colours)]
         marker = _MARKERS.get(row["format"].partition("-")[0], "^")
-        label = f"{row['format']}: {row['ppl']:.3g}"
+        beyond = row["ppl"] > limit
+        label = f"{row['format']}: {_text(row['ppl'])}{' (beyond)' if beyond else ''}"
         if "tuned_ppl" in row:
-            label += f", tuned {row['tuned_ppl']:.3g}"
+            label += f", tuned {_text(row['tuned_ppl'])}"
             axes.annotate(
                 "",
                 (bits, row["tuned_ppl"]),
-                (bits, row["ppl"]),
+                (bits, min(row["ppl"], limit)),
                 arrowprops={"arrowstyle": "->", "color": colour},
             )
             axes.plot(bits, row["tuned_ppl"], "*", color=colour, markersize=11)
-        axes.plot(bits, row["ppl"], marker, color=colour, label=label, markeredgecolor="black")
+        height = min(row["ppl"], limit)
+        axes.plot(bits, height, marker, color=colour, label=label, markeredgecolor="black")
+        if beyond:
+            axes.annotate("↑", (bits, height), (0, 5), textcoords="offset points", ha="center")
     front: list[tuple[float, float]] = []
     for row in ordered:
-        if not front or row["ppl"] < front[-1][1]:
+        if row["ppl"] < (front[-1][1] if front else limit):
             front.append((row["bits_per_weight"], row["ppl"]))
-    axes.plot(*zip(*front, strict=True), color="gray", lw=1, zorder=0, label="front of the starts")
+    if front:
+        points = zip(*front, strict=True)
+        axes.plot(*points, color="gray", lw=1, zorder=0, label="front of the starts")
     axes.axhline(teacher_ppl, color="black", ls=":", label=f"full precision: {teacher_ppl:.3g}")
-    axes.set(xlabel="bits per quantized weight", ylabel="test perplexity", yscale="log")
+    axes.set(xlabel="bits per quantized weight", ylabel="test perplexity")
+    axes.set_yscale("log")
+    axes.set_xscale("log", base=2)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside right upper", fontsize="small")
     file = folder / "init.png"
