@@ -93,6 +93,9 @@ class QuantizedNonzeros(Parametrization):
         Args:
             shape: of the dense weight.
 
+        Returns:
+            ``(rows, nonzeros of a row)``; one row where the share is of the whole tensor.
+
         Example:
             >>> from pvopt import Binary, Sparse
             >>> QuantizedNonzeros(Sparse(0.25), Binary()).nonzero_shape((3, 8))
@@ -279,17 +282,22 @@ class QuantizedNonzeros(Parametrization):
         generator: torch.Generator | None,
     ) -> Tensor:
         """Take the supports of largest gain, and the best codes of the nonzeros on each."""
+        inner = self._inner(rep)
         squares = target.square() if metric is None else metric * target.square()
         masks = list(self._best_masks(squares, rep.shape, k).unbind(1))
-        if self.inner.layout(self.nonzero_shape(rep.shape)).group_size == 1:
-            levels = self._levels(target, rep, groups, masks[0], generator)
+        if inner.layout.group_size == 1:
+            levels = self._levels(target, rep.shape, inner, groups, masks[0], generator)
             gains = levels * (2 * target - levels)
             gains = gains if metric is None else gains * metric
             masks = list(self._best_masks(gains, rep.shape, k).unbind(1))
         if k == 1:  # never worse than new codes of the nonzeros where they are
             own = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
             masks.append(self._masks(own, rep.shape))
-        found = [self._on_mask(target, rep, groups, k, mask, metric, generator) for mask in masks]
+        numbers = self._inner_groups(rep, groups)
+        found = [
+            self._on_mask(target, rep.shape, inner, numbers, k, mask, metric, generator)
+            for mask in masks
+        ]
         codes = torch.cat([codes for codes, _ in found], dim=1)
         errors = torch.cat([errors for _, errors in found], dim=1)
         order = errors.argsort(dim=1, stable=True)[:, :k]
@@ -308,7 +316,8 @@ class QuantizedNonzeros(Parametrization):
     def _levels(
         self,
         target: Tensor,
-        rep: Representation,
+        shape: tuple[int, ...],
+        inner: Representation,
         groups: Tensor | None,
         mask: Tensor,
         generator: torch.Generator | None,
@@ -317,7 +326,7 @@ class QuantizedNonzeros(Parametrization):
 
         Which nonzero it would be, and so which scale it would have, follows from the mask.
         """
-        inner, nonzeros = self._inner(rep), self._sizes(rep.shape)[1]
+        nonzeros = self._sizes(shape)[1]
         place = (mask.cumsum(1) - 1).clamp_(0, nonzeros - 1)  # [n, group_size]
         if groups is None:
             groups = torch.arange(len(target), device=target.device)
@@ -329,28 +338,28 @@ class QuantizedNonzeros(Parametrization):
     def _on_mask(
         self,
         target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
+        shape: tuple[int, ...],
+        inner: Representation,
+        numbers: Tensor | None,
         k: int,
         mask: Tensor,
         metric: Tensor | None,
         generator: torch.Generator | None,
     ) -> tuple[Tensor, Tensor]:
         """Return codes ``[n, j, codes_per_group]`` with one support, and errors ``[n, j]``."""
-        n, inner = len(target), self._inner(rep)
-        size = inner.layout.group_size
+        n, size = len(target), inner.layout.group_size
+        own_codes, count = self._sizes(shape)
         nonzeros = target[mask].view(-1, size)
         importance = None if metric is None else metric[mask].view(-1, size)
-        numbers = self._inner_groups(rep, groups)
         found = self.inner.candidates(
             nonzeros, inner, numbers, k, metric=importance, generator=generator
         )
-        by_group = found.errors.view(n, self._sizes(rep.shape)[1] // size, found.errors.shape[1])
+        by_group = found.errors.view(n, count // size, found.errors.shape[1])
         chosen = best_sums(by_group, k)
         codes = take_choices(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
         removed = squared_norms(torch.where(mask, 0.0, target), metric)
-        supports = mask.reshape(-1, self.support.layout(rep.shape).group_size)
-        own = self.support.codes_of(supports).view(n, 1, self._sizes(rep.shape)[0])
+        supports = mask.reshape(-1, self.support.layout(shape).group_size)
+        own = self.support.codes_of(supports).view(n, 1, own_codes)
         both = torch.cat([own.expand(-1, codes.shape[1], -1), codes], dim=2)
         return both, errors + removed[:, None]
