@@ -8,6 +8,7 @@ from torch import Tensor
 from pvopt_kernels.reference.matmul import matmul as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
+from ._blocks import multiply_blocks
 from .decode import decode
 
 __all__ = ["matmul"]
@@ -15,8 +16,6 @@ __all__ = ["matmul"]
 # For 4096 x 11008 and 2x8g8 on one core a token takes 3.8 ms from the codes; decoding takes 8 ms
 # once, and the dense product is then bound by arithmetic.
 _FUSED_TOKENS = 2
-# Weights decoded at a time for more tokens: 4 MiB of float32 do not leave the caches.
-_BLOCK = 1 << 20
 
 
 def matmul(
@@ -38,20 +37,14 @@ def matmul(
         return in_torch(x, codes, codebooks, scales, out_group, transposed)
     if len(x) <= _FUSED_TOKENS and out_group == 1 and rows >= 4 and not transposed:
         return _from_codes(x, codes, codebooks, scales)
-    inputs = x.to(torch.float32)
     books, spread = codebooks.to(torch.float32), scales.to(torch.float32)
-    step = max(1, _BLOCK // (cols * group_size))  # block rows
-    columns = cols * group_size // out_group
-    out = torch.zeros(len(x), columns if transposed else rows * out_group)
-    for first in range(0, rows, step):
-        block = slice(first, first + step)
-        dense = decode(codes[block], books, spread[block], out_group)
-        place = slice(first * out_group, (first + step) * out_group)
-        if transposed:
-            out.addmm_(inputs[:, place], dense)
-        else:
-            torch.mm(inputs, dense.T, out=out[:, place])
-    return out.to(x.dtype)
+    return multiply_blocks(
+        x,
+        lambda block: decode(codes[block], books, spread[block], out_group),
+        (rows * out_group, cols * group_size // out_group),
+        transposed,
+        rows_per_unit=out_group,
+    )
 
 
 def _from_codes(x: Tensor, codes: Tensor, codebooks: Tensor, scales: Tensor) -> Tensor:

@@ -8,15 +8,14 @@ from torch import Tensor
 from pvopt_kernels.reference.uniform_matmul import uniform_matmul as in_torch
 
 from ._arrays import compiled, single
-from .uniform_decode import grid_arrays, uniform_decode
+from ._blocks import multiply_blocks
+from .uniform_decode import THREAD_WEIGHTS, grid_arrays, uniform_decode
 
 __all__ = ["uniform_matmul"]
 
 # 4096 x 4096 and 4 bits on one core: 1, 4, 8 and 16 tokens take 3.4, 5.9, 9.1 and 16 ms row by row,
 # 7.0, 10.1, 12.1 and 12.9 ms from decoded blocks.
 _FUSED_TOKENS = 8
-# Weights decoded at a time for more tokens: 4 MiB of float32 do not leave the caches.
-_BLOCK = 1 << 20
 
 
 def uniform_matmul(
@@ -38,18 +37,13 @@ def uniform_matmul(
         return in_torch(x, packed, scales, zeros, bits, columns, transposed)
     if len(x) <= _FUSED_TOKENS and not transposed:
         return _from_codes(x, packed, scales, zeros, bits, columns)
-    inputs = x.to(torch.float32)
-    out = torch.zeros(len(x), columns if transposed else rows)
-    step = max(1, _BLOCK // columns)
-    for first in range(0, rows, step):
-        block = slice(first, first + step)
-        points = None if zeros is None else zeros[block].float()
-        dense = uniform_decode(packed[block], scales[block].float(), points, bits, columns)
-        if transposed:
-            out.addmm_(inputs[:, block], dense)
-        else:
-            torch.mm(inputs, dense.T, out=out[:, block])
-    return out.to(x.dtype)
+    steps, points = scales.float(), None if zeros is None else zeros.float()
+
+    def decode(block: slice) -> Tensor:
+        shifts = None if points is None else points[block]
+        return uniform_decode(packed[block], steps[block], shifts, bits, columns)
+
+    return multiply_blocks(x, decode, (rows, columns), transposed)
 
 
 def _from_codes(
@@ -63,6 +57,6 @@ def _from_codes(
     out = torch.empty(len(x), len(packed), dtype=torch.float32)
     arrays = grid_arrays(packed, scales, zeros, bits, columns)
     arrays += single(tokens), columns + padding, out.view(-1).numpy()
-    least = max(1, (1 << 16) // columns)
+    least = max(1, THREAD_WEIGHTS // columns)
     uniform_matvec_kernel()(*arrays, size=len(packed), least=least)
     return out.to(x.dtype)

@@ -34,7 +34,7 @@ pytest.importorskip("numba")
 
 import numba
 
-from pvopt_kernels.cpu import _nearest
+from pvopt_kernels.cpu import _blocks, _nearest
 from pvopt_kernels.cpu._compiled.boxes import LEAF
 from pvopt_kernels.cpu._compiled.parallel import ParallelLoop
 from pvopt_kernels.cpu._compiled.scoring import LANES
@@ -321,9 +321,33 @@ def test_grids_of_every_width_equal_float64(seed, bits, rows, scales, size, toke
     levels = unpack_rows(packed, bits, columns).double().view(rows, scales, size)
     centre = torch.tensor(float(1 << bits >> 1)) if zeros is None else zeros[..., None]
     expected = ((levels - centre.double()) * steps[..., None].double()).view(rows, columns)
+    # Levels of up to 2^bits, and sums of up to 120 of them, are rounded in float32.
     torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-6 * 2.0**bits)
     wanted = x.double() @ expected.T
     torch.testing.assert_close(product.double(), wanted, rtol=1e-5, atol=1e-5 * 2.0**bits)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_several_blocks_equal_those_of_one(monkeypatch, transposed):
+    """Blocks of two block rows of three, the last one not whole."""
+    monkeypatch.setenv("PVOPT_KERNELS", "cpu")
+    source = torch.Generator().manual_seed(5)
+    codes = torch.randint(16, (7, 4, 2), generator=source)
+    books, scales = torch.randn(2, 16, 12, generator=source), torch.rand(7, 2, generator=source)
+    packed = pack_rows(torch.randint(8, (21, 16), generator=source), 3)
+    x = torch.randn(20, 21 if transposed else 16, generator=source)
+
+    def products() -> list[torch.Tensor]:
+        grid = packed, torch.ones(21, 1), None
+        return [
+            matmul(x, codes, books, scales, out_group=3, transposed=transposed),
+            uniform_matmul(x, *grid, bits=3, columns=16, transposed=transposed),
+        ]
+
+    whole = products()
+    monkeypatch.setattr(_blocks, "_BLOCK", 2 * 3 * 16)
+    for found, expected in zip(products(), whole, strict=True):
+        torch.testing.assert_close(found, expected)
 
 
 def operations() -> dict[str, Callable[[], torch.Tensor]]:
