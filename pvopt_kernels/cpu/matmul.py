@@ -9,6 +9,7 @@ from pvopt_kernels.reference.matmul import matmul as in_torch
 
 from ._arrays import MAX_GROUP, compiled, integers, single
 from ._blocks import multiply_blocks
+from ._tables import has_fast_tables, multiply_by_tables
 from .decode import decode
 
 __all__ = ["matmul"]
@@ -28,15 +29,19 @@ def matmul(
 ) -> Tensor:
     """Return the product ``[tokens, out]``; see :func:`pvopt_kernels.matmul`.
 
-    One or two tokens give the same bits for any number of threads; more are left to torch's
-    product with decoded blocks, which rounds differently on another number of threads.
+    One or two tokens, or as many as tables of bytes take, give the same bits for any number of
+    threads; more are left to torch's product with decoded blocks, which rounds differently on
+    another number of threads.
     """
     rows, cols = codes.shape[:2]
     group_size = codebooks.shape[2]
     if not (compiled(rows * cols * group_size * len(x)) and group_size <= MAX_GROUP):
         return in_torch(x, codes, codebooks, scales, out_group, transposed)
-    if len(x) <= _FUSED_TOKENS and out_group == 1 and rows >= 4 and not transposed:
-        return _from_codes(x, codes, codebooks, scales)
+    if out_group == 1 and not transposed:
+        if has_fast_tables(len(x), codes, scales):
+            return multiply_by_tables(x, codes, codebooks, scales)
+        if len(x) <= _FUSED_TOKENS and rows >= 4:
+            return _from_codes(x, codes, codebooks, scales)
     books, spread = codebooks.to(torch.float32), scales.to(torch.float32)
     return multiply_blocks(
         x,

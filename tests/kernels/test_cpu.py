@@ -359,6 +359,8 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     weight = codes.view(100, 40, 2), books, torch.rand(100, 4, generator=source)
     dense = target.view(100, 320)
     pairs = torch.randint(256, (40000, 2), generator=source)
+    narrow = torch.randint(256, (1100, 150, 2), generator=source, dtype=torch.uint8)
+    by_tables = narrow, books, torch.rand(1100, 1, generator=source)
     levels = torch.randint(8, (700, 320), generator=source)
     steps, zeros = torch.rand(2, 700, 5, generator=source)
     grid = pack_rows(levels, 3), steps, zeros
@@ -374,6 +376,7 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
         "uniform_decode": lambda: uniform_decode(*grid, bits=3, columns=320),
         "uniform_matmul of 8 tokens": lambda: uniform_matmul(dense[:8], *grid, bits=3, columns=320),
         "matmul of a token": lambda: matmul(dense[:1], *weight),
+        "matmul by tables": lambda: matmul(target.view(-1)[:3600].view(3, 1200), *by_tables),
     }
 
 

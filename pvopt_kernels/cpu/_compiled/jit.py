@@ -26,7 +26,8 @@ def jit(function: Callable[..., Any], *, parallel: bool = False) -> Callable[...
 
     Args:
         function: of arrays and numbers; it must not call functions of other modules that change
-            without this one (the cache does not see that), so kernels call :mod:`.vectors` only.
+            without this one (the cache does not see that), so kernels call
+            :mod:`.vectors` and :mod:`.byte_tables` only.
         parallel: whether loops over ``prange`` run on several threads.
 
     Example:
