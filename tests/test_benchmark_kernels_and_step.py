@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from benchmarks.kernels.cases import Case
 from benchmarks.step.memory import peak_beyond
 from benchmarks.step.profile import PARTS, parts_of
 from benchmarks.step.setups import OPTIMIZERS, Weights, moved
-from benchmarks.timing import Timing, in_turns
+from benchmarks.timing import CLOCKS, Timing, in_turns
 from pvopt.parametrizations.codebooks import Codebooks
 
 
@@ -21,6 +23,33 @@ def test_competitors_take_turns_and_slow_ones_sit_out():
     assert calls == ["a", "b"] * 3
     assert times["a"].repeats == times["b"].repeats == 3
     assert in_turns(competitors, repeats=20, limit_s=0.0)["a"].repeats == 5
+
+
+def test_a_turn_begins_with_a_pause_and_as_long_a_warm_up(monkeypatch):
+    now = 0.0
+    log: list[tuple[str, float]] = []
+
+    def spend(name: str, seconds: float) -> None:
+        nonlocal now
+        log.append((name, now))
+        now += seconds
+
+    fake = SimpleNamespace(perf_counter=lambda: now, sleep=lambda s: spend("sleep", s))
+    monkeypatch.setattr("benchmarks.timing.time", fake)
+    monkeypatch.setitem(CLOCKS, "wall", fake.perf_counter)
+    competitors = {"quick": lambda: spend("quick", 2.0), "slow": lambda: spend("slow", 7.0)}
+    times = in_turns(competitors, repeats=2, pause_s=5.0)
+    names = [name for name, _ in log]
+    first, second = ["sleep", *["quick"] * 4], ["sleep", "slow"]
+    assert names == [
+        *first,
+        *second,
+        "slow",
+        *first,
+        *second,
+    ]  # slow is not known to be so at first
+    assert times["quick"].median_s == 2.0
+    assert times["slow"].median_s == 7.0
 
 
 def test_quartiles_enclose_the_median():

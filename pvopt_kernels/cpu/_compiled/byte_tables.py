@@ -169,24 +169,21 @@ def _columns(builder: Any, codes: Any, stride: Any) -> list[Any]:
         for lane in range(0, ROWS, _LANE):
             address = builder.gep(codes, [builder.mul(stride, ir.IntType(64)(row + lane))])
             quarters.append(_load(builder, address, _LANE))
-        halves = (_shuffle(builder, *quarters[i : i + 2], [*range(2 * _LANE)]) for i in (0, 2))
-        registers.append(_shuffle(builder, *halves, [*range(ROWS)]))
+        low, high = (
+            _shuffle(builder, left, right, [*range(2 * _LANE)])
+            for left, right in (quarters[:2], quarters[2:])
+        )
+        registers.append(_shuffle(builder, low, high, [*range(ROWS)]))
     # Transpose the 16 rows by 16 positions of every lane of 16 bytes: interleave the first
     # register with the ninth and so on, four times.
+    byte, lanes = range(_LANE), range(0, ROWS, _LANE)
+    low, high = (
+        [ROWS * (i % 2) + i // 2 + lane + half for lane in lanes for i in byte] for half in (0, 8)
+    )
     for _ in range(4):
         pairs = zip(registers[:8], registers[8:], strict=True)
         registers = [
-            _shuffle(
-                builder,
-                *pair,
-                [
-                    ROWS * (i % 2) + i // 2 + lane + start
-                    for lane in range(0, ROWS, _LANE)
-                    for i in range(_LANE)
-                ],
-            )
-            for pair in pairs
-            for start in (0, 8)
+            _shuffle(builder, left, right, half) for left, right in pairs for half in (low, high)
         ]
     return registers
 
