@@ -29,9 +29,10 @@ __all__ = [
 intrinsic: Any = extending.intrinsic
 
 ROWS = 64  # bytes of a register
-# Codes of a row that are looked up between two visits of its sum. Their tables of three planes are
-# 24 KiB, half of the first-level cache; with 64 the product takes a quarter longer.
-POSITIONS = 32
+# Codes of a row that are looked up between two visits of its sum, a cache line. With 32 (their
+# tables of three planes fit the first-level cache) the product takes as long, of two planes a tenth
+# longer.
+POSITIONS = 64
 ENTRIES = 256
 _LANE = 16  # bytes that shuffles stay within; positions whose codes the registers hold
 
@@ -118,7 +119,7 @@ def store_planes(typing_context, tables, place, planes, a, b, c, d):
 def add_looked_up(
     typing_context, codes, place, stride, tables, first_table, planes, factor, sums, sum_place
 ):
-    """Add the entries that 32 codes of each of 64 rows name, times a factor, to sums.
+    """Add the entries that 64 codes of each of 64 rows name, times a factor, to sums.
 
     ``place`` is that of the first code of the first row, ``stride`` leads from row to row. Every
     position has a table as :func:`store_planes` writes it, one after the other from number
@@ -133,8 +134,8 @@ def add_looked_up(
         size = integer(ENTRIES * number)
         tables_at = _data(context, builder, tables, arguments[3])
         tables_at = builder.gep(tables_at, [builder.mul(table, size)])
-        # Per plane: sums of pairs of bytes as they are, modulo 2**16, and of the upper bytes. 32
-        # bytes add up to less than 2**13.
+        # Per plane: sums of pairs of bytes as they are, modulo 2**16, and of the upper bytes. 64
+        # bytes add up to less than 2**14.
         totals = [
             cgutils.alloca_once_value(builder, _everywhere(_PAIRS, 0)) for _ in range(2 * number)
         ]
