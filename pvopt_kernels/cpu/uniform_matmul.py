@@ -9,6 +9,7 @@ from pvopt_kernels.reference.uniform_matmul import uniform_matmul as in_torch
 
 from ._arrays import compiled, single
 from ._blocks import multiply_blocks
+from ._digits import has_fast_digits, multiply_by_digits
 from .uniform_decode import THREAD_WEIGHTS, grid_arrays, uniform_decode
 
 __all__ = ["uniform_matmul"]
@@ -35,7 +36,9 @@ def uniform_matmul(
     rows = len(packed)
     if not compiled(rows * columns * len(x)):
         return in_torch(x, packed, scales, zeros, bits, columns, transposed)
-    if len(x) <= _FUSED_TOKENS and not transposed:
+    if not transposed and has_fast_digits(len(x), scales, columns):
+        return multiply_by_digits(x, packed, scales, zeros, bits, columns)
+    if not transposed and len(x) <= _FUSED_TOKENS:
         return _from_codes(x, packed, scales, zeros, bits, columns)
     steps, points = scales.float(), None if zeros is None else zeros.float()
 

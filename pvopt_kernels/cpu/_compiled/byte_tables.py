@@ -8,13 +8,14 @@ and their products take 64.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
-import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
+
+from .machine import host_has
+from .vectors import byte_address
 
 __all__ = [
     "ENTRIES",
@@ -42,11 +43,9 @@ _PAIRS = ir.VectorType(ir.IntType(16), 32)
 _SUMS = ir.VectorType(ir.IntType(32), 32)
 
 
-@functools.cache
 def can_permute_bytes() -> bool:
     """Return whether machine code for this very machine may permute bytes."""
-    for_another = numba.config.CPU_NAME or numba.config.CPU_FEATURES  # type: ignore[attr-defined]
-    return not for_another and bool(binding.get_host_cpu_features().get("avx512vbmi"))
+    return host_has("avx512vbmi")
 
 
 def offset(planes: int) -> int:
@@ -59,12 +58,6 @@ def offset(planes: int) -> int:
         (32768, 4194304)
     """
     return 1 << (min(8 * planes, 23) - 1)
-
-
-def _data(context: Any, builder: Any, array_type: Any, array: Any) -> Any:
-    """Return the address of an array as one of bytes."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(data, ir.IntType(8).as_pointer())
 
 
 def _shuffle(builder: Any, left: Any, right: Any, places: list[int]) -> Any:
@@ -92,7 +85,7 @@ def store_planes(typing_context, tables, place, planes, a, b, c, d):
     """
 
     def generate(context, builder, signature, arguments):
-        address = builder.gep(_data(context, builder, tables, arguments[0]), [arguments[1]])
+        address = byte_address(context, builder, tables, *arguments[:2])
         # In floats from 2**23 to 2**24 the lowest bits are an integer.
         magic = ir.Constant(
             arguments[3].type, [float((1 << 23) + offset(planes.literal_value))] * 16
@@ -130,10 +123,10 @@ def add_looked_up(
     def generate(context, builder, signature, arguments):
         _, start, step, _, table, _, scale, _, sum_start = arguments
         integer = ir.IntType(64)
-        codes_at = builder.gep(_data(context, builder, codes, arguments[0]), [start])
+        codes_at = byte_address(context, builder, codes, arguments[0], start)
         size = integer(ENTRIES * number)
-        tables_at = _data(context, builder, tables, arguments[3])
-        tables_at = builder.gep(tables_at, [builder.mul(table, size)])
+        first_table = builder.mul(table, size)
+        tables_at = byte_address(context, builder, tables, arguments[3], first_table)
         # Per plane: sums of pairs of bytes as they are, modulo 2**16, and of the upper bytes. 64
         # bytes add up to less than 2**14.
         totals = [
@@ -153,8 +146,8 @@ def add_looked_up(
                     upper = builder.lshr(found, _everywhere(_PAIRS, 8))
                     for total, part in ((2 * plane, found), (2 * plane + 1, upper)):
                         builder.store(builder.add(builder.load(totals[total]), part), totals[total])
-        sums_at = _data(context, builder, sums, arguments[7])
-        sums_at = builder.gep(sums_at, [builder.mul(sum_start, integer(4))])
+        first_sum = builder.mul(sum_start, integer(4))
+        sums_at = byte_address(context, builder, sums, arguments[7], first_sum)
         _add_planes(builder, [builder.load(total) for total in totals], scale, sums_at)
         return context.get_dummy_value()
 

@@ -20,6 +20,7 @@ __all__ = [
     "AHEAD",
     "Vector",
     "at_most",
+    "byte_address",
     "item",
     "least",
     "load",
@@ -67,6 +68,12 @@ def _position(context: Any, builder: Any, array_type: Any, array: Any, index: An
     """Return the address of an entry of a contiguous array, by its flat position."""
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [index])
+
+
+def byte_address(context: Any, builder: Any, array_type: Any, array: Any, place: Any) -> Any:
+    """Return the address of a byte of an array, as a pointer to bytes."""
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, ir.IntType(8).as_pointer()), [place])
 
 
 @intrinsic
