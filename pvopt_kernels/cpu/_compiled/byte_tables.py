@@ -79,9 +79,9 @@ def _everywhere(kind: Any, value: int) -> Any:
 def store_planes(typing_context, tables, place, planes, a, b, c, d):
     """Write 64 entries of a table as unsigned integers, the planes of their bytes 256 apart.
 
-    The entries are the ``4 i``-th to the ``4 i + 3``-rd in the lanes ``i`` of four vectors, each
-    less than :func:`offset`. An entry ``e`` is written as the integer nearest to
-    ``e`` plus :func:`offset`; the last plane has the highest bytes.
+    Lanes ``i`` of the four vectors are entries ``4 i`` to ``4 i + 3``, each less than
+    :func:`offset` in size. Written are the integers nearest to the entries, plus :func:`offset`;
+    the last plane has the highest bytes.
     """
 
     def generate(context, builder, signature, arguments):
@@ -129,15 +129,13 @@ def add_looked_up(
         tables_at = byte_address(context, builder, tables, arguments[3], first_table)
         # Per plane: sums of pairs of bytes as they are, modulo 2**16, and of the upper bytes. 64
         # bytes add up to less than 2**14.
-        totals = [
-            cgutils.alloca_once_value(builder, _everywhere(_PAIRS, 0)) for _ in range(2 * number)
-        ]
+        totals = [cgutils.alloca_once(builder, _PAIRS) for _ in range(2 * number)]
         for total in totals:
             builder.store(_everywhere(_PAIRS, 0), total)
         with cgutils.for_range(builder, integer(POSITIONS // _LANE)) as loop:
-            offset = builder.mul(loop.index, integer(_LANE))
-            columns = _columns(builder, builder.gep(codes_at, [offset]), step)
-            here = builder.gep(tables_at, [builder.mul(offset, size)])
+            first = builder.mul(loop.index, integer(_LANE))
+            columns = _columns(builder, builder.gep(codes_at, [first]), step)
+            here = builder.gep(tables_at, [builder.mul(first, size)])
             for position, column in enumerate(columns):
                 for plane in range(number):
                     entry = integer((position * number + plane) * ENTRIES)
