@@ -9,13 +9,14 @@ from torch import Tensor
 
 __all__ = ["multiply_blocks"]
 
-# Weights decoded at a time: 4 MiB of float32 do not leave the caches.
-_BLOCK = 1 << 20
+# Weights decoded at a time, 8 MiB of float32. For 4096 x 11008 weights on two cores 64 tokens take
+# 34 ms with these, 43 with half as many; four tokens take 13 and 11.
+_BLOCK = 1 << 21
 
 
 def multiply_blocks(
     x: Tensor,
-    decode: Callable[[slice], Tensor],
+    decode: Callable[[slice, Tensor], Tensor],
     shape: tuple[int, int],
     transposed: bool,
     *,
@@ -25,7 +26,9 @@ def multiply_blocks(
 
     Args:
         x: ``[tokens, columns]``, or ``[tokens, rows]`` if transposed; any floating dtype.
-        decode: returns the dense float32 rows of some units.
+        decode: returns the dense rows of some units, for which it may use the float32 memory that
+            it is given. With new memory for every block, pages that the system has to provide were
+            34 of the 45 ms of four tokens and 4096 x 11008 weights.
         shape: rows and columns of the weight.
         transposed: whether to compute ``x W`` in place of ``x W'``.
         rows_per_unit: rows that can only be decoded together.
@@ -37,9 +40,12 @@ def multiply_blocks(
     inputs = x.to(torch.float32)
     out = torch.zeros(len(x), columns if transposed else rows)
     step = max(1, _BLOCK // (columns * rows_per_unit))
-    for first in range(0, rows // rows_per_unit, step):
-        dense = decode(slice(first, first + step))
-        place = slice(first * rows_per_unit, (first + step) * rows_per_unit)
+    units = rows // rows_per_unit
+    memory = torch.empty(min(step, units) * rows_per_unit, columns)
+    for first in range(0, units, step):
+        last = min(first + step, units)
+        place = slice(first * rows_per_unit, last * rows_per_unit)
+        dense = decode(slice(first, last), memory[: place.stop - place.start])
         if transposed:
             out.addmm_(inputs[:, place], dense)
         else:

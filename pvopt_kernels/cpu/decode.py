@@ -12,15 +12,26 @@ from ._arrays import MAX_GROUP, compiled, integers, single
 __all__ = ["decode"]
 
 
-def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int) -> Tensor:
-    """Return the dense weight; see :func:`pvopt_kernels.decode`."""
+def decode(
+    codes: Tensor,
+    codebooks: Tensor,
+    scales: Tensor,
+    out_group: int,
+    memory: Tensor | None = None,
+) -> Tensor:
+    """Return the dense weight; see :func:`pvopt_kernels.decode`.
+
+    The result may be in ``memory``, of as many float32 entries and contiguous, if that is given.
+    """
     number, entries, group_size = codebooks.shape
     if not (compiled(codes.shape[0] * codes.shape[1] * group_size) and group_size <= MAX_GROUP):
         return in_torch(codes, codebooks, scales, out_group)
     from ._compiled.decode import decode_kernel
 
     rows, cols, _ = codes.shape
-    dense = torch.empty(rows, cols * group_size, dtype=torch.float32)
+    if memory is None:
+        memory = torch.empty(rows * cols * group_size)
+    dense = memory.view(rows, cols * group_size)
     kernel = decode_kernel(group_size, number)
     per_scale = cols // scales.shape[1]
     arrays = integers(codes), single(codebooks), entries, single(scales), per_scale

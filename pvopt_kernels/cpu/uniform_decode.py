@@ -17,15 +17,23 @@ THREAD_WEIGHTS = 1 << 16
 
 
 def uniform_decode(
-    packed: Tensor, scales: Tensor, zeros: Tensor | None, bits: int, columns: int
+    packed: Tensor,
+    scales: Tensor,
+    zeros: Tensor | None,
+    bits: int,
+    columns: int,
+    memory: Tensor | None = None,
 ) -> Tensor:
-    """Return the dense weight; see :func:`pvopt_kernels.uniform_decode`."""
+    """Return the dense weight; see :func:`pvopt_kernels.uniform_decode`.
+
+    The result may be in ``memory``, ``[rows, columns]`` float32 and contiguous, if that is given.
+    """
     rows = len(packed)
     if not compiled(rows * columns):
         return in_torch(packed, scales, zeros, bits, columns)
     from ._compiled.uniform import uniform_decode_kernel
 
-    dense = torch.empty(rows, columns, dtype=torch.float32)
+    dense = torch.empty(rows, columns) if memory is None else memory
     arrays = grid_arrays(packed, scales, zeros, bits, columns)
     kernel = uniform_decode_kernel()
     kernel(*arrays, dense.view(-1).numpy(), size=rows, least=max(1, THREAD_WEIGHTS // columns))

@@ -42,9 +42,9 @@ def uniform_matmul(
         return _from_codes(x, packed, scales, zeros, bits, columns)
     steps, points = scales.float(), None if zeros is None else zeros.float()
 
-    def decode(block: slice) -> Tensor:
+    def decode(block: slice, memory: Tensor) -> Tensor:
         shifts = None if points is None else points[block]
-        return uniform_decode(packed[block], steps[block], shifts, bits, columns)
+        return uniform_decode(packed[block], steps[block], shifts, bits, columns, memory)
 
     return multiply_blocks(x, decode, (rows, columns), transposed)
 
