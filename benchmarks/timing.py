@@ -57,7 +57,7 @@ def in_turns(
 
     A library's threads go on spinning for some time when their work is done, where the next
     library's would run: the product of ``aqlm`` leaves OpenBLAS's threads awake, and what takes
-    1.4 ms before it takes 5.6 behind it. A pause lets them sleep.
+    1.3 ms before it takes 5.6 behind it. A pause lets them sleep.
 
     Args:
         competitors: functions by name; each has run before, so nothing is compiled here.
@@ -65,7 +65,7 @@ def in_turns(
         limit_s: a competitor that has used up so many seconds sits out after five runs.
         clock: ``wall`` or ``cpu``.
         pause_s: seconds without work before each turn; then one that is shorter runs untimed for
-            as long, so that its own threads are awake and its data is in the caches.
+            a quarter of that, so that its own threads are awake and its data is in the caches.
 
     Returns:
         Timings by name.
@@ -79,7 +79,7 @@ def in_turns(
             if pause_s:
                 time.sleep(pause_s)
             awake = time.perf_counter()
-            while min(seconds[name], default=0.0) < pause_s > time.perf_counter() - awake:
+            while min(seconds[name], default=0.0) < pause_s > 4 * (time.perf_counter() - awake):
                 run()
             began = now()
             run()

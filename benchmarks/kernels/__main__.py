@@ -30,8 +30,8 @@ COLUMNS = {
 }
 
 
-# OpenBLAS's threads spin longest, some 20 ms.
-_PAUSE_S = 0.05
+# OpenBLAS's threads spin longest: 50 ms after their work two turns of ours still took 30 ms each.
+_PAUSE_S = 0.2
 _ONLY = "some of the cases: " + ", ".join(CASES)
 
 
