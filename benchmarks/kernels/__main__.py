@@ -41,7 +41,9 @@ def rows_of(case: Case, *, repeats: int, clock: str) -> list[dict[str, object]]:
     Raises:
         AssertionError: if our result is wrong; a competitor's error is reported.
     """
+    threads = torch.get_num_threads()
     errors = {name: case.error(run()) for name, run in case.competitors.items()}
+    torch.set_num_threads(threads)  # the first call of aqlm changes it
     assert errors[OURS] <= case.tolerance, f"{case.name}: wrong by {errors[OURS]}"
     times = in_turns(case.competitors, repeats=repeats, clock=clock, pause_s=_PAUSE_S)
     return [

@@ -508,6 +508,18 @@ print(os.waitpid(child, 0)[1])
     assert run(code, NUMBA_NUM_THREADS="2").splitlines() == ["[0, 1]", "[0, 0]", "0"]
 
 
+def test_starting_the_threads_leaves_those_of_torch_alone():
+    """Two threads of numba; the third of torch would be gone after the first call."""
+    code = """
+import torch
+from pvopt_kernels import group_sq_norms
+torch.set_num_threads(3)
+group_sq_norms(torch.ones(4096, 64), torch.zeros(4096, 64), in_group=8)
+print(torch.get_num_threads())
+"""
+    assert run(code, NUMBA_NUM_THREADS="2", PVOPT_KERNELS="cpu").strip() == "3"
+
+
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("")
     blocked = str(tmp_path / "file" / "folder")  # below a file no folder can be made

@@ -64,7 +64,8 @@ class ParallelLoop:
             least: numbers that make another thread worth its start: 8 to 10 us of work, as measured
                 on two cores.
         """
-        parts = min(torch.get_num_threads(), size // least)
+        threads = torch.get_num_threads()
+        parts = min(threads, size // least)
         if parts <= 1 or os.getpid() != _PROCESS:
             self._alone(*arguments, size, 1)
             return
@@ -75,3 +76,6 @@ class ParallelLoop:
                 self._threads(*arguments, size, parts)
             finally:
                 numba.set_num_threads(before)
+                # numba's first start of its threads makes torch use as many as there are cores.
+                if torch.get_num_threads() != threads:
+                    torch.set_num_threads(threads)
