@@ -78,8 +78,9 @@ def in_turns(
                 continue
             if pause_s:
                 time.sleep(pause_s)
+            quick = min(seconds[name], default=0.0) < pause_s
             awake = time.perf_counter()
-            while min(seconds[name], default=0.0) < pause_s > 4 * (time.perf_counter() - awake):
+            while quick and time.perf_counter() - awake < pause_s / 4:
                 run()
             began = now()
             run()

@@ -364,6 +364,7 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     levels = torch.randint(8, (700, 320), generator=source)
     steps, zeros = torch.rand(2, 700, 5, generator=source)
     grid = pack_rows(levels, 3), steps, zeros
+    tall = [part.repeat(3, 1) for part in grid]  # enough rows for two threads by digits
     return {
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
@@ -375,6 +376,7 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
         "e8p_decode": lambda: e8p_decode(pairs),
         "uniform_decode": lambda: uniform_decode(*grid, bits=3, columns=320),
         "uniform_matmul of 8 tokens": lambda: uniform_matmul(dense[:8], *grid, bits=3, columns=320),
+        "uniform_matmul of a token": lambda: uniform_matmul(dense[0], *tall, bits=3, columns=320),
         "matmul of a token": lambda: matmul(dense[:1], *weight),
         "matmul by tables": lambda: matmul(target.view(-1)[:3600].view(3, 1200), *by_tables),
     }

@@ -32,7 +32,7 @@ def digit_matvec_kernel(bits: int) -> ParallelLoop:
         columns = len(x)
         group = columns // row_scales
         units = np.empty(row_scales, np.float32)
-        means = np.empty(row_scales, np.float32)  # over 16 columns: a sixteenth of a sum
+        sixteenths = np.empty(row_scales, np.float32)  # of the sums of the inputs
         for s in range(row_scales):
             sizes = sums = nothing = spread(np.float32(0), 16)
             for j in range(s * group, (s + 1) * group, 16):
@@ -40,7 +40,7 @@ def digit_matvec_kernel(bits: int) -> ParallelLoop:
                 sums = sums + entries
                 entries = pick(entries, nothing, nothing - entries, entries)
                 sizes = pick(sizes, entries, entries, sizes)
-            means[s] = total(sums) / np.float32(16)  # not finite where an entry is not
+            sixteenths[s] = total(sums) / np.float32(16)  # not finite where an entry is not
             bound = -least(nothing - sizes)
             units[s] = bound / most
             steps = spread(np.float32(most / bound if bound > 0 else 0.0), 16)
@@ -58,7 +58,7 @@ def digit_matvec_kernel(bits: int) -> ParallelLoop:
                     products = dot_group(
                         packed, place, bits, digits, s * group * DIGITS, group // CODES
                     )
-                    level = products * spread(units[s], 16) - spread(zero * means[s], 16)
+                    level = products * spread(units[s], 16) - spread(zero * sixteenths[s], 16)
                     sums = sums + level * spread(scales[number], 16)
                     place += group // 8 * bits
                 out[row] = total(sums)

@@ -27,7 +27,7 @@ def jit(function: Callable[..., Any], *, parallel: bool = False) -> Callable[...
     Args:
         function: of arrays and numbers; it must not call functions of other modules that change
             without this one (the cache does not see that), so kernels call
-            :mod:`.vectors` and :mod:`.byte_tables` only.
+            :mod:`.vectors`, :mod:`.byte_tables` and :mod:`.byte_products` only.
         parallel: whether loops over ``prange`` run on several threads.
 
     Example:

@@ -27,8 +27,8 @@ def table_matvec_kernel(planes: int) -> ParallelLoop:
     Every position of a row has a table of what its 256 codes contribute,
     :math:`T_{jm}[k] = \langle c_{mk}, x_j \rangle`, kept as integers of ``planes`` bytes in units
     of a bound of the 64 tables around it,
-    :math:`\max_{jm} \lVert x_j \rVert \max_k \lVert c_{mk} \rVert`. So an entry is off by less than
-    :math:`2^{-8 \cdot planes}` of that.
+    :math:`\max_{jm} \lVert x_j \rVert \max_k \lVert c_{mk} \rVert`. So an entry is off by half
+    a unit of :func:`.offset`, :math:`2^{-16}` of that for two planes and :math:`2^{-23}` for three.
 
     Its arguments are flat arrays: x, codes, codebooks, entries of a codebook, size of a group,
     number of codebooks, scales of the rows, memory for the tables (``planes * 256`` bytes for each
