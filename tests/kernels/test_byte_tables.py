@@ -47,7 +47,7 @@ def furthest(x: Tensor, codes: Tensor, books: Tensor, planes: int) -> Tensor:
     rows=st.integers(ROWS, 3 * ROWS + 1),
     cols=st.integers(POSITIONS, 3 * POSITIONS + 1),
     books=st.integers(1, 3),
-    entries=st.sampled_from([1, 2, 63, 64, 65, 128, 200, 256]),
+    entries=st.sampled_from([1, 2, 63, 64, 65, 128, 200, 256, 300]),
     group_size=st.sampled_from([1, 3, 4, 8, 16]),
     tokens=st.sampled_from([1, 3]),
     dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
