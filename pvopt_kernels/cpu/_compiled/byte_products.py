@@ -1,8 +1,8 @@
 """Integer products of packed codes with the digits of activations, where a core has them.
 
 AVX-512 VNNI multiplies 64 codes of a byte by 64 signed bytes and adds them up by fours, exactly; a
-permutation, a shift of VBMI and a mask unpack 64 codes of any width. Activations are fixed-point numbers
-of three digits in base 256, so that 64 weights take three such products in place of
+permutation, a shift of VBMI and a mask unpack 64 codes of any width. Activations are fixed-point
+numbers of three digits in base 256, so that 64 weights take three such products in place of
 unpacking, converting and multiplying floats, 16 at a time.
 """
 
