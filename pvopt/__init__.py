@@ -1,7 +1,7 @@
 """Optimizers for models whose weights are discrete: codes, codebooks, grids.
 
 The flow: :func:`quantize_` makes representations (codes and values) of a model's weights,
-:class:`PVOptimizer` tunes them in any training loop, :mod:`pvopt.checkpoints` saves them.
+:class:`PVOptimizer` tunes them in any training loop, :mod:`pvopt.formats.native` saves them.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .gradients import NonFiniteGradientError
-    from .metric import InputMetric, Metric, SecondMoment
+    from .engine.finite_check import NonFiniteGradientError
+    from .metrics.sources import InputMetric, Metric, SecondMoment
     from .optimizer import PVOptimizer
     from .parametrizations import (
         E8P,
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
         UniformGrid,
         VectorCodebook,
     )
-    from .quantize import QuantizedWeights, quantize_
+    from .weights import QuantizedWeights, quantize_
     from .recipes import (
         continuous_only,
         naive_pv,
@@ -41,14 +41,14 @@ if TYPE_CHECKING:
         subspace_pv,
         subspace_pv_ste,
     )
-    from .rounding import Forced, Nearest, Rounding, Stochastic
-    from .row_metric import RowMetric, row_metric_search
-    from .schedule import Alternate, Phases, Schedule, Simultaneous
-    from .step_report import StepReport
-    from .subspace import AllGroups, Decreases, Gain, Greedy, Proportional, Subspace, Uniform
-    from .trust_region import TrustRegion
-    from .values import AdamValues, SGDValues, ValueOptimizer
-    from .vstep import v_step
+    from .rules.rounding import Forced, Nearest, Rounding, Stochastic
+    from .engine.column_descent import RowMetric, row_metric_search
+    from .rules.phases import Alternate, Phases, Schedule, Simultaneous
+    from .engine.report import StepReport
+    from .rules.subspace import AllGroups, Decreases, Gain, Greedy, Proportional, Subspace, Uniform
+    from .rules.trust_region import TrustRegion
+    from .rules.value_optimizers import AdamValues, SGDValues, ValueOptimizer
+    from .engine.v_step import v_step
 
 __version__ = "0.1.0"
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from pvopt.gradients import NonFiniteGradientError
+from pvopt.engine.finite_check import NonFiniteGradientError
 
 __all__ = ["main"]
 

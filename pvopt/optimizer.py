@@ -12,21 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from . import optimizer_state
-from .gradients import check_finite
-from .group_settings import GroupSettings
-from .metric import Metric
+from pvopt.engine import state as optimizer_state
+from .engine.finite_check import check_finite
+from .engine.group_settings import GroupSettings
+from .metrics.sources import Metric
 from .parametrizations.representation import Representation
-from .pstep import ValueStep, p_step
-from .quantize import QuantizedWeights
-from .rounding import Nearest, Rounding
-from .row_metric import RowMetric
-from .schedule import Phases, Schedule, Simultaneous
-from .step_report import StepReport
-from .subspace import Greedy, Subspace
-from .trust_region import TrustRegion
-from .values import AdamValues, ValueOptimizer
-from .vstep import v_step
+from .engine.p_step import ValueStep, p_step
+from .weights import QuantizedWeights
+from .rules.rounding import Nearest, Rounding
+from .engine.column_descent import RowMetric
+from .rules.phases import Phases, Schedule, Simultaneous
+from .engine.report import StepReport
+from .rules.subspace import Greedy, Subspace
+from .rules.trust_region import TrustRegion
+from .rules.value_optimizers import AdamValues, ValueOptimizer
+from .engine.v_step import v_step
 
 __all__ = ["PVOptimizer"]
 

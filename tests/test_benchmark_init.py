@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 from benchmarks.init.__main__ import main
 from benchmarks.init.lineup import ROWS
 from pvopt.llm import load_model
-from pvopt.quantize import select_weights
+from pvopt.weights import select_weights
 
 
 def test_quick_run_keeps_every_row(tmp_path, capsys):

@@ -10,7 +10,8 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 from benchmarks.smoothness.__main__ import main
 from benchmarks.smoothness.experiment import PLAN
-from pvopt import AdditiveCodebooks, checkpoints, quantize_
+from pvopt import AdditiveCodebooks, quantize_
+from pvopt.formats import native
 from pvopt.llm import load_model
 
 SMALL = ["--quick", "--length", "16", "--path-steps", "2"]
@@ -45,7 +46,7 @@ def test_rates_may_start_from_a_checkpoint(tmp_path):
     language_model = load_model("tiny-llama")
     weights = quantize_(language_model.model, AdditiveCodebooks(2, 3, 8), seed=5)
     start = tmp_path / "start"
-    checkpoints.save(start, language_model.model, weights, tokenizer=language_model.tokenizer)
+    native.save(start, language_model.model, weights, tokenizer=language_model.tokenizer)
     report = main([*SMALL, "--only", "rates", "--start", str(start)])
     own = main([*SMALL, "--only", "rates"])
     assert {row["experiment"] for row in report.rows} == {"code learning rate"}

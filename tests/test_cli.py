@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from pvopt import NonFiniteGradientError
-from pvopt.checkpoints import load_training_state, read_metadata, storage_report
+from pvopt.formats.native import load_training_state, read_metadata, storage_report
 from pvopt.cli import main
 from pvopt.llm import load_model, perplexity, split_text
 from pvopt.tuning import Inputs, TuneSettings, load_student, resume_run, start_run

@@ -10,10 +10,10 @@ import torch
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
 from pvopt.calibration import METHODS, default_method, parse_method
-from pvopt.checkpoints import read_metadata
+from pvopt.formats.native import read_metadata
 from pvopt.cli import main
 from pvopt.commands import quantize
-from pvopt.initialization import AQLM, GPTQ, Initialization, layer_error
+from pvopt.starts import AQLM, GPTQ, Initialization, layer_error
 from pvopt.tuning import load_student, parse_format
 
 

@@ -45,7 +45,7 @@ from pvopt import (
     VectorCodebook,
     v_step,
 )
-from pvopt.checkpoints.registry import BUILT_IN
+from pvopt.formats.native.registry import BUILT_IN
 from pvopt.llm import QuantizedLinear
 
 PARAMETRIZATIONS: list[Parametrization] = [

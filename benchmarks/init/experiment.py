@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt import checkpoints
+from pvopt.formats import native
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
@@ -111,7 +111,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     ]
     if row.two_bits:  # a tuned point may start from it, now or in a later run
         start = folder / name
-        checkpoints.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
+        native.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
     errors = list(result.layer_errors.values())
     return {
         "format": name,

@@ -9,7 +9,7 @@ from torch import nn
 
 from pvopt import Parametrization, UniformGrid
 from pvopt.calibration import parse_method
-from pvopt.initialization import Initialization
+from pvopt.starts import Initialization
 from pvopt.tuning import parse_format
 
 __all__ = ["ROWS", "Row"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pvopt
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt import checkpoints
+from pvopt.formats import native
 from pvopt.llm import (
     LanguageModel,
     TokenBatches,
@@ -149,7 +149,7 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     weights = pvopt.quantize_(teacher.model, spec, seed=settings.seed)
     quantize_s = time.perf_counter() - begin
-    checkpoints.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
+    native.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
     return {
         "teacher_ppl": teacher_ppl,
         "start_ppl": text_perplexity(settings, teacher.model, test),
@@ -190,7 +190,7 @@ def _tune_settings(settings: Settings, recipe: str) -> TuneSettings:
 
 def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> dict[str, Any]:
     """Tune the start of that name by one recipe and return its row."""
-    loaded = checkpoints.load(folder / start)
+    loaded = native.load(folder / start)
     model, weights = loaded.model, loaded.weights
     # Where every group is searched in every step, a beam of 5 would take a minute a step.
     weights = _with_beam(weights, settings.beam_size if recipe.startswith("subspace") else 1)

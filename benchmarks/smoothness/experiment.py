@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pvopt
-from pvopt import checkpoints
+from pvopt.formats import native
 from pvopt.llm import LanguageModel, TokenBatches, load_text
 from pvopt.smoothness import (
     SmoothnessEstimate,
@@ -120,7 +120,7 @@ def code_rates(settings: Settings, model: nn.Module, ids: Tensor, start: Path | 
         spec = pvopt.AdditiveCodebooks(settings.num_codebooks, settings.bits, settings.group)
         weights = pvopt.quantize_(model, spec, seed=settings.seed)
     else:
-        loaded = checkpoints.load(start)
+        loaded = native.load(start)
         model, weights = loaded.model, loaded.weights
     rows = []
     for base, subspace in PLAN:

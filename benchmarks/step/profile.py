@@ -12,9 +12,10 @@ from unittest import mock
 from torch.optim import AdamW, Optimizer
 
 from benchmarks.timing import CLOCKS
-from pvopt import Greedy, Nearest, optimizer, vstep
+from pvopt import Greedy, Nearest, optimizer
+from pvopt.engine import v_step as vstep
 from pvopt.parametrizations.codebooks import Codebooks
-from pvopt.values import AdamValues
+from pvopt.rules.value_optimizers import AdamValues
 
 __all__ = ["PARTS", "parts_of"]
 

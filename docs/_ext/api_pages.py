@@ -24,13 +24,13 @@ ROOTS = ("pvopt", "pvopt_kernels")
 _FIRST_SECTIONS = (
     "pvopt.optimizer",
     "pvopt.recipes",
-    "pvopt.quantize",
+    "pvopt.weights",
     "pvopt.parametrizations",
-    "pvopt.rounding",
-    "pvopt.subspace",
-    "pvopt.values",
-    "pvopt.schedule",
-    "pvopt.vstep",
+    "pvopt.rules.rounding",
+    "pvopt.rules.subspace",
+    "pvopt.rules.value_optimizers",
+    "pvopt.rules.phases",
+    "pvopt.engine.v_step",
 )
 
 # Their --help goes into the page on the command line.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.parametrizations.representation import Representation
-from pvopt.quantize import QuantizedWeights
+from pvopt.weights import QuantizedWeights
 
 from .blocks import BlockCall
 

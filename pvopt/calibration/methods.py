@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from pvopt.initialization import AQLM, GPTQ, Fit, Initialization, IterativeOBS, OneShotOBS
+from pvopt.starts import AQLM, GPTQ, Fit, Initialization, IterativeOBS, OneShotOBS
 from pvopt.parametrizations import Parametrization, Sparse
 from pvopt.parametrizations.scalar_grid import ScalarGrid
 from pvopt.parametrizations.sparse_support import SparseSupport
@@ -31,10 +31,10 @@ def parse_method(name: str) -> Initialization:
     ============= =================================================================
     fit           the format's own fit, without data (sparse: by magnitude)
     weighted-fit  the same, errors weighted by the size of the inputs
-    gptq          :class:`pvopt.initialization.GPTQ` (LDLQ for groups of inputs)
-    aqlm          :class:`pvopt.initialization.AQLM`
-    obs           :class:`pvopt.initialization.OneShotOBS`, for sparse weights
-    iterative-obs :class:`pvopt.initialization.IterativeOBS`, for sparse weights
+    gptq          :class:`pvopt.starts.GPTQ` (LDLQ for groups of inputs)
+    aqlm          :class:`pvopt.starts.AQLM`
+    obs           :class:`pvopt.starts.OneShotOBS`, for sparse weights
+    iterative-obs :class:`pvopt.starts.IterativeOBS`, for sparse weights
     ============= =================================================================
 
     Args:

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pvopt.initialization import Initialization, relative_layer_error
-from pvopt.modes import evaluation_mode
+from pvopt.starts import Initialization, relative_layer_error
+from pvopt.evaluation_mode import evaluation_mode
 from pvopt.parametrizations import Parametrization, Representation
-from pvopt.quantize import QuantizedWeights, match_patterns, select_weights
+from pvopt.weights import QuantizedWeights, match_patterns, select_weights
 
 from .blocks import BlockCall, capture_inputs, find_blocks
 from .fine_tuning import FineTuning
@@ -92,7 +92,7 @@ def calibrate_(
 
     Example:
         >>> from pvopt import UniformGrid
-        >>> from pvopt.initialization import Fit
+        >>> from pvopt.starts import Fit
         >>> from pvopt.llm import load_model, load_text
         >>> loaded = load_model("tiny-llama")
         >>> tokens = loaded.encode(load_text("pydoc"))[: 4 * 64].view(4, 64)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pvopt.checkpoints.errors import CheckpointError
+from pvopt.formats.errors import CheckpointError
 from pvopt.parametrizations import Parametrization, Representation
 
 __all__ = ["WorkFolder"]

@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of all weights and the sums."""
-    from pvopt.checkpoints import storage_report
+    from pvopt.formats.native import storage_report
     from pvopt.tuning import find_checkpoint, format_name
 
     folder = find_checkpoint(args.checkpoint)

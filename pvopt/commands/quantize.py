@@ -59,9 +59,9 @@ def run(args: argparse.Namespace) -> int:
     """Quantize and save."""
     import torch
 
-    from pvopt.checkpoints import save, storage_report
+    from pvopt.formats.native import save, storage_report
     from pvopt.llm import load_model
-    from pvopt.quantize import quantize_
+    from pvopt.weights import quantize_
     from pvopt.tuning import parse_format
 
     parametrization = parse_format(args.format)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.llm.distillation import language_loss
-from pvopt.modes import evaluation_mode
+from pvopt.evaluation_mode import evaluation_mode
 
 
 @dataclass(frozen=True)

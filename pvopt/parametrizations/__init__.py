@@ -1,12 +1,12 @@
 """Discrete-continuous parametrizations of a weight, one file each."""
 
 from .additive_codebooks import AdditiveCodebooks
-from .base import Parametrization
+from .contract import Parametrization
 from .binary import Binary
-from .block_metric import BlockMetric
+from pvopt.metrics.block import BlockMetric
 from .candidates import Candidates
 from .e8p import E8P
-from .incoherent import Incoherent
+from pvopt.spaces.rotation import Incoherent
 from .layout import GroupLayout
 from .quantized_nonzeros import QuantizedNonzeros
 from .quantized_scales import QuantizedScales

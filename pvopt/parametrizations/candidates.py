@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .block_metric import BlockMetric
+from pvopt.metrics.block import BlockMetric
 
 __all__ = ["Candidates", "squared_norms"]
 

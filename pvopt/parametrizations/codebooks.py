@@ -7,11 +7,11 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from pvopt.kmeans import kmeans, nearest_centroid
+from pvopt.fits.kmeans import kmeans, nearest_centroid
 from pvopt_kernels.ops import beam_search, codebook_grad, decode, sum_by_code
 
-from .base import Parametrization
-from .block_metric import BlockMetric
+from .contract import Parametrization
+from pvopt.metrics.block import BlockMetric
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation, code_dtype
 from .validation import prepare_fit

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pvopt_kernels import beam_search, e8_ball, e8p_assign, e8p_decode, smallest
 
-from .base import Parametrization
+from .contract import Parametrization
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation
 from .validation import check_integer, check_scale_group, prepare_fit

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import Parametrization
+from .contract import Parametrization
 from .candidates import squared_norms
 from .choices import best_sums, take_choices
-from .incoherent import Incoherent
+from pvopt.spaces.rotation import Incoherent
 from .layout import GroupLayout
 from .representation import Representation, code_dtype
 from .sparse_support import SparseSupport, spread

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvopt.kmeans import kmeans, nearest_centroid
+from pvopt.fits.kmeans import kmeans, nearest_centroid
 from pvopt_kernels import sum_by_code
 
-from .base import Parametrization
-from .block_metric import BlockMetric
+from .contract import Parametrization
+from pvopt.metrics.block import BlockMetric
 from .codebooks import Codebooks
 from .e8p import E8P
 from .layout import GroupLayout

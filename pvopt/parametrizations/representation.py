@@ -12,7 +12,7 @@ from torch import Tensor
 from .layout import GroupLayout
 
 if TYPE_CHECKING:
-    from .base import Parametrization
+    from .contract import Parametrization
 
 __all__ = ["Representation", "code_dtype"]
 

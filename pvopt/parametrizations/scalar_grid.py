@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .base import Parametrization
+from .contract import Parametrization
 from .candidates import Candidates
 from .layout import GroupLayout, check_divides, matrix_shape
 from .representation import Representation

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pvopt.kmeans import kmeans, nearest_centroid
+from pvopt.fits.kmeans import kmeans, nearest_centroid
 from pvopt_kernels.ops import smallest, sum_by_code
 
-from .base import Parametrization
+from .contract import Parametrization
 from .candidates import Candidates
 from .layout import GroupLayout, matrix_shape
 from .representation import Representation, code_dtype

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import Parametrization
+from .contract import Parametrization
 from .representation import Representation, code_dtype
 from .supports import best_supports
 from .validation import prepare_fit

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.parametrizations.layout import GroupLayout
-from pvopt.quantize import QuantizedWeights
-from pvopt.subspace import Greedy, Subspace
+from pvopt.weights import QuantizedWeights
+from pvopt.rules.subspace import Greedy, Subspace
 
 from .objective import Loss, Objective, Parameters, resolve, unchanged
 from .power_iteration import largest_curvature

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pvopt.parametrizations.layout import GroupLayout
-from pvopt.quantize import QuantizedWeights
+from pvopt.weights import QuantizedWeights
 
 from .vectors import Vector
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pvopt.parametrizations.layout import GroupLayout
-from pvopt.subspace import Uniform
+from pvopt.rules.subspace import Uniform
 
 from .vectors import Vector
 

@@ -1,7 +1,7 @@
 """Tuning of language models from the command line: settings, the loop, metrics, curves."""
 
 from .formats import FORMATS, format_name, parse_format
-from .metrics import MetricsFile, StepRecord
+from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .plots import plot_curves
 from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run

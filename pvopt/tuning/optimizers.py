@@ -9,11 +9,11 @@ import torch
 from torch.optim import Optimizer
 
 from pvopt import recipes
-from pvopt.metric import SecondMoment
+from pvopt.metrics.sources import SecondMoment
 from pvopt.optimizer import PVOptimizer
 from pvopt.parametrizations import AdditiveCodebooks, Parametrization
-from pvopt.quantize import QuantizedWeights
-from pvopt.subspace import Gain, Greedy, Proportional, Uniform
+from pvopt.weights import QuantizedWeights
+from pvopt.rules.subspace import Gain, Greedy, Proportional, Uniform
 
 from .settings import TuneSettings
 

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvopt.checkpoints import CheckpointError, load, load_tokenizer, load_training_state
+from pvopt.formats.native import CheckpointError, load, load_tokenizer, load_training_state
 from pvopt.llm import LanguageModel, TokenBatches, load_model, load_text, split_text
-from pvopt.quantize import QuantizedWeights, quantize_
+from pvopt.weights import QuantizedWeights, quantize_
 
 from .formats import parse_format
 from .optimizers import with_beam_size

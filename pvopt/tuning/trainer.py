@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pvopt.checkpoints import save
+from pvopt.formats.native import save
 from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
@@ -24,9 +24,9 @@ from pvopt.llm import (
     output_head,
     perplexity,
 )
-from pvopt.quantize import QuantizedWeights
+from pvopt.weights import QuantizedWeights
 
-from .metrics import MetricsFile, StepRecord
+from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .settings import TuneSettings, autocast_dtype
 
@@ -42,7 +42,7 @@ class _Stopped(Exception):
 class Trainer:
     """Tune a quantized language model and write what happens into a folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.checkpoints`). The state
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The state
     after ``n`` steps is a function of the settings, the start and the texts only, however often
     the run was interrupted.
 

@@ -11,8 +11,8 @@ from torch import nn
 from pvopt import SharedValues, UniformGrid
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.calibration.hessians import gather_hessians
-from pvopt.checkpoints import CheckpointError
-from pvopt.initialization import Fit, Initialization
+from pvopt.formats.native import CheckpointError
+from pvopt.starts import Fit, Initialization
 from pvopt.llm import load_model
 
 GRID = UniformGrid(3, 32)

@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pvopt
-from pvopt.checkpoints import save
+from pvopt.formats.native import save
 
 FOLDER = Path(__file__).parent.parent / "data" / "checkpoint-v1"
 

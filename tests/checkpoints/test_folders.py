@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import pvopt
-from pvopt.checkpoints import CheckpointError, load, save
+from pvopt.formats.native import CheckpointError, load, save
 
 STEP = "step"
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 import pvopt
-from pvopt.checkpoints import load, load_training_state, save
+from pvopt.formats.native import load, load_training_state, save
 
 DATA = Path(__file__).parent.parent / "data"
 

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from torch import nn
 
 import pvopt
-from pvopt.checkpoints import CheckpointError, load, save, storage_report
+from pvopt.formats.native import CheckpointError, load, save, storage_report
 
 FORMATS = {
     "0": (pvopt.E8P(2), 2),

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pvopt
-from pvopt.checkpoints import (
+from pvopt.formats.native import (
     CheckpointError,
     load,
     load_tokenizer,
@@ -279,7 +279,7 @@ def test_parametrizations_of_the_user_must_be_named(tmp_path):
 
 def test_every_parametrization_of_the_library_can_be_saved():
     from pvopt import parametrizations
-    from pvopt.checkpoints.registry import BUILT_IN
+    from pvopt.formats.native.registry import BUILT_IN
 
     public = {getattr(parametrizations, name) for name in parametrizations.__all__}
     concrete = {
@@ -314,7 +314,7 @@ def test_storage_is_counted_to_the_byte(network, tmp_path):
 
 
 def test_a_file_with_a_right_checksum_but_wrong_content(saved):
-    from pvopt.checkpoints.manifest import FileEntry
+    from pvopt.formats.native.manifest import FileEntry
 
     file = saved / "model.safetensors"
     tensors = load_file(file)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvopt.checkpoints import pack, packed_size, unpack
+from pvopt.formats.native import pack, packed_size, unpack
 
 # Sizes around a byte's worth of codes and around the pieces that are converted at once.
 SIZES = (0, 1, 2, 7, 8, 9, 63, 1001, (1 << 17) - 1, 1 << 17, (1 << 17) + 3)

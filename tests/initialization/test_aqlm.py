@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import AdditiveCodebooks, UniformGrid, VectorCodebook
-from pvopt.initialization import AQLM, GPTQ, Fit, damped
+from pvopt.starts import AQLM, GPTQ, Fit, damped
 
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=3, deadline=None, derandomize=True)

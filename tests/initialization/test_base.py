@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import UniformGrid, VectorCodebook
-from pvopt.initialization import Fit, damped, layer_error, relative_layer_error
+from pvopt.starts import Fit, damped, layer_error, relative_layer_error
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)

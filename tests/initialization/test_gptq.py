@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import pvopt
 from pvopt import AdditiveCodebooks, SharedValues, Ternary, UniformGrid, VectorCodebook
-from pvopt.initialization import GPTQ, damped
+from pvopt.starts import GPTQ, damped
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=4, deadline=None, derandomize=True)
@@ -149,7 +149,7 @@ def test_batches_of_columns_do_not_matter(monkeypatch):
     weight, inputs = draw(0, columns=24)
     hessian = inputs.T @ inputs
     expected = GPTQ().start(weight, UniformGrid(2, 4), hessian=hessian)
-    monkeypatch.setattr("pvopt.initialization.gptq._BATCH", 5)
+    monkeypatch.setattr("pvopt.starts.gptq._BATCH", 5)
     rep = GPTQ().start(weight, UniformGrid(2, 4), hessian=hessian)
     torch.testing.assert_close(rep.decode(), expected.decode())
     assert torch.equal(rep.codes, expected.codes)

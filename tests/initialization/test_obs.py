@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import Sparse, SparseNM, UniformGrid
-from pvopt.initialization import (
+from pvopt.starts import (
     Fit,
     IterativeOBS,
     OneShotOBS,
@@ -21,8 +21,8 @@ from pvopt.initialization import (
     refit,
     refit_support,
 )
-from pvopt.initialization.pruning import PrunedRows
-from pvopt.initialization.refit import polished, removal_costs_more
+from pvopt.starts.pruning import PrunedRows
+from pvopt.starts.refit import polished, removal_costs_more
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)
@@ -337,7 +337,7 @@ def test_more_than_one_removal_in_a_step_and_chunks_of_rows(monkeypatch):
     weight, inputs = problem(5, 12, 64, 200)
     hessian = inputs.T @ inputs
     whole = IterativeOBS().start(weight, ROW, hessian=hessian)
-    monkeypatch.setattr("pvopt.initialization.obs._CHUNK_ELEMENTS", 5 * 32 * 64)
+    monkeypatch.setattr("pvopt.starts.obs._CHUNK_ELEMENTS", 5 * 32 * 64)
     parts = IterativeOBS().start(weight, ROW, hessian=hessian)
     assert torch.equal(parts.codes, whole.codes)
     torch.testing.assert_close(parts.decode(), whole.decode())

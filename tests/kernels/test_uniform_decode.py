@@ -104,7 +104,7 @@ def test_rows_are_streams_of_bits(bits, rows, columns, seed):
 
 
 def test_whole_bytes_are_the_stream_of_checkpoints():
-    from pvopt.checkpoints.packing import pack
+    from pvopt.formats.native.packing import pack
 
     codes = torch.randint(8, (5, 16), generator=torch.Generator().manual_seed(0))
     assert torch.equal(pack_rows(codes, 3).flatten(), pack(codes, 3))

@@ -24,7 +24,7 @@ from pvopt import (
     quantize_,
     subspace_pv_ste,
 )
-from pvopt.initialization import relative_layer_error
+from pvopt.starts import relative_layer_error
 from pvopt.llm import load_model
 
 # Without first moments a step is a multiple of D^-1 g.

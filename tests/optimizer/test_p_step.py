@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvopt import AdamValues, SGDValues, SharedValues, UniformGrid, pstep
-from pvopt.pstep import ValueStep, p_step
+from pvopt import AdamValues, SGDValues, SharedValues, UniformGrid
+from pvopt.engine import p_step as pstep
+from pvopt.engine.p_step import ValueStep, p_step
 
 
 def weights(rule, seed: int, counts: list[int]) -> list[ValueStep]:

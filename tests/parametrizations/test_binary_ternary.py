@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import Binary, Ternary
-from pvopt.checkpoints.words import pack_codes, unpack_codes
+from pvopt.formats.native.words import pack_codes, unpack_codes
 from pvopt.tuning.formats import format_name, parse_format
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -27,7 +27,7 @@ from pvopt import (
     VectorCodebook,
     v_step,
 )
-from pvopt.parametrizations import base
+from pvopt.parametrizations import contract as base
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)

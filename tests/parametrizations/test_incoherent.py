@@ -25,8 +25,8 @@ from pvopt import (
     row_metric_search,
     v_step,
 )
-from pvopt.initialization import GPTQ, Fit, layer_error
-from pvopt.parametrizations.orthogonal import transform
+from pvopt.starts import GPTQ, Fit, layer_error
+from pvopt.spaces.orthogonal import transform
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)

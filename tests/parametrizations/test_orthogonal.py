@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from pvopt.parametrizations.orthogonal import kronecker_factors, transform
-from pvopt.parametrizations.paley import has_paley, paley
+from pvopt.spaces.orthogonal import kronecker_factors, transform
+from pvopt.spaces.paley import has_paley, paley
 
 DOUBLE = torch.float64
 # Sizes of layers of language models, whose odd part is 1, 3, 5, 7, 9, 27, 35, 37, 43, 125, 171.

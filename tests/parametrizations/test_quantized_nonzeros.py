@@ -28,8 +28,8 @@ from pvopt import (
     VectorCodebook,
     row_metric_search,
 )
-from pvopt.checkpoints import load, save, storage_report
-from pvopt.initialization import GPTQ, IterativeOBS, OneShotOBS, layer_error
+from pvopt.formats.native import load, save, storage_report
+from pvopt.starts import GPTQ, IterativeOBS, OneShotOBS, layer_error
 from pvopt.parametrizations.choices import best_sums
 
 SEEDS = st.integers(0, 2**32 - 1)

@@ -28,8 +28,8 @@ from pvopt import (
     quantize_,
     v_step,
 )
-from pvopt.checkpoints import CheckpointError, load, save, storage_report
-from pvopt.checkpoints.words import unpack_codes
+from pvopt.formats.native import CheckpointError, load, save, storage_report
+from pvopt.formats.native.words import unpack_codes
 from pvopt.parametrizations.sparse_support import SparseSupport
 from pvopt.parametrizations.supports import best_supports
 from pvopt.tuning.formats import format_name, parse_format

@@ -26,8 +26,8 @@ from pvopt import (
     UniformGrid,
     v_step,
 )
-from pvopt.code_search import CodeSearch, SeparableSearch
-from pvopt.row_metric import ColumnDescent
+from pvopt.engine.searches import CodeSearch, SeparableSearch
+from pvopt.engine.column_descent import ColumnDescent
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=5, deadline=None, derandomize=True)

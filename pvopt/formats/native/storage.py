@@ -1,0 +1,150 @@
+"""What a checkpoint takes on the disk, to the bit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from pvopt.parametrizations import Parametrization
+
+from pvopt.formats.errors import CheckpointError
+from .folders import complete_folder
+from .manifest import Manifest
+
+__all__ = ["StorageReport", "WeightStorage", "storage_report"]
+
+_TENSORS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class WeightStorage:
+    """Storage of one quantized weight.
+
+    Args:
+        name: of the parameter.
+        shape: of the dense weight.
+        parametrization: its settings.
+        code_bytes: packed codes.
+        value_bytes: codebooks, scales and so on, as stored.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    parametrization: Parametrization
+    code_bytes: int
+    value_bytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of dense weights."""
+        return math.prod(self.shape)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per weight as stored."""
+        return 8 * (self.code_bytes + self.value_bytes) / self.count
+
+    @property
+    def bits_per_weight_16(self) -> float:
+        """Bits per weight with values of 16 bits, the usual way to count."""
+        return self.parametrization.bits_per_weight(self.shape, value_bits=16)
+
+
+@dataclass(frozen=True)
+class StorageReport:
+    """Storage of a whole checkpoint.
+
+    Args:
+        weights: the quantized weights.
+        other_count: number of weights that are not quantized (each tied one counted once).
+        other_bytes: what these take, as stored.
+        file_bytes: size of ``model.safetensors``.
+    """
+
+    weights: tuple[WeightStorage, ...]
+    other_count: int
+    other_bytes: int
+    file_bytes: int
+
+    @property
+    def count(self) -> int:
+        """Number of quantized weights."""
+        return sum(weight.count for weight in self.weights)
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits per quantized weight as stored, with codebooks and scales."""
+        stored = sum(weight.code_bytes + weight.value_bytes for weight in self.weights)
+        return 8 * stored / max(1, self.count)
+
+    @property
+    def bits_per_weight_16(self) -> float:
+        """Bits per quantized weight with values of 16 bits."""
+        return self._bits_16() / max(1, self.count)
+
+    @property
+    def total_bits_per_weight(self) -> float:
+        """Bits per weight of the whole model as stored, embeddings and all."""
+        bits = self.bits_per_weight * self.count + 8 * self.other_bytes
+        return bits / max(1, self.count + self.other_count)
+
+    @property
+    def total_bits_per_weight_16(self) -> float:
+        """Bits per weight of the whole model with values and other weights of 16 bits."""
+        bits = self._bits_16() + 16 * self.other_count
+        return bits / max(1, self.count + self.other_count)
+
+    def _bits_16(self) -> float:
+        return sum(weight.bits_per_weight_16 * weight.count for weight in self.weights)
+
+
+def storage_report(folder: str | Path) -> StorageReport:
+    """Measure a checkpoint, from the headers of its files alone.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        Bytes and bits of every weight.
+
+    Raises:
+        CheckpointError: if the folder is no checkpoint, or its file is truncated.
+
+    Example:
+        >>> import tempfile, torch, pvopt
+        >>> from pvopt.formats.native import save
+        >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(64, 64, bias=False)
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(2, 32))
+        >>> report = storage_report(save(folder, model, weights))
+        >>> report.bits_per_weight, report.bits_per_weight_16  # scale and zero per 32 weights
+        (4.0, 3.0)
+    """
+    path = complete_folder(folder)
+    manifest = Manifest.read(path)
+    file = path / _TENSORS
+    try:
+        sizes: dict[str, tuple[int, int]] = {}
+        with safe_open(str(file), framework="pt") as stored:
+            for name in stored.keys():  # noqa: SIM118
+                tensor = stored.get_tensor(name)  # the file is mapped, not read
+                sizes[name] = tensor.numel(), tensor.nbytes
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    weights = []
+    for name, entry in manifest.weights.items():
+        keys = [f"values.{value}" for value in entry.parametrization.value_shapes(entry.shape)]
+        try:
+            codes = sizes.pop(f"{name}.codes")[1]
+            values = sum(sizes.pop(f"{name}.{key}")[1] for key in keys)
+        except KeyError as error:
+            raise CheckpointError(f"{file}: the tensor {error} is missing") from error
+        weights.append(WeightStorage(name, entry.shape, entry.parametrization, codes, values))
+    return StorageReport(
+        tuple(weights),
+        sum(count for count, _ in sizes.values()),
+        sum(size for _, size in sizes.values()),
+        file.stat().st_size,
+    )
