@@ -3,56 +3,78 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pvopt.engine import state as optimizer_state
-from .engine.finite_check import check_finite
-from .engine.group_settings import GroupSettings
-from .metrics.sources import Metric
-from .parametrizations.representation import Representation
-from .engine.p_step import ValueStep, p_step
-from .weights import QuantizedWeights
-from .rules.rounding import Nearest, Rounding
-from .engine.column_descent import RowMetric
-from .rules.phases import Phases, Schedule, Simultaneous
-from .engine.report import StepReport
-from .rules.subspace import Greedy, Subspace
-from .rules.trust_region import TrustRegion
-from .rules.value_optimizers import AdamValues, ValueOptimizer
-from .engine.v_step import v_step
+from pvopt.core.draws import Draws
+from pvopt.engine.bindings import Binding, Stack, stacks_of
+from pvopt.engine.finite_check import check_finite
+from pvopt.engine.group_settings import GroupSettings
+from pvopt.engine.latents import BaseStep, base_sees_latents
+from pvopt.engine.p_step import ValueStep, p_step
+from pvopt.engine.report import StepReport
+from pvopt.engine.state import WeightState
+from pvopt.engine.state_dict import load_state_dict, state_dict
+from pvopt.engine.v_step import stackable, v_step
+from pvopt.engine.writing import write_decoded_
+from pvopt.parametrizations.options import SearchOptions
+from pvopt.parametrizations.representation import Representation
+from pvopt.rules.metric_sources import MetricSource
+from pvopt.rules.phases import HalfSteps, Phases, Simultaneous
+from pvopt.rules.rounding import Nearest, Rounding
+from pvopt.rules.subspace import Greedy, Subspace
+from pvopt.rules.trust_region import TrustRegion
+from pvopt.rules.value_optimizers import AdamValues, ValueOptimizer
+from pvopt.weights import QuantizedWeights
 
 __all__ = ["PVOptimizer"]
 
 
-@dataclass
+@dataclass(eq=False)
 class _Job:
     """One quantized weight in one step."""
 
-    name: str
-    parameter: nn.Parameter
-    rep: Representation
-    state: dict[str, Any]
+    binding: Binding
     group: dict[str, Any]
     settings: GroupSettings
-    phases: Phases
-    lr: float
-    target: Tensor | None = None
+    half_steps: HalfSteps
+    base: BaseStep
 
     @property
-    def keeps_latent(self) -> bool:
-        return self.settings.latent_decay < 1 and not self.settings.freeze_codes
+    def lr(self) -> float:
+        return float(self.group["lr"])
 
     @property
-    def needs_update(self) -> bool:
-        """Whether the base optimizer's update of the dense weight is of any use."""
-        return self.keeps_latent or self.phases.codes
+    def key(self) -> tuple[Any, ...]:
+        """What weights have in common that take a step together."""
+        moves = self.lr != 0 and (self.half_steps.codes or self.half_steps.values)
+        return self.settings, self.half_steps, moves, self.base.state.step
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """Weights of one shape that take a step together."""
+
+    rep: Representation
+    jobs: Sequence[_Job]
+
+    @property
+    def settings(self) -> GroupSettings:
+        return self.jobs[0].settings
+
+    @property
+    def half_steps(self) -> HalfSteps:
+        return self.jobs[0].half_steps
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(job.binding.name for job in self.jobs)
 
 
 class PVOptimizer(Optimizer):
@@ -88,8 +110,9 @@ class PVOptimizer(Optimizer):
             weight, or None.
         latent_decay: :math:`\rho` in [0, 1].
         values: optimizer of the continuous values.
-        schedule: which half steps run when.
+        phases: which half steps run when.
         metric: in which distance the V step takes the nearest codes; None for the Euclidean.
+        search: how hard the search for codes tries.
         seed: of all random draws; the draws of a step depend on the seed, the parameter's place
             and its number of steps only, so a resumed run repeats them.
 
@@ -101,7 +124,7 @@ class PVOptimizer(Optimizer):
     Example:
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> optimizer = PVOptimizer(torch.optim.Adam(model.parameters(), lr=0.01), weights)
         >>> model(torch.ones(1, 8)).sum().backward()
         >>> optimizer.step()
@@ -124,22 +147,25 @@ class PVOptimizer(Optimizer):
         trust_ratio: float | None = None,
         latent_decay: float = 1.0,
         values: ValueOptimizer | None = None,
-        schedule: Schedule | None = None,
-        metric: Metric | None = None,
+        phases: Phases | None = None,
+        metric: MetricSource | None = None,
+        search: SearchOptions | None = None,
         seed: int = 0,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
         subspace = Greedy(0.01) if subspace is None else subspace
         values = AdamValues() if values is None else values
-        schedule = Simultaneous() if schedule is None else schedule
+        phases = Simultaneous() if phases is None else phases
+        search = SearchOptions() if search is None else search
         for name, value, kind in (
             ("base", base, Optimizer),
             ("representations", representations, Mapping),
             ("rounding", rounding, Rounding),
             ("subspace", subspace, Subspace),
             ("values", values, ValueOptimizer),
-            ("schedule", schedule, Schedule),
-            *([] if metric is None else [("metric", metric, Metric)]),
+            ("phases", phases, Phases),
+            ("search", search, SearchOptions),
+            *([] if metric is None else [("metric", metric, MetricSource)]),
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
@@ -161,8 +187,9 @@ class PVOptimizer(Optimizer):
         self.rounding = rounding
         self.subspace = subspace
         self.values = values
-        self.schedule = schedule
+        self.phases = phases
         self.metric = metric
+        self.search = search
         if metric is not None:
             metric.check(base, {name: rep for name, _, rep in self.named_representations()})
         self.report = StepReport({}, {})
@@ -186,6 +213,21 @@ class PVOptimizer(Optimizer):
                         f"a representation of shape {list(rep.shape)} was given for a parameter "
                         f"of shape {list(p.shape)}"
                     )
+        self._bind()
+
+    def _bind(self) -> None:
+        """Make the state of every quantized weight, and stack those that are alike."""
+        self._bindings = list(_bindings(self.representations, self.values))
+        self._stacks = stacks_of(self._bindings)
+        by_id = {id(binding.parameter): binding for binding in self._bindings}
+        for group in self.param_groups:
+            settings = self._settings(group)
+            for p in group["params"]:
+                if id(p) in by_id:
+                    binding = by_id[id(p)]
+                    self.state[p] = binding.state
+                    if settings.keeps_latent:
+                        binding.state.latent()
 
     # The groups live in the base optimizer alone.
     @property
@@ -204,16 +246,22 @@ class PVOptimizer(Optimizer):
         self._complete_group(self.param_groups[-1])
 
     def _complete_group(self, group: dict[str, Any]) -> None:
-        group.update(asdict(GroupSettings.of(group, self._default_settings, self.subspace)))
+        group.update(asdict(self._settings(group)))
+
+    def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
+        return GroupSettings.of(group, self._default_settings, self.subspace)
 
     def named_representations(self) -> Iterator[tuple[str, nn.Parameter, Representation]]:
         """Yield name, present parameter and representation of every quantized weight."""
-        if isinstance(self.representations, QuantizedWeights):
-            for name, rep in self.representations.items():
-                yield name, self.representations.parameter(name), rep
-            return
-        for number, (parameter, rep) in enumerate(self.representations.items()):
-            yield f"parameter {number}", parameter, rep
+        for binding in self._bindings:
+            yield binding.name, binding.parameter, binding.rep
+
+    def bindings_by_id(self) -> dict[int, Binding]:
+        """Return the quantized weights by the ``id`` of their present parameters."""
+        found = {id(binding.parameter): binding for binding in self._bindings}
+        if len(found) < len(self._bindings):
+            raise ValueError("representations must name each parameter once")
+        return found
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
@@ -232,121 +280,128 @@ class PVOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        quantized = {id(p): (name, rep) for name, p, rep in self.named_representations()}
-        check_finite(self.param_groups, {key: name for key, (name, _) in quantized.items()})
-        jobs = self._jobs(quantized)
-        with self._latents_in_place(jobs):
+        bindings = self.bindings_by_id()
+        check_finite(self.param_groups, {key: b.name for key, b in bindings.items()})
+        for stack in self._stacks:
+            stack.refresh()
+        jobs = self._jobs(bindings)
+        with base_sees_latents([job.base for job in jobs.values()]):
             self.base.step()
-        changed: dict[str, int] = {}
-        p_step(self._value_steps(jobs), self.values)
-        for job in jobs:
-            if job.lr != 0 and (job.phases.codes or job.phases.values):
-                self._v_step_and_write(job, changed)
-            job.target = None  # frees a copy of the weight before the next one is decoded
-            job.state["step"] += 1
-        groups = {j.name: j.rep.layout.num_groups for j in jobs if j.name in changed}
+        runs = list(self._runs(jobs))
+        p_step(self._value_steps(runs), self.values)
+        changed: dict[tuple[str, ...], Tensor] = {}
+        groups: dict[str, int] = {}
+        for run in runs:
+            if run.half_steps.codes and run.jobs[0].lr != 0:
+                changed[run.names] = self._v_step(run)
+                groups |= dict.fromkeys(run.names, run.rep.layout.num_groups)
+            self._write(run)
+            for job in run.jobs:
+                job.base.target = None  # frees a copy of the weight before the next run
+                job.base.state.count_step()
         self.report = StepReport(changed, groups)
         return loss
 
-    def _jobs(self, quantized: Mapping[int, tuple[str, Representation]]) -> list[_Job]:
-        """Collect the quantized weights that have a gradient, from those by parameter id."""
-        jobs = []
+    def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, _Job]:
+        """Collect the quantized weights that have a gradient, by name."""
+        jobs = {}
         for group in self.param_groups:
-            settings = GroupSettings.of(group, self._default_settings, self.subspace)
+            settings = self._settings(group)
             for p in group["params"]:
-                if p.grad is None or id(p) not in quantized:
+                binding = bindings.get(id(p))
+                if p.grad is None or binding is None:
                     continue
-                name, rep = quantized[id(p)]
-                state = optimizer_state.ensure(self.state[p], rep, self.values)
-                planned = self.schedule.phases(int(state["step"]))
-                phases = Phases(
+                state = binding.state
+                if self.state.get(p) is not state:  # the parameter object was replaced
+                    self.state[p] = state
+                planned = self.phases.at(state.step)
+                half_steps = HalfSteps(
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                jobs.append(_Job(name, p, rep, state, group, settings, phases, float(group["lr"])))
+                keeps = settings.keeps_latent
+                base = BaseStep(p, state, keeps, needed=keeps or half_steps.codes)
+                jobs[binding.name] = _Job(binding, group, settings, half_steps, base)
         return jobs
 
-    @contextmanager
-    def _latents_in_place(self, jobs: list[_Job]) -> Iterator[None]:
-        """Let the base optimizer see latent weights in place of decoded ones.
+    def _runs(self, jobs: Mapping[str, _Job]) -> Iterator[_Run]:
+        """Yield the weights that take a step together."""
+        for stack in self._stacks:
+            own = [jobs.get(binding.name) for binding in stack.bindings]
+            together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
 
-        The storage is exchanged, not copied, so it costs nothing where the dtypes agree. Weights
-        of low precision are stepped in the values' precision: small updates survive.
-        """
-        decoded = [(job, job.parameter.data, job.parameter.grad) for job in jobs]
-        try:
-            for job, data, grad in decoded:
-                if not job.needs_update:
-                    job.parameter.grad = None
-                    continue
-                if job.keeps_latent:
-                    latent = optimizer_state.ensure_latent(job.state, job.rep)
-                else:
-                    job.state.pop("latent", None)
-                    latent = data if data.dtype == job.rep.dtype else job.rep.decode()
-                job.parameter.grad = None
-                job.parameter.data = latent
-                job.parameter.grad = None if grad is None else grad.to(latent.dtype)
-            yield
-        finally:
-            for job, data, grad in decoded:
-                if job.needs_update:
-                    job.target = job.parameter.data
-                job.parameter.grad = None
-                job.parameter.data = data
-                job.parameter.grad = grad
+            def key(place: int, own: Sequence[_Job | None] = own, together: bool = together) -> Any:
+                job = own[place]
+                return None if job is None else (job.key, 0 if together else place)
 
-    def _value_steps(self, jobs: list[_Job]) -> Iterator[ValueStep]:
+            for start, count in stack.runs(key):
+                found = [job for job in own[start : start + count] if job is not None]
+                yield _Run(stack.part(start, count), found)
+
+    def _value_steps(self, runs: Iterable[_Run]) -> Iterator[ValueStep]:
         """Yield the weights whose values are to move."""
-        for job in jobs:
-            if job.lr != 0 and job.phases.values:
-                assert job.parameter.grad is not None
-                lr = job.lr * job.settings.values_lr_ratio
-                yield ValueStep(job.rep, job.parameter.grad, job.state, lr)
+        for run in runs:
+            if run.half_steps.values and run.jobs[0].lr != 0:
+                gradients = [job.base.parameter.grad for job in run.jobs]
+                yield ValueStep(
+                    run.rep,
+                    [gradient for gradient in gradients if gradient is not None],
+                    [job.base.state for job in run.jobs],
+                    [job.lr * job.settings.values_lr_ratio for job in run.jobs],
+                )
 
-    def _v_step_and_write(self, job: _Job, changed: dict[str, int]) -> None:
-        """Move codes towards the target, write the decoded weight, let the latent decay."""
-        settings, parametrization = job.settings, job.rep.parametrization
-        decoded = parametrization.decode_groups(job.rep)  # [G, g]
-        if job.phases.codes:
-            assert job.target is not None
-            subspace = self.subspace
-            if settings.fraction is not None:
-                subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
-            trust = None if settings.trust_ratio is None else TrustRegion(settings.trust_ratio)
-            before = job.rep.codes.clone() if parametrization.values_follow_codes else None
-            changed[job.name] = v_step(
-                job.rep,
-                job.target,
-                decoded,
-                rounding=self.rounding,
-                subspace=subspace,
-                trust_region=trust,
-                metric=self._metric(job),
-                generator=self._generator(job),
-            )
-            if before is not None and changed[job.name]:
-                for name in job.rep.values:
-                    for moment in self.values.moments:
-                        kept = job.state[f"values.{name}.{moment}"]
-                        parametrization.carry_(name, kept, before, job.rep)
-        weight = parametrization.merge(decoded, job.rep.shape)
-        if job.phases.codes and job.keeps_latent and settings.latent_decay > 0:
-            assert job.target is not None
-            job.target.lerp_(weight, settings.latent_decay)
-        job.parameter.copy_(weight)
+    def _v_step(self, run: _Run) -> Tensor:
+        """Move codes towards the targets; return how many groups of each weight changed."""
+        settings, rep, parametrization = run.settings, run.rep, run.rep.parametrization
+        subspace = self.subspace
+        if settings.fraction is not None:
+            subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
+        trust = None if settings.trust_ratio is None else TrustRegion(settings.trust_ratio)
+        follows = parametrization.values_follow_codes
+        before = {name: codes.clone() for name, codes in rep.codes.items()} if follows else {}
+        changed = v_step(
+            rep,
+            [job.base.target for job in run.jobs if job.base.target is not None],
+            rounding=self.rounding,
+            subspace=subspace,
+            trust_region=trust,
+            metric=self._metric(run),
+            options=self.search,
+            draws=Draws.of_step(settings.seed, run.names, run.jobs[0].base.state.step, rep.device),
+        )
+        if follows:
+            self._let_moments_follow(run, before)
+        return changed
 
-    def _metric(self, job: _Job) -> Tensor | RowMetric | None:
-        """Return the metric of one weight's V step."""
+    def _let_moments_follow(self, run: _Run, before: Mapping[str, Tensor]) -> None:
+        """Keep moments beside the values that they belong to."""
+        for place, (job, member) in enumerate(zip(run.jobs, run.rep.members(), strict=True)):
+            own = {name: c.chunk(run.rep.count)[place] for name, c in before.items()}
+            for name in member.parametrization.value_shapes(member.inner_shape):
+                for kind in self.values.moments:
+                    kept = job.base.state.moment(kind, name)
+                    member.parametrization.follow_(name, kept, own, member)
+
+    def _write(self, run: _Run) -> None:
+        """Write the decoded weights, let the latents decay."""
+        first = run.jobs[0]
+        if first.lr == 0 or not (run.half_steps.codes or run.half_steps.values):
+            return
+        parameters = [job.base.parameter for job in run.jobs]
+        write_decoded_(run.rep, parameters)
+        decay = run.settings.latent_decay
+        if run.half_steps.codes and run.settings.keeps_latent and decay > 0:
+            latents = [job.base.target for job in run.jobs if job.base.target is not None]
+            exact = parameters[0].dtype == run.rep.dtype
+            weights = parameters if exact else [rep.decode() for rep in run.rep.members()]
+            torch._foreach_lerp_(latents, weights, decay)
+
+    def _metric(self, run: _Run) -> Any:
+        """Return the metric of a weight's V step."""
         if self.metric is None:
             return None
-        return self.metric.of(job.name, job.parameter, job.group, self.base)
-
-    def _generator(self, job: _Job) -> torch.Generator:
-        """Return the generator of one weight's step, from the seed, the name and the step."""
-        return optimizer_state.generator(
-            job.settings.seed, job.name, int(job.state["step"]), job.rep.codes.device
-        )
+        job = run.jobs[0]
+        return self.metric.of(job.binding.name, job.base.parameter, job.group, self.base)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, beside it, codes, values, moments and latents.
@@ -354,7 +409,7 @@ class PVOptimizer(Optimizer):
         Holds tensors and primitives only, so ``torch.load(weights_only=True)`` reads it. Tensors
         are references, as in every torch optimizer.
         """
-        return optimizer_state.state_dict(self)
+        return state_dict(self)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore a state losslessly, and the decoded weights with it.
@@ -366,7 +421,7 @@ class PVOptimizer(Optimizer):
             ValueError: if the state is of other parameters or representations; nothing has changed
                 then.
         """
-        optimizer_state.load_state_dict(self, state_dict)
+        load_state_dict(self, state_dict)
         for group in self.param_groups:
             self._complete_group(group)
 
@@ -374,3 +429,22 @@ class PVOptimizer(Optimizer):
         # As in torch, hooks do not travel; "step" is a scheduler's wrapper around this instance.
         skipped = ("step", "_optimizer_")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(skipped)}
+
+
+def _bindings(
+    representations: QuantizedWeights | Mapping[nn.Parameter, Representation],
+    rule: ValueOptimizer,
+) -> Iterator[Binding]:
+    """Yield the quantized weights, each with a fresh state."""
+    if isinstance(representations, QuantizedWeights):
+        for name, rep in representations.items():
+            find = partial(representations.parameter, name)
+            yield Binding(name, find, rep, WeightState(rep, rule))
+        return
+    for number, (parameter, rep) in enumerate(representations.items()):
+        find = partial(_itself, parameter)
+        yield Binding(f"parameter {number}", find, rep, WeightState(rep, rule))
+
+
+def _itself(parameter: nn.Parameter) -> nn.Parameter:
+    return parameter

@@ -10,14 +10,18 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from .parametrizations.contract import Parametrization
-from .parametrizations.representation import Representation
+from pvopt.engine.writing import write_decoded_
+from pvopt.metrics.contract import Metric
+from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.options import FitOptions
+from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme, as_scheme
 
 __all__ = ["QuantizedWeights", "quantize_"]
 
 logger = logging.getLogger(__name__)
 
-Spec = Parametrization | Mapping[str, Parametrization]
+Spec = Parametrization | Scheme | Mapping[str, Parametrization | Scheme]
 Setting = TypeVar("Setting")
 
 
@@ -37,7 +41,7 @@ class QuantizedWeights(Mapping[str, Representation]):
     Example:
         >>> from pvopt import UniformGrid
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> weights = quantize_(model, {"0": UniformGrid(2)})
+        >>> weights = quantize_(model, {"0": UniformGrid(bits=2)})
         >>> list(weights), len(weights.parameters()), len(weights.other_parameters())
         (['0.weight'], 1, 3)
     """
@@ -81,7 +85,7 @@ class QuantizedWeights(Mapping[str, Representation]):
     def write_(self) -> None:
         """Write every decoded weight into the model."""
         for name, rep in self.items():
-            self.parameter(name).copy_(rep.decode())
+            write_decoded_(rep, [self.parameter(name)])
 
     def bits_per_weight(self) -> float:
         """Return the storage of all quantized weights per weight, values at their present dtype."""
@@ -95,7 +99,8 @@ def quantize_(
     spec: Spec,
     *,
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
-    metrics: Mapping[str, Tensor] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
+    options: FitOptions | None = None,
     seed: int = 0,
     progress: Callable[[list[str]], Iterable[str]] | None = None,
 ) -> QuantizedWeights:
@@ -103,13 +108,14 @@ def quantize_(
 
     Args:
         model: any module.
-        spec: one parametrization for the weights of all ``nn.Linear`` layers, or a mapping from
-            ``fnmatch`` patterns to parametrizations (first match wins). A pattern is matched with
+        spec: one parametrization or scheme for the weights of all ``nn.Linear`` layers, or a
+            mapping from ``fnmatch`` patterns to them (first match wins). A pattern is matched with
             the module names of linear layers (``"*.mlp.*"``), or, if it spells out the parameter
             (``"embed_tokens.weight"``), with the names of all parameters of two or more dimensions.
         exclude: patterns of modules or parameters to leave alone.
-        metrics: by parameter name, ``[*shape]`` non-negative weights of the squared errors.
-        seed: of the generators that :meth:`Parametrization.fit` draws from, one per weight.
+        metrics: by parameter name, in which distance the weight is to be close.
+        options: how hard a fit tries.
+        seed: of the generators that fits draw from, one per weight.
         progress: wraps the list of names, for instance ``tqdm.tqdm``.
 
     Returns:
@@ -139,7 +145,7 @@ def quantize_(
         generator = torch.Generator(weight.device).manual_seed(seed)
         try:
             representations[name] = chosen[name].fit(
-                weight, metric=metrics.get(name), generator=generator
+                weight, metric=metrics.get(name), options=options, generator=generator
             )
         except ValueError as error:
             raise ValueError(f"cannot quantize {name!r}: {error}") from error
@@ -151,18 +157,19 @@ def quantize_(
 
 def select_weights(
     model: nn.Module, spec: Spec, exclude: tuple[str, ...]
-) -> dict[str, Parametrization]:
-    """Return the parametrization of each parameter that is to be quantized, by name.
+) -> dict[str, Scheme]:
+    """Return the scheme of each parameter that is to be quantized, by name.
 
     Raises:
         ValueError: if a pattern matches nothing or groups do not fit a layer.
     """
-    chosen = match_patterns(model, spec, exclude, Parametrization, "spec")
-    for name, parametrization in chosen.items():
+    found = match_patterns(model, spec, exclude, (Parametrization, Scheme), "spec")
+    chosen = {name: as_scheme(settings) for name, settings in found.items()}
+    for name, scheme in chosen.items():
         try:
-            parametrization.layout(tuple(model.get_parameter(name).shape))
+            scheme.check(tuple(model.get_parameter(name).shape))
         except ValueError as error:
-            raise ValueError(f"cannot quantize {name!r} with {parametrization}: {error}") from error
+            raise ValueError(f"cannot quantize {name!r} with {scheme}: {error}") from error
     return chosen
 
 
@@ -170,7 +177,7 @@ def match_patterns(
     model: nn.Module,
     settings: Setting | Mapping[str, Setting],
     exclude: tuple[str, ...],
-    kind: type[Setting],
+    kinds: tuple[type[Setting], ...],
     argument: str,
 ) -> dict[str, Setting]:
     """Return a setting for each parameter that a pattern matches, by name; first match wins.
@@ -179,7 +186,7 @@ def match_patterns(
         model: any module.
         settings: one for all linear layers, or by pattern, as :func:`quantize_` takes them.
         exclude: patterns of modules or parameters to leave out.
-        kind: class that every setting must be an instance of.
+        kinds: classes, of one of which every setting must be an instance.
         argument: name of ``settings`` in messages.
     """
 
@@ -202,11 +209,9 @@ def match_patterns(
     }
     patterns = dict(settings) if isinstance(settings, Mapping) else {"*": settings}
     for pattern, setting in patterns.items():
-        if not isinstance(setting, kind):
-            article = "an" if kind.__name__[0] in "AEIOU" else "a"
-            raise TypeError(
-                f"{argument}[{pattern!r}] must be {article} {kind.__name__}, got {setting!r}"
-            )
+        if not isinstance(setting, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{argument}[{pattern!r}] must be a {names}, got {setting!r}")
     chosen: dict[str, Setting] = {}
     used: set[str] = set()
     for name in named:

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a step of the optimizer is made of."""

@@ -58,6 +58,11 @@ class GroupSettings:
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"seed must be an int, got {self.seed!r}")
 
+    @property
+    def keeps_latent(self) -> bool:
+        """Whether updates collect in a latent weight."""
+        return self.latent_decay < 1 and not self.freeze_codes
+
     @classmethod
     def of(
         cls, group: Mapping[str, Any], defaults: GroupSettings, subspace: Subspace

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pvopt.metrics.block import BlockMetric
+from pvopt.parametrizations.query import Query
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
 
@@ -17,70 +16,66 @@ __all__ = ["Moves", "round_groups"]
 
 @dataclass(frozen=True, eq=False)
 class Moves:
-    """Groups and the codes they are to take.
+    """Groups and the codes they are to have; those that stay have their present ones.
 
     Args:
         groups: ``[n]`` distinct group numbers, int64.
-        goals: ``[n, group_size]`` what each group was rounded from.
         codes: ``[n, codes_per_group]`` int64.
-        decoded: ``[n, group_size]`` what the groups decode to then.
+        decoded: ``[n, group_size]`` what the groups decode to with these codes.
+        moved: ``[n]`` bool, whether the code is another one.
+        codes_before: ``[n, codes_per_group]``.
+        decoded_before: ``[n, group_size]``.
     """
 
     groups: Tensor
-    goals: Tensor
     codes: Tensor
     decoded: Tensor
+    moved: Tensor
+    codes_before: Tensor
+    decoded_before: Tensor
 
-    def __len__(self) -> int:
-        return len(self.groups)
+    @property
+    def changes(self) -> Tensor:
+        """Differences of the groups, ``[n, group_size]``; 0 for those that stay."""
+        return self.decoded - self.decoded_before
 
-    def take(self, index: Tensor | slice) -> Moves:
-        """Return some of the moves, by their places."""
-        return Moves(self.groups[index], self.goals[index], self.codes[index], self.decoded[index])
-
-    @staticmethod
-    def concatenate(parts: Sequence[Moves]) -> Moves:
-        """Return the moves of several parts, at least one, in their order."""
-        names = ("groups", "goals", "codes", "decoded")
-        return Moves(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
-
-    def make(self, rep: Representation, decoded: Tensor) -> None:
-        """Make the moves, in place.
+    def only(self, kept: Tensor) -> Moves:
+        """Return the moves with all but some groups staying.
 
         Args:
-            rep: takes the codes.
-            decoded: ``[num_groups, group_size]``, the groups of ``rep``, kept up to date.
+            kept: ``[n]`` bool, the groups that may move.
         """
-        rep.parametrization.move_(self.goals, rep, self.groups, self.codes)
-        decoded.index_copy_(0, self.groups, self.decoded)
+        moved = self.moved & kept
+        return replace(
+            self,
+            codes=torch.where(moved[:, None], self.codes, self.codes_before),
+            decoded=torch.where(moved[:, None], self.decoded, self.decoded_before),
+            moved=moved,
+        )
+
+    def make_(self, rep: Representation) -> None:
+        """Make the moves, in place."""
+        rep.parametrization.move_(rep, self.groups, self.codes, self.decoded)
 
 
-def round_groups(
-    rep: Representation,
-    groups: Tensor,
-    goals: Tensor,
-    *,
-    rounding: Rounding,
-    metric: Tensor | BlockMetric | None = None,
-    generator: torch.Generator | None = None,
-) -> Moves:
-    """Round groups to their goals; groups that keep their code are left out.
+def round_groups(query: Query, rounding: Rounding, before: Tensor | None = None) -> Moves:
+    """Round groups to their targets.
 
     Args:
-        rep: current codes and values.
-        groups: ``[n]`` group numbers.
-        goals: ``[n, group_size]``.
+        query: groups, targets and metric.
         rounding: which candidate to take.
-        metric: ``[n, group_size]``, one matrix for all, or None.
-        generator: source of random draws.
+        before: ``[n, group_size]`` what the groups decode to now; None decodes them.
 
     Returns:
         The moves, in the order of the groups.
     """
-    candidates = rounding.propose(goals, rep, groups, metric=metric, generator=generator)
-    current = rep.flat_codes.index_select(0, groups).long()  # [n, codes_per_group]
-    codes = rounding.choose(candidates, current, generator)
-    moved = (codes != current).any(1).nonzero()[:, 0]
-    groups, goals, codes = (tensor.index_select(0, moved) for tensor in (groups, goals, codes))
-    decoded = rep.parametrization.decode_moved(goals, rep, groups, codes)
-    return Moves(groups, goals, codes, decoded)
+    groups = query.groups
+    assert groups is not None
+    parametrization, current = query.rep.parametrization, query.current()
+    if before is None:
+        before = parametrization.decode_groups(query.rep, groups)
+    codes = rounding.choose(rounding.propose(query), current, query.draws)
+    moved = (codes != current).any(1)
+    decoded = parametrization.decode_moved(query, codes)
+    decoded = torch.where(moved[:, None], decoded, before)
+    return Moves(groups, codes, decoded, moved, current, before)

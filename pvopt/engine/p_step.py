@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
+from .state import WeightState
+
 __all__ = ["ValueStep", "p_step"]
 
-# Values that move at once, so that their gradients take 16 MiB; the values of all 210 layers of
-# SmolLM2-135M as 2x8g8 are a million. One weight may have more.
+# Values that move at once, so that their gradients take 16 MiB. One stack may have more.
 _AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
 class ValueStep:
-    """One weight whose values are to move.
+    """Weights of one shape whose values are to move.
 
     Args:
-        rep: its values are updated in place.
-        gradient: ``[*shape]``, gradient with respect to the dense weight.
-        state: what the optimizer keeps for the weight: counts the steps, has the moments.
-        lr: learning rate of the values.
+        rep: their values are updated in place.
+        gradients: ``[*shape]``, with respect to each dense weight.
+        states: what the optimizer keeps for each: counts the steps, has the moments.
+        lrs: learning rate of each weight's values.
     """
 
     rep: Representation
-    gradient: Tensor
-    state: dict[str, Any]
-    lr: float
+    gradients: Sequence[Tensor]
+    states: Sequence[WeightState]
+    lrs: Sequence[float]
 
 
 def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
@@ -47,43 +47,45 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
     Example:
         >>> import torch
         >>> from pvopt import SGDValues, SharedValues
-        >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
-        >>> state = {"values_step": torch.zeros((), dtype=torch.int64)}
-        >>> p_step([ValueStep(rep, torch.tensor([[1.0, -2.0]]), state, lr=0.1)], SGDValues())
-        >>> rep.decode(), int(state["values_step"])
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
+        >>> state, gradient = WeightState(rep, SGDValues()), torch.tensor([[1.0, -2.0]])
+        >>> p_step([ValueStep(rep, [gradient], [state], [0.1])], SGDValues())
+        >>> rep.decode(), state.values_step
         (tensor([[-0.1000,  1.2000]]), 1)
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.2.
     """
-    for lr, number, together in _batches(steps):
+    for together in _batches(steps):
         values: list[Tensor] = []
         gradients: list[Tensor] = []
-        moments: dict[str, list[Tensor]] = {name: [] for name in rule.moments}
+        moments: dict[str, list[Tensor]] = {kind: [] for kind in rule.moments}
+        lrs: list[float] = []
+        numbers: list[int] = []
         for step in together:
-            pulled = step.rep.parametrization.value_gradients(step.rep, step.gradient)
+            counted = [state.count_values_step() for state in step.states]
+            pulled = step.rep.pull(step.gradients)
             for name, value in step.rep.values.items():
-                values.append(value)
-                gradients.append(pulled[name])
-                for moment, tensors in moments.items():
-                    tensors.append(step.state[f"values.{name}.{moment}"])
-        rule.update_(values, gradients, moments, lr, number)
+                count = step.rep.count
+                values += value.chunk(count)
+                gradients += pulled[name].chunk(count)
+                for kind, tensors in moments.items():
+                    tensors += [state.moment(kind, name) for state in step.states]
+                lrs += step.lrs
+                numbers += counted
+        rule.update_(values, gradients, moments, lrs, numbers)
 
 
-def _batches(steps: Iterable[ValueStep]) -> Iterator[tuple[float, int, list[ValueStep]]]:
-    """Count the steps; yield learning rate, number and steps that have them in common."""
-    lr, number = 0.0, 0
+def _batches(steps: Iterable[ValueStep]) -> Iterator[list[ValueStep]]:
+    """Yield steps whose values are not too many together."""
     batch: list[ValueStep] = []
     size = 0
     for step in steps:
-        step.state["values_step"] += 1
-        next_number = int(step.state["values_step"])
         more = sum(value.numel() for value in step.rep.values.values())
-        other = (step.lr, next_number) != (lr, number)
-        if batch and (other or size + more > _AT_ONCE):
-            yield lr, number, batch
+        if batch and size + more > _AT_ONCE:
+            yield batch
             batch, size = [], 0
         batch.append(step)
-        lr, number, size = step.lr, next_number, size + more
+        size += more
     if batch:
-        yield lr, number, batch
+        yield batch

@@ -1,122 +1,195 @@
-"""What a V step asks of a search: moves of groups, and what each would be worth."""
+"""What a V step asks of a search: how far groups are from their targets, and moves of groups."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 from torch import Tensor
 
-from .moves import Moves, round_groups
-from pvopt.parametrizations.candidates import squared_norms
+from pvopt.core.draws import Draws
+from pvopt.metrics.contract import GroupCosts, Metric
+from pvopt.metrics.diagonal import SeparableCosts
+from pvopt.parametrizations.options import SearchOptions
+from pvopt.parametrizations.query import Query
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
 
-__all__ = ["CodeSearch", "SeparableSearch", "unchanged"]
+from .gather import gather_groups
+from .moves import Moves, round_groups
+
+__all__ = ["DenseSearch", "GroupSearch", "StackedSearch"]
 
 
-class CodeSearch(ABC):
-    r"""Search of new codes for a weight, the values fixed, in some metric.
+class GroupSearch(ABC):
+    r"""Search of new codes for the groups of a weight or of several, the values fixed.
 
-    Everything is in terms of the bound :math:`\tfrac12\|t - w\|_D^2` that a V step minimises.
+    Attributes:
+        magnitudes: ``[weights, num_groups]``, norms of the changes that groups ask for.
+        squared_norms: ``[weights]``, of the weights.
+        coupled: whether the best code of a group depends on the codes of others.
     """
 
-    #: Whether the best code of a group depends on the codes of others.
-    coupled: bool
+    magnitudes: Tensor
+    squared_norms: Tensor
+    coupled: bool = False
 
     @abstractmethod
-    def moves(
-        self, groups: Tensor, *, rounding: Rounding, generator: torch.Generator | None = None
-    ) -> Moves:
-        """Round groups; those that keep their code are left out.
+    def moves(self, groups: Tensor) -> Moves:
+        """Round groups to their targets.
 
         Args:
-            groups: ``[n]`` distinct group numbers, the only ones that may move.
-            rounding: which candidate to take.
-            generator: source of random draws.
-
-        Returns:
-            The moves in the order of the groups.
+            groups: ``[weights, n]`` distinct group numbers of each weight, the only ones that may
+                move.
         """
 
-    @abstractmethod
-    def bounds(self) -> Tensor:
-        """Return what each group could lower the bound by if it may take any weights.
-
-        Returns:
-            ``[num_groups]``, non-negative.
-        """
-
-    @abstractmethod
-    def decreases(self, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return what groups lower the bound by when each alone takes its best code.
-
-        Args:
-            groups: ``[n]`` distinct group numbers.
-            generator: source of the random order of beam searches; left as it was, so that the
-                same groups have the same decreases in any batch.
-
-        Returns:
-            ``[n]``, non-negative; 0 for a group whose present code is the best.
-        """
+    def squared_changes(self, moves: Moves) -> Tensor:
+        """Return the squared norm of each move, ``[n]``."""
+        return moves.changes.square().sum(1)
 
 
-class SeparableSearch(CodeSearch):
-    r"""Search in a diagonal metric: every group has its own part of the bound.
-
-    .. math:: \tfrac12 \sum_g \sum_i d_{gi} (t_{gi} - w_{gi})^2
+class StackedSearch(GroupSearch):
+    """Euclidean search for all weights of a stack at once; no dense copy of a weight is made.
 
     Args:
-        rep: codes and values; not changed.
-        goals: ``[num_groups, group_size]``, the target.
-        decoded: ``[num_groups, group_size]``, the groups of ``rep``.
-        metric: ``[num_groups, group_size]`` non-negative ``d``, or None for 1.
+        rep: codes and values, in the weights' own space.
+        targets: ``[*shape]`` for each weight.
+        rounding: which candidate to take.
+        options: how hard a search tries.
+        draws: source of random draws.
     """
 
-    coupled = False
+    def __init__(
+        self,
+        rep: Representation,
+        targets: Sequence[Tensor],
+        *,
+        rounding: Rounding,
+        options: SearchOptions,
+        draws: Draws | None,
+    ) -> None:
+        self.rep, self.targets = rep, targets
+        self.rounding, self.options, self.draws = rounding, options, draws
+        changes, self.squared_norms = rep.parametrization.change_norms(rep, targets)
+        self.magnitudes = changes.sqrt_()
+
+    def moves(self, groups: Tensor) -> Moves:
+        rep = self.rep
+        goals = gather_groups(self.targets, groups, rep.layout).to(rep.dtype)
+        first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
+        numbers = (groups + first[:, None]).flatten() if rep.count > 1 else groups.flatten()
+        query = Query(
+            target=goals.flatten(0, 1),
+            rep=rep,
+            groups=numbers,
+            options=self.options,
+            draws=self.draws,
+        )
+        return round_groups(query, self.rounding)
+
+
+class DenseSearch(GroupSearch):
+    """Search for one weight in any space and metric.
+
+    Args:
+        rep: codes and values of one weight.
+        target: ``[*shape]``.
+        metric: between weights, or None for the Euclidean.
+        rounding: which candidate to take.
+        options: how hard a search tries.
+        draws: source of random draws.
+    """
 
     def __init__(
-        self, rep: Representation, goals: Tensor, decoded: Tensor, metric: Tensor | None
+        self,
+        rep: Representation,
+        target: Tensor,
+        metric: Metric | None,
+        *,
+        rounding: Rounding,
+        options: SearchOptions,
+        draws: Draws | None,
     ) -> None:
         self.rep = rep
-        self.goals = goals
-        self.decoded = decoded
-        self.metric = metric
+        self.rounding, self.options, self.draws = rounding, options, draws
+        self.decoded = rep.parametrization.decode_groups(rep)
+        self.target = rep.split(target.to(self.decoded.dtype))
+        self.error = self.decoded - self.target
+        self.costs = self._costs(metric)
+        self.coupled = self.costs.coupled
+        # Norms are those of weights, whatever the metric of the search and the space.
+        self._norms = self._costs(None)
+        self.magnitudes = (2 * self._norms.bounds(self.error)).sqrt_()[None]
+        self.squared_norms = (2 * self._norms.bounds(self.decoded)).sum()[None]
 
-    def _weights(self, groups: Tensor) -> Tensor | None:
-        return None if self.metric is None else self.metric.index_select(0, groups)
+    def _costs(self, metric: Metric | None) -> GroupCosts:
+        rep = self.rep
+        inside = rep.space.enter_metric(metric, rep.shape, rep.owned)
+        if inside is None:
+            return SeparableCosts(None)
+        return inside.costs(rep.layout, self.decoded)
 
-    def moves(
-        self, groups: Tensor, *, rounding: Rounding, generator: torch.Generator | None = None
-    ) -> Moves:
-        """Round every group to its goal."""
-        goals = self.goals.index_select(0, groups)
-        metric = self._weights(groups)
-        return round_groups(
-            self.rep, groups, goals, rounding=rounding, metric=metric, generator=generator
+    def squared_changes(self, moves: Moves) -> Tensor:
+        metric = self._norms.goal(0, moves.groups, self.target, self.decoded, self.error)[1]
+        if metric is None:
+            return super().squared_changes(moves)
+        return metric.squared_norms(moves.changes)
+
+    def moves(self, groups: Tensor) -> Moves:
+        groups = groups.flatten()
+        error = self.error.clone() if self.coupled else self.error
+        parts, places = [], []
+        for number, index in self.costs.rounds(groups):
+            chosen = groups[index]
+            query = self._query(number, chosen, error)
+            found = round_groups(query, self.rounding, self.decoded.index_select(0, chosen))
+            if self.coupled:
+                error.index_add_(0, chosen, found.changes)
+            parts.append(found)
+            places.append(index)
+        if len(parts) == 1 and isinstance(places[0], slice):
+            return parts[0]
+        order = torch.cat(places).argsort()
+        names = [f.name for f in fields(Moves)]
+        joined = {n: torch.cat([getattr(part, n) for part in parts])[order] for n in names}
+        return Moves(**joined)
+
+    def _query(self, number: int, groups: Tensor, error: Tensor) -> Query:
+        goals, metric = self.costs.goal(number, groups, self.target, self.decoded, error)
+        return Query(
+            target=goals,
+            rep=self.rep,
+            groups=groups,
+            metric=metric,
+            options=self.options,
+            draws=self.draws,
         )
 
     def bounds(self) -> Tensor:
-        """Return half the squared distances to the goals."""
-        return 0.5 * squared_norms(self.goals - self.decoded, self.metric)
+        """Return what each group could lower the squared error by, halved, ``[num_groups]``."""
+        return torch.where(self.magnitudes[0] > 0, self.costs.bounds(self.error), 0.0)
 
-    def decreases(self, groups: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Search groups; return half of what their squared distances lose."""
-        goals, metric = self.goals.index_select(0, groups), self._weights(groups)
-        present = squared_norms(goals - self.decoded.index_select(0, groups), metric)
-        with unchanged(generator):
-            found = self.rep.parametrization.candidates(
-                goals, self.rep, groups, metric=metric, generator=generator
-            )
-        return (0.5 * (present - found.errors[:, 0])).clamp_min_(0)
+    def decreases(self, groups: Tensor) -> Tensor:
+        """Return what groups lower half of the squared error by when each alone moves.
 
+        Args:
+            groups: ``[n]`` distinct group numbers.
 
-@contextmanager
-def unchanged(generator: torch.Generator | None) -> Iterator[None]:
-    """Put a generator back, afterwards, to where it was."""
-    state = None if generator is None else generator.get_state()
-    yield
-    if generator is not None and state is not None:
-        generator.set_state(state)
+        Returns:
+            ``[n]``, non-negative; 0 for a group whose present code is the best. The same in any
+            batch: random draws are repeated.
+        """
+        result = self.decoded.new_empty(len(groups))
+        for number, index in self.costs.rounds(groups):
+            chosen = groups[index]
+            query = self._query(number, chosen, self.error)
+            if self.draws is not None:
+                query = query.but(draws=self.draws.copy())
+            away = query.target - self.decoded.index_select(0, chosen)
+            metric = query.metric
+            present = away.square().sum(1) if metric is None else metric.squared_norms(away)
+            found = self.rep.parametrization.candidates(query)
+            result[index] = (0.5 * (present - found.errors[:, 0])).clamp_min_(0)
+        return result

@@ -1,36 +1,37 @@
-"""The V step on one weight: select groups, search, round, stay in the trust region."""
+"""The V step on one weight or a stack: select groups, search, round, stay in the trust region."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from pvopt_kernels.ops import group_sq_norms
-
-from .searches import CodeSearch, SeparableSearch
-from .moves import Moves
+from pvopt.core.draws import Draws
+from pvopt.metrics.contract import Metric
+from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
-from .column_descent import ColumnDescent, RowMetric
 from pvopt.rules.subspace import Decreases, Subspace
 from pvopt.rules.trust_region import TrustRegion
+
+from .moves import Moves
+from .searches import DenseSearch, GroupSearch, StackedSearch
 
 __all__ = ["v_step"]
 
 
 def v_step(
     rep: Representation,
-    target: Tensor,
-    decoded: Tensor,
+    targets: Tensor | Sequence[Tensor],
     *,
     rounding: Rounding,
     subspace: Subspace,
     trust_region: TrustRegion | None = None,
-    metric: Tensor | RowMetric | None = None,
-    generator: torch.Generator | None = None,
-) -> int:
+    metric: Metric | None = None,
+    options: SearchOptions | None = None,
+    draws: Draws | torch.Generator | None = None,
+) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
     .. math:: z_g \leftarrow \mathrm{round}_D(t_g) \ \text{for}\ g \in S, \qquad
@@ -41,76 +42,84 @@ def v_step(
     region are Euclidean.
 
     Args:
-        rep: codes (changed in place) and values.
-        target: ``[*shape]`` the latent weight, or the weight after a plain optimizer step.
-        decoded: ``[num_groups, group_size]``, ``rep.parametrization.decode_groups(rep)``; changed
-            in place along with the codes.
+        rep: codes (changed in place) and values, of one weight or of several of one shape.
+        targets: ``[*shape]`` for each weight: the latent weight, or the weight after a plain
+            optimizer step. A tensor by itself stands for that of one weight.
         rounding: which candidate to take.
         subspace: which groups may move.
-        trust_region: bound on the change of the whole weight, or None.
-        metric: ``[*shape]`` non-negative weights ``D`` of the squared errors; or one that couples
-            the columns of each row, in which block columns are searched one after the other
-            (:func:`pvopt.row_metric_search`); None for 1.
-        generator: source of random draws.
+        trust_region: bound on the change of each whole weight, or None.
+        metric: between the weights, or None for the Euclidean. One that couples the columns of each
+            row is searched block column by block column (:func:`pvopt.row_metric_search`).
+        options: how hard a search tries.
+        draws: source of random draws.
 
     Returns:
-        Number of groups whose code changed.
+        Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
+
+    Raises:
+        ValueError: for several weights with a metric, a space of their own or a rule that asks for
+            decreases.
 
     Example:
         >>> from pvopt import AllGroups, Nearest, SharedValues
-        >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
-        >>> decoded = rep.parametrization.decode_groups(rep)
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> target = torch.tensor([[0.7, 0.9]])
-        >>> v_step(rep, target, decoded, rounding=Nearest(), subspace=AllGroups())
-        1
+        >>> v_step(rep, target, rounding=Nearest(), subspace=AllGroups())
+        tensor([1])
         >>> rep.decode()
         tensor([[1., 1.]])
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
-    parametrization = rep.parametrization
-    goals = parametrization.split(target.to(decoded.dtype))  # [G, g]
-    magnitudes = group_sq_norms(goals, decoded, in_group=decoded.shape[1]).sqrt()
-    if isinstance(metric, RowMetric):
-        search: CodeSearch = ColumnDescent(rep, target, decoded, metric)
-    else:
-        if metric is not None:
-            metric = parametrization.split_diagonal(metric).to(decoded.dtype)
-        search = SeparableSearch(rep, goals, decoded, metric)
+    targets = [targets] if isinstance(targets, Tensor) else targets
+    draws = Draws.of(draws, rep.device)
+    options = options or SearchOptions()
+    dense = not stackable(rep, metric=metric, subspace=subspace)
+    if dense and rep.count > 1:
+        raise ValueError(
+            f"rep must be of one weight for a metric, a space or {subspace}, got {rep.count}"
+        )
+    settings = {"rounding": rounding, "options": options, "draws": draws}
     decreases = None
-    if subspace.needs_decreases:
-        bounds = torch.where(magnitudes > 0, search.bounds(), 0.0)
-        decreases = Decreases(bounds, partial(search.decreases, generator=generator))
+    if dense:
+        search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
+        if subspace.needs_decreases:
+            decreases = Decreases(search.bounds(), search.decreases)
+    else:
+        search = StackedSearch(rep, targets, **settings)
     groups = subspace.select(
-        magnitudes, generator, ordered=trust_region is not None, decreases=decreases
+        search.magnitudes, draws, ordered=trust_region is not None, decreases=decreases
     )
-    groups = groups[magnitudes.index_select(0, groups) > 0]
-    if len(groups) == 0:
-        return 0
-    moves = search.moves(groups, rounding=rounding, generator=generator)
+    if groups.shape[1] == 0:
+        return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
+    asks = search.magnitudes.gather(1, groups) > 0
+    moves = search.moves(groups).only(asks.flatten())
     if trust_region is not None:
-        moves = _within(trust_region, moves, search, decoded, rounding, generator)
-    moves.make(rep, decoded)
-    return len(moves)
+        moves = _within(trust_region, moves, search, groups)
+    moves.make_(rep)
+    return moves.moved.view(rep.count, -1).sum(1)
+
+
+def stackable(rep: Representation, *, metric: object | None, subspace: Subspace) -> bool:
+    """Tell whether several weights like one can take a V step together."""
+    return metric is None and rep.space.trivial and not subspace.needs_decreases
 
 
 def _within(
-    trust_region: TrustRegion,
-    moves: Moves,
-    search: CodeSearch,
-    decoded: Tensor,
-    rounding: Rounding,
-    generator: torch.Generator | None,
+    trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor
 ) -> Moves:
     """Return the first moves that fit into the trust region."""
-    squared_norm = decoded.square().sum()
+    count = len(groups)
     while True:
-        changes = (moves.decoded - decoded.index_select(0, moves.groups)).square().sum(1)
-        accepted = trust_region.accept(changes, squared_norm)
-        if accepted == len(moves):
-            return moves
+        changes = search.squared_changes(moves).view(count, -1)
+        accepted = trust_region.accept(changes, search.squared_norms)
         if not search.coupled:
-            return moves.take(slice(accepted))
+            return moves.only(accepted.flatten())
+        kept = int(accepted.sum())
+        if kept == accepted.shape[1]:
+            return moves
         # The accepted groups were searched for company that stays out: search them again.
-        moves = search.moves(moves.groups[:accepted], rounding=rounding, generator=generator)
+        groups = groups[:, :kept]
+        asks = search.magnitudes.gather(1, groups) > 0
+        moves = search.moves(groups).only(asks.flatten())

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Files: how models with codes and values are read and written, one package for each format."""

@@ -8,11 +8,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-__all__ = ["BlockMetric"]
+from .contract import GroupMetric
+
+__all__ = ["Block"]
 
 
 @dataclass(frozen=True, eq=False)
-class BlockMetric:
+class Block(GroupMetric):
     r"""A metric that couples the weights of a group, the same for all groups it is used with.
 
     .. math:: \|t - c\|_B^2 = (t - c)\, B\, (t - c)' = \|t L - c L\|^2, \qquad B = L L'
@@ -29,13 +31,13 @@ class BlockMetric:
         TypeError: if it is not floating.
 
     Example:
-        >>> from pvopt import VectorCodebook
+        >>> from pvopt import Block, Query, VectorCodebook
         >>> rep = VectorCodebook(bits=1, group_size=2).fit(torch.tensor([[4.0, 0.0, 0.0, 5.0]]))
-        >>> p, target, groups = rep.parametrization, torch.tensor([[1.9, 2.4]]), torch.tensor([0])
-        >>> metric = BlockMetric(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))
-        >>> for d in (None, metric):
-        ...     found = p.candidates(target, rep, groups, metric=d)
-        ...     p.decode_groups(rep, groups, found.codes[:, 0]), found.errors
+        >>> target, groups = torch.tensor([[1.9, 2.4]]), torch.tensor([0])
+        >>> for metric in (None, Block(torch.tensor([[4.0, 1.0], [1.0, 1.0]]))):
+        ...     query = Query(target=target, rep=rep, groups=groups, metric=metric)
+        ...     found = rep.parametrization.candidates(query)
+        ...     rep.parametrization.decode_groups(rep, groups, found.codes[:, 0]), found.errors
         (tensor([[4., 0.]]), tensor([[10.1700]]))
         (tensor([[0., 5.]]), tensor([[11.3200]]))
 
@@ -44,6 +46,8 @@ class BlockMetric:
     """
 
     matrix: Tensor
+
+    couples = True
 
     def __post_init__(self) -> None:
         if not self.matrix.is_floating_point():
@@ -84,7 +88,7 @@ class BlockMetric:
         """Return vectors whose Euclidean distances are the metric's, ``[..., group_size]``.
 
         Example:
-            >>> BlockMetric(torch.tensor([[4.0]])).map(torch.tensor([[1.0, 2.0]])).tolist()
+            >>> Block(torch.tensor([[4.0]])).map(torch.tensor([[1.0, 2.0]])).tolist()
             [[2.0, 4.0]]
         """
         return (self._rows(vectors) @ self._factor.to(vectors)).view_as(vectors)
@@ -100,7 +104,7 @@ class BlockMetric:
         """Return the squared norms of vectors ``[..., group_size]``, ``[...]``.
 
         Example:
-            >>> BlockMetric(torch.tensor([[4.0]])).squared_norms(torch.tensor([[1.0, 2.0]]))
+            >>> Block(torch.tensor([[4.0]])).squared_norms(torch.tensor([[1.0, 2.0]]))
             tensor([20.])
         """
         return self.map(vectors).square().sum(-1)

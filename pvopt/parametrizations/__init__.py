@@ -1,38 +1,44 @@
 """Discrete-continuous parametrizations of a weight, one file each."""
 
 from .additive_codebooks import AdditiveCodebooks
-from .contract import Parametrization
 from .binary import Binary
-from pvopt.metrics.block import BlockMetric
-from .candidates import Candidates
+from .contract import Parametrization
 from .e8p import E8P
-from pvopt.spaces.rotation import Incoherent
-from .layout import GroupLayout
+from .options import FitOptions, SearchOptions
 from .quantized_nonzeros import QuantizedNonzeros
 from .quantized_scales import QuantizedScales
+from .query import Candidates, Query
+from .registry import PARAMETRIZATIONS
 from .representation import Representation
+from .scheme import Scheme, as_scheme, parse_scheme
 from .shared_values import SharedValues
 from .sparse import Sparse, SparseNM
+from .storage import Storage
 from .ternary import Ternary
 from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
 
 __all__ = [
+    "PARAMETRIZATIONS",
     "E8P",
     "AdditiveCodebooks",
     "Binary",
-    "BlockMetric",
     "Candidates",
-    "GroupLayout",
-    "Incoherent",
+    "FitOptions",
     "Parametrization",
     "QuantizedNonzeros",
     "QuantizedScales",
+    "Query",
     "Representation",
+    "Scheme",
+    "SearchOptions",
     "SharedValues",
     "Sparse",
     "SparseNM",
+    "Storage",
     "Ternary",
     "UniformGrid",
     "VectorCodebook",
+    "as_scheme",
+    "parse_scheme",
 ]

@@ -8,15 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import matrix_shape
-from .representation import Representation, code_dtype
+from pvopt.core.registry import ShortForm
+from pvopt.metrics.contract import Metric
+
+from .options import FitOptions
+from .preparation import prepare_fit
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 from .scalar_grid import ScalarGrid
-from .validation import prepare_fit
 
 __all__ = ["Binary"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="binary[:gN]",
+        meaning="a sign per weight, scale per N inputs (or row)",
+        example="binary, binary:g64",
+        pattern=r"binary(?::?g(\d+))?",
+        build=lambda size: Binary(group_size=size and int(size)),
+        write=lambda p: "binary" + (f":g{p.group_size}" if p.group_size else ""),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class Binary(ScalarGrid):
     r"""Weights of two values, :math:`\pm a`, with a scale per row or group of inputs.
 
@@ -29,7 +43,7 @@ class Binary(ScalarGrid):
         group_size: inputs that share a scale; None stands for a whole row.
 
     Raises:
-        TypeError: if ``group_size`` is no integer.
+        TypeError: if ``group_size`` is not an integer.
         ValueError: if it is out of range, or (on use) does not divide the columns.
 
     Example:
@@ -42,10 +56,7 @@ class Binary(ScalarGrid):
 
     group_size: int | None = None
 
-    @property
-    def code_bits(self) -> int:
-        """One bit, the sign."""
-        return 1
+    num_codes = 2
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The levels are two scales apart around zero."""
@@ -55,20 +66,19 @@ class Binary(ScalarGrid):
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Take the signs and the mean magnitudes: the least squared error, in closed form."""
-        weight, metric, _ = prepare_fit(weight, metric, generator)
+        weight, importance, _ = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         self.layout(shape)
         size = self._scale_size(shape)
         magnitudes = weight.view(-1, size).abs()
         scales = magnitudes.mean(1)
-        if metric is not None:
-            importance = metric.view(-1, size)
-            total = importance.sum(1)
-            scales = torch.where(total > 0, (importance * magnitudes).sum(1) / total, scales)
-        codes = (weight >= 0).view(*matrix_shape(shape), 1).to(code_dtype(1))
-        values = {"scales": scales.view(self._scale_shape(shape))}
-        return Representation(self, codes, values, shape)
+        if importance is not None:
+            weights = importance.view(-1, size)
+            total = weights.sum(1)
+            scales = torch.where(total > 0, (weights * magnitudes).sum(1) / total, scales)
+        return self._represent(weight >= 0, {"scales": scales}, shape)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pvopt.core.layout import GroupLayout, check_divides, matrix_shape
+from pvopt.core.registry import ShortForm
+from pvopt.core.streams import CodeStream
+from pvopt.core.validation import check_bool, check_integer
+from pvopt.metrics.contract import Metric
 from pvopt_kernels import beam_search, e8_ball, e8p_assign, e8p_decode, smallest
 
+from .codebooks import check_scale_group
 from .contract import Parametrization
-from .layout import GroupLayout, check_divides, matrix_shape
+from .options import FitOptions
+from .preparation import prepare_fit
+from .query import Query
+from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .validation import check_integer, check_scale_group, prepare_fit
 
 __all__ = ["E8P"]
 
@@ -23,9 +32,22 @@ _GROUP = 8
 _RATIO = {3: 1.75, 4: 3.6}
 # Root mean square of the unscaled weights that suits the codebook best, on the same groups.
 _SPREAD = {2: 1.03, 3: 1.0, 4: 0.91}
+# First points that a search keeps, and rounds of codes and scales of a fit.
+_USUAL_BEAM = 4
+_USUAL_ITERATIONS = 2
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="e8p:B[/S]",
+        meaning="points of QuIP#'s lattice codebook, 2, 3 or 4 bits; a scale per S inputs (or row)",
+        example="e8p:2",
+        pattern=r"e8p:?(\d+)(?:/(\d+))?",
+        build=lambda bits, scales: E8P(bits=int(bits), scale_group=scales and int(scales)),
+        write=lambda p: f"e8p:{p.bits}" + (f"/{p.scale_group}" if p.scale_group else ""),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class E8P(Parametrization):
     r"""Fixed lattice points with a scale (QuIP#); the only values are the scales.
 
@@ -34,27 +56,25 @@ class E8P(Parametrization):
     ``p`` is one of the 2^16 points of E8P: an absolute vector (first code), signs and a shift
     (second code). ``r`` is nothing for 2 bits, one of 256 points of E8 for 3 bits (third code), and
     a second point of E8P for 4 bits (two more codes); :math:`\rho` is fixed. Made for weights that
-    look Gaussian: :class:`pvopt.Incoherent` makes them so.
+    look Gaussian: :class:`pvopt.Rotation` makes them so.
 
-    With 2 bits the V step is exact. With 3 and 4 bits the best ``beam_size`` first points each get
+    With 2 bits the V step is exact. With 3 and 4 bits the best first points (``beam_size`` of the search options) each get
     their exactly best second one, and the best sum wins, which need not be the best of all.
 
     Args:
         bits: 2, 3 or 4 per weight.
         scale_group: inputs that share a scale, a multiple of 8; None: a whole row.
         per_tensor: one scale for the whole weight, as in the paper.
-        beam_size: first points the search keeps (3 and 4 bits).
-        refine_iterations: rounds of codes and scales of the fit.
 
     Raises:
-        TypeError: if a number is no integer or ``per_tensor`` no bool.
+        TypeError: if a number is not an integer or ``per_tensor`` not a bool.
         ValueError: if a setting is out of range, ``per_tensor`` has a ``scale_group``, or (on use)
             8 does not divide the columns.
 
     Example:
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> rep = E8P(bits=2).fit(weight)
-        >>> rep.codes.shape, rep.codes.dtype
+        >>> rep.codes["points"].shape, rep.codes["points"].dtype
         (torch.Size([64, 8, 2]), torch.uint8)
         >>> round(float((rep.decode() - weight).square().mean()), 2)
         0.09
@@ -66,40 +86,31 @@ class E8P(Parametrization):
     bits: int = 2
     scale_group: int | None = None
     per_tensor: bool = False
-    beam_size: int = 4
-    refine_iterations: int = 2
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 2, 4)
-        check_integer("beam_size", self.beam_size, 1, 1024)
-        check_integer("refine_iterations", self.refine_iterations, 0, 1000)
         check_scale_group(self.scale_group, "the group size", _GROUP)
-        if not isinstance(self.per_tensor, bool):
-            raise TypeError(f"per_tensor must be a bool, got {self.per_tensor!r}")
+        check_bool("per_tensor", self.per_tensor)
         if self.per_tensor and self.scale_group is not None:
             raise ValueError(
                 f"scale_group must be None with per_tensor=True, got {self.scale_group}"
             )
 
-    @property
-    def code_bits(self) -> int:
-        """Every code is a byte."""
-        return 8
+    stacks = True
 
-    @property
-    def codes_per_group(self) -> int:
-        """As many bytes for 8 weights as bits for one."""
-        return self.bits
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        layout = self.layout(shape)
+        # As many bytes for 8 weights as bits for one.
+        size = (layout.rows, layout.cols, self.bits)
+        return {"points": CodeStream(shape=size, num_codes=256)}
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Runs of 8 columns."""
         check_divides("the group size of E8P", _GROUP, shape)
         if self.scale_group is not None:
             check_divides("scale_group", self.scale_group, shape)
         return GroupLayout(shape, 1, _GROUP)
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """A scale per row, per ``scale_group`` inputs of it, or one."""
         rows, columns = matrix_shape(shape)
         if self.per_tensor:
             return {"scales": (1, 1)}
@@ -108,7 +119,7 @@ class E8P(Parametrization):
     def _scales_of(self, rep: Representation, groups: Tensor | None) -> Tensor:
         """Return the scale of each group, ``[n, 1]``."""
         flat = rep.values["scales"].flatten()
-        per_scale = rep.layout.num_groups // flat.numel()  # groups are contiguous along a row
+        per_scale = rep.num_groups // flat.numel()  # groups are contiguous along a row
         if groups is None:
             return flat.repeat_interleave(per_scale)[:, None]
         return flat[groups.div(per_scale, rounding_mode="floor")][:, None]
@@ -132,36 +143,32 @@ class E8P(Parametrization):
     ) -> Tensor:
         """Return the scaled points."""
         if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
+            codes = rep.group_codes(groups)
         return self._points(codes, rep.dtype) * self._scales_of(rep, groups)
 
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
+    def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the products of gradient and point over the groups of each scale."""
-        scales = rep.values["scales"]
-        products = self.split(gradient.to(rep.dtype)) * self._points(rep.flat_codes, rep.dtype)
-        return {"scales": products.reshape(scales.numel(), -1).sum(1).view_as(scales)}
+        parts = []
+        for member, gradient in zip(rep.members(), gradients, strict=True):
+            scales = member.values["scales"]
+            points = self._points(member.group_codes(), rep.dtype)
+            products = rep.layout.split(gradient.to(rep.dtype).reshape(rep.inner_shape)) * points
+            parts.append(products.reshape(scales.numel(), -1).sum(1).view_as(scales))
+        return {"scales": torch.cat(parts)}
 
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """Exact for 2 bits; otherwise a beam of first points, each with its best second ones."""
-        scales = self._scales_of(rep, groups)
+        scales = self._scales_of(query.rep, query.groups)
         # In units of the scale; a common factor of a group's errors does not change their order.
-        unscaled = torch.where(scales == 0, 0.0, target / scales)
-        return self._nearest(unscaled, k, metric)
+        unscaled = torch.where(scales == 0, 0.0, query.target / scales)
+        beam = query.options.beam_size or _USUAL_BEAM
+        return self._nearest(unscaled, query.count, query.weights, beam)
 
-    def _nearest(self, target: Tensor, k: int, metric: Tensor | None) -> Tensor:
+    def _nearest(self, target: Tensor, k: int, metric: Tensor | None, beam_size: int) -> Tensor:
         """Return codes ``[n, min(k, all), codes_per_group]`` near unscaled targets ``[n, 8]``."""
         if self.bits == 2:
             return e8p_assign(target, k, metric=metric)
-        first = e8p_assign(target, max(k, self.beam_size), metric=metric)  # [n, B, 2]
+        first = e8p_assign(target, max(k, beam_size), metric=metric)  # [n, B, 2]
         n, beams = first.shape[:2]
         residual = target[:, None] - e8p_decode(first, target.dtype)
         spread = None if metric is None else metric.repeat_interleave(beams, 0)
@@ -189,15 +196,19 @@ class E8P(Parametrization):
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Alternate nearest points and least-squares scales; each scale keeps its best round."""
-        weight, metric, _ = prepare_fit(weight, metric, generator)
+        weight, weights, _ = prepare_fit(weight, metric, generator)
+        options = options or FitOptions()
+        rounds = _USUAL_ITERATIONS if options.iterations is None else options.iterations
+        beam = options.beam_size or _USUAL_BEAM
         shape = tuple(weight.shape)
         layout, scale_shape = self.layout(shape), self.value_shapes(shape)["scales"]
         groups = layout.split(weight)  # [G, 8]
-        importance = None if metric is None else layout.split(metric)
+        importance = None if weights is None else layout.split(weights)
         count = scale_shape[0] * scale_shape[1]
 
         def per_scale(x: Tensor) -> Tensor:
@@ -212,10 +223,10 @@ class E8P(Parametrization):
         best_error = torch.full_like(scale, torch.inf)
         best_scale = torch.zeros_like(scale)
         best_codes = torch.zeros_like(groups[:, : self.bits], dtype=torch.uint8)
-        for _ in range(1 + self.refine_iterations):
+        for _ in range(1 + rounds):
             spread = per_group(scale)  # [G, 1]
             unscaled = torch.where(spread == 0, 0.0, groups / spread)
-            codes = self._nearest(unscaled, 1, importance)[:, 0]
+            codes = self._nearest(unscaled, 1, importance, beam)[:, 0]
             points = self._points(codes, groups.dtype)
             weighted = points if importance is None else points * importance
             energy = per_scale(weighted * points)
@@ -228,7 +239,7 @@ class E8P(Parametrization):
             best_codes = torch.where(per_group(better), codes.to(torch.uint8), best_codes)
         return Representation(
             self,
-            best_codes.view(layout.rows, layout.cols, self.bits),
+            {"points": best_codes.view(layout.rows, layout.cols, self.bits)},
             {"scales": best_scale.view(scale_shape)},
             shape,
         )

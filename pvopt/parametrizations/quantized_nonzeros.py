@@ -3,25 +3,44 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from .contract import Parametrization
-from .candidates import squared_norms
+from pvopt.core.layout import GroupLayout
+from pvopt.core.registry import ShortForm
+from pvopt.core.streams import CodeStream
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.diagonal import Diagonal, GroupDiagonal
+
 from .choices import best_sums, take_choices
-from pvopt.spaces.rotation import Incoherent
-from .layout import GroupLayout
-from .representation import Representation, code_dtype
+from .contract import Parametrization
+from .options import FitOptions
+from .preparation import prepare_fit
+from .query import Query
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 from .sparse_support import SparseSupport, spread
 from .supports import best_supports
-from .validation import prepare_fit
 
 __all__ = ["QuantizedNonzeros"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="SPARSE+FORM",
+        meaning="sparse:P% or N:M, the nonzeros in the second form",
+        example="2:4+grid:2g64",
+        pattern=r"(sparse[^+]*|\d+:\d+)\+(.+)",
+        build=lambda support, inner: QuantizedNonzeros(
+            support=PARAMETRIZATIONS.parse(support), inner=PARAMETRIZATIONS.parse(inner)
+        ),
+        write=lambda p: f"{PARAMETRIZATIONS.name(p.support)}+{PARAMETRIZATIONS.name(p.inner)}",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class QuantizedNonzeros(Parametrization):
     r"""A sparse weight, the nonzeros of which are themselves codes and values.
 
@@ -49,7 +68,9 @@ class QuantizedNonzeros(Parametrization):
 
     Example:
         >>> from pvopt import Binary, SparseNM
-        >>> signs = QuantizedNonzeros(SparseNM(2, 4), Binary())
+        >>> signs = QuantizedNonzeros(
+        ...     support=SparseNM(nonzeros=2, group_size=4), inner=Binary()
+        ... )
         >>> signs.fit(torch.tensor([[1.0, -2.0, 0.1, 0.5, 0.0, 3.0, 0.2, -2.0]])).decode()
         tensor([[ 2., -2.,  0.,  0.,  0.,  2.,  0., -2.]])
         >>> signs.bits_per_weight((64, 256))  # 3/4 and 2/4, and a scale per row
@@ -68,24 +89,27 @@ class QuantizedNonzeros(Parametrization):
             raise TypeError(
                 f"support must be Sparse or SparseNM, got {type(self.support).__name__}"
             )
-        bad = not isinstance(self.inner, Parametrization) or isinstance(
-            self.inner, Incoherent | SparseSupport | QuantizedNonzeros
-        )
+        bad = not isinstance(self.inner, Parametrization) or isinstance(self.inner, QuantizedNonzeros)
         if bad or self.inner.values_follow_codes:
             raise TypeError(
-                "inner must be a parametrization that is neither sparse nor rotated, "
+                "inner must be a parametrization that is not sparse, "
                 f"got {type(self.inner).__name__}"
             )
 
     @property
-    def code_bits(self) -> int:
-        """Bits of the wider of the two kinds of codes."""
-        return max(self.support.code_bits, self.inner.code_bits)
+    def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.stacks
 
-    @property
-    def codes_per_group(self) -> int:
-        """No constant; see :meth:`code_shape`."""
-        raise TypeError(f"the codes per group of {self} depend on the shape: use code_shape(shape)")
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        """The supports of a group, and what the inner parametrization needs for its nonzeros."""
+        layout = self.layout(shape)
+        found = self.support.streams(shape) | self.inner.streams(self.nonzero_shape(shape))
+        return {
+            name: replace(s, shape=(layout.rows, layout.cols, s.count // layout.num_groups))
+            if s.moves
+            else s
+            for name, s in found.items()
+        }
 
     def nonzero_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return the shape of the matrix of nonzeros.
@@ -98,7 +122,7 @@ class QuantizedNonzeros(Parametrization):
 
         Example:
             >>> from pvopt import Binary, Sparse
-            >>> QuantizedNonzeros(Sparse(0.25), Binary()).nonzero_shape((3, 8))
+            >>> QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary()).nonzero_shape((3, 8))
             (3, 2)
         """
         own = self.support.layout(shape)
@@ -118,95 +142,55 @@ class QuantizedNonzeros(Parametrization):
 
     def _sizes(self, shape: tuple[int, ...]) -> tuple[int, int]:
         """Return how many codes of a group are the support's, and how many nonzeros it has."""
-        layout, own = self.layout(shape), self.support.code_shape(shape)
-        nonzeros = math.prod(self.nonzero_shape(shape)) // layout.num_groups
-        return math.prod(own) // layout.num_groups, nonzeros
-
-    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """The codes of the supports and of the nonzeros of a group."""
-        layout = self.layout(shape)
-        inner = math.prod(self.inner.code_shape(self.nonzero_shape(shape)))
-        return layout.rows, layout.cols, self._sizes(shape)[0] + inner // layout.num_groups
-
-    def parts(self, codes: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Take codes apart into those of the support and those of the nonzeros.
-
-        Args:
-            codes: ``[rows, cols, codes_per_group]``.
-            shape: of the dense weight.
-
-        Returns:
-            Codes in the shapes of the two parametrizations.
-
-        Example:
-            >>> from pvopt import Binary, SparseNM
-            >>> signs = QuantizedNonzeros(SparseNM(1, 2), Binary())
-            >>> codes = torch.tensor([[[1, 0], [0, 1]]])
-            >>> [part.flatten().tolist() for part in signs.parts(codes, (1, 4))]
-            [[1, 0], [0, 1]]
-        """
-        cut = self._sizes(shape)[0]
-        return (
-            codes[..., :cut].contiguous().view(self.support.code_shape(shape)),
-            codes[..., cut:].contiguous().view(self.inner.code_shape(self.nonzero_shape(shape))),
-        )
-
-    def join(self, support: Tensor, nonzeros: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Put codes of the support and of the nonzeros together, the inverse of :meth:`parts`.
-
-        Args:
-            support: codes of the support.
-            nonzeros: codes of the nonzeros.
-            shape: of the dense weight.
-
-        Returns:
-            ``[rows, cols, codes_per_group]``
-
-        Example:
-            >>> from pvopt import Binary, SparseNM
-            >>> signs = QuantizedNonzeros(SparseNM(1, 2), Binary())
-            >>> one, two = torch.tensor([[[1], [0]]]), torch.tensor([[[0], [1]]])
-            >>> signs.join(one, two, (1, 4)).tolist()
-            [[[1, 0], [0, 1]]]
-        """
-        rows, cols, _ = self.code_shape(shape)
-        dtype = code_dtype(self.code_bits)
-        both = [part.reshape(rows, cols, -1).to(dtype) for part in (support, nonzeros)]
-        return torch.cat(both, dim=2)
-
-    def stored_code_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the bits of both kinds, the codes of the support filled up to whole bytes."""
-        own = 8 * -(-self.support.stored_code_bits(shape) // 8)
-        return own + self.inner.stored_code_bits(self.nonzero_shape(shape))
+        groups = self.layout(shape).num_groups
+        own = self.support.streams(shape)["support"].count
+        return own // groups, math.prod(self.nonzero_shape(shape)) // groups
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The inner parametrization's, for the matrix of nonzeros."""
         return self.inner.value_shapes(self.nonzero_shape(shape))
 
-    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
+    def check_codes(self, codes: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
         """Raise unless codes of both kinds exist."""
-        own, nonzeros = self.parts(codes, shape)
-        self.support.check_codes(own, shape)
-        self.inner.check_codes(nonzeros, self.nonzero_shape(shape))
+        support, inner = self._parts(codes, shape, 1)
+        self.support.check_codes(support, shape)
+        self.inner.check_codes(inner, self.nonzero_shape(shape))
+
+    def _parts(
+        self, codes: Mapping[str, Tensor], shape: tuple[int, ...], count: int
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return the codes in the shapes of the two parametrizations."""
+
+        def seen_by(streams: Mapping[str, CodeStream]) -> dict[str, Tensor]:
+            return {
+                name: codes[name].view(count * stream.shape[0], *stream.shape[1:])
+                for name, stream in streams.items()
+            }
+
+        own = self.support.streams(shape)
+        return seen_by(own), seen_by(self.inner.streams(self.nonzero_shape(shape)))
 
     def fit(
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Take the support that the sparse parametrization does, fit the inner one on it."""
-        weight, metric, generator = prepare_fit(weight, metric, generator)
         support = self.support.support(self.support.fit(weight, metric=metric))
-        return self.represent(weight, support, metric=metric, generator=generator)
+        return self.represent(
+            weight, support, metric=metric, options=options, generator=generator
+        )
 
     def represent(
         self,
         weight: Tensor,
         support: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Fit the inner parametrization to the entries of a dense weight on a support.
@@ -214,7 +198,8 @@ class QuantizedNonzeros(Parametrization):
         Args:
             weight: ``[*shape]``, floating.
             support: ``[*shape]`` bool, of the right number of entries in every group.
-            metric: ``[*shape]`` non-negative weight of each squared error, or None for 1.
+            metric: whose diagonal weighs the squared errors, or None for 1.
+            options: how hard to try.
             generator: source of random draws.
 
         Returns:
@@ -223,32 +208,40 @@ class QuantizedNonzeros(Parametrization):
         Raises:
             ValueError: if a group has another number of entries.
         """
-        weight, metric, generator = prepare_fit(weight, metric, generator)
+        weight, importance, generator = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
-        self.layout(shape)
+        streams = self.streams(shape)
         mask = self.support.represent(weight, support).codes
         inner = self.nonzero_shape(shape)
-        importance = None if metric is None else metric[support].view(inner)
-        found = self.inner.fit(weight[support].view(inner), metric=importance, generator=generator)
-        return Representation(self, self.join(mask, found.codes, shape), found.values, shape)
+        found = self.inner.fit(
+            weight[support].view(inner),
+            metric=None if importance is None else Diagonal(importance[support].view(inner)),
+            options=options,
+            generator=generator,
+        )
+        codes = {n: c.reshape(streams[n].shape) for n, c in (mask | found.codes).items()}
+        return Representation(self, codes, found.values, shape)
 
     def _inner(self, rep: Representation) -> Representation:
         """Return the representation of the nonzeros."""
-        codes = self.parts(rep.codes, rep.shape)[1]
-        return Representation(self.inner, codes, rep.values, self.nonzero_shape(rep.shape))
+        shape = rep.inner_shape
+        nonzeros = self.nonzero_shape(shape)
+        codes = self._parts(rep.codes, shape, rep.count)[1]
+        values = {name: rep.values[name] for name in self.inner.value_shapes(nonzeros)}
+        return Representation(self.inner, codes, values, nonzeros, count=rep.count)
 
     def _masks(self, codes: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the supports ``[n, group_size]`` of codes ``[n, codes_per_group]``."""
-        own = codes[:, : self._sizes(shape)[0]]
-        per_support = self.support.code_shape(shape)[2]
-        masks = self.support.masks(own.reshape(-1, per_support))
-        return masks.view(len(codes), self.layout(shape).group_size)
+        layout = self.support.layout(shape)
+        width = self.support.streams(shape)["support"].shape[2]
+        own = codes[:, : self._sizes(shape)[0]].reshape(-1, width)
+        return self.support.masks(own, layout.group_size).view(len(codes), -1)
 
     def _inner_groups(self, rep: Representation, groups: Tensor | None) -> Tensor | None:
         """Return the numbers of the inner groups of some groups, or None for all in order."""
         if groups is None:
             return None
-        inner = self.inner.layout(self.nonzero_shape(rep.shape))
+        inner = self.inner.layout(self.nonzero_shape(rep.inner_shape))
         each = inner.num_groups // rep.layout.num_groups
         return (groups[:, None] * each + torch.arange(each, device=groups.device)).flatten()
 
@@ -257,47 +250,37 @@ class QuantizedNonzeros(Parametrization):
     ) -> Tensor:
         """Decode the nonzeros and put them, in order, on the supports."""
         if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
-        inner = self._inner(rep)
-        cut, count = self._sizes(rep.shape)
-        own = codes[:, cut:].reshape(-1, inner.codes.shape[2])
+            codes = rep.group_codes(groups)
+        shape, inner = rep.inner_shape, self._inner(rep)
+        cut, count = self._sizes(shape)
+        own = codes[:, cut:].reshape(-1, sum(inner.moving.values()))
         nonzeros = self.inner.decode_groups(inner, self._inner_groups(rep, groups), own)
-        return spread(nonzeros.view(len(codes), count), self._masks(codes, rep.shape))
+        return spread(nonzeros.view(len(codes), count), self._masks(codes, shape))
 
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
-        """Take the gradient at the nonzeros, then as the inner parametrization does."""
-        groups = self.split(gradient.to(rep.dtype))
-        inner = self._inner(rep)
-        nonzeros = groups[self._masks(rep.flat_codes, rep.shape)].view(inner.shape)
-        return self.inner.value_gradients(inner, nonzeros)
+    def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Take the gradients at the nonzeros, then as the inner parametrization does."""
+        shape, nonzeros = rep.inner_shape, []
+        for member, gradient in zip(rep.members(), gradients, strict=True):
+            groups = rep.layout.split(gradient.to(rep.dtype).reshape(shape))
+            mask = self._masks(member.group_codes(), shape)
+            nonzeros.append(groups[mask].view(self.nonzero_shape(shape)))
+        return self.inner.pull(self._inner(rep), nonzeros)
 
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """Take the supports of largest gain, and the best codes of the nonzeros on each."""
-        inner = self._inner(rep)
-        squares = target.square() if metric is None else metric * target.square()
-        masks = list(self._best_masks(squares, rep.shape, k).unbind(1))
+        rep, target, weights, k = query.rep, query.target, query.weights, query.count
+        shape, inner = rep.inner_shape, self._inner(rep)
+        numbers = self._inner_groups(rep, query.groups)
+        squares = target.square() if weights is None else weights * target.square()
+        masks = list(self._best_masks(squares, shape, k).unbind(1))
         if inner.layout.group_size == 1:
-            levels = self._levels(target, rep.shape, inner, groups, masks[0], generator)
+            levels = self._levels(query, inner, masks[0])
             gains = levels * (2 * target - levels)
-            gains = gains if metric is None else gains * metric
-            masks = list(self._best_masks(gains, rep.shape, k).unbind(1))
+            gains = gains if weights is None else gains * weights
+            masks = list(self._best_masks(gains, shape, k).unbind(1))
         if k == 1:  # never worse than new codes of the nonzeros where they are
-            own = rep.flat_codes if groups is None else rep.flat_codes.index_select(0, groups)
-            masks.append(self._masks(own, rep.shape))
-        numbers = self._inner_groups(rep, groups)
-        found = [
-            self._on_mask(target, rep.shape, inner, numbers, k, mask, metric, generator)
-            for mask in masks
-        ]
+            masks.append(self._masks(rep.group_codes(query.groups), shape))
+        found = [self._on_mask(query, inner, numbers, mask) for mask in masks]
         codes = torch.cat([codes for codes, _ in found], dim=1)
         errors = torch.cat([errors for _, errors in found], dim=1)
         order = errors.argsort(dim=1, stable=True)[:, :k]
@@ -313,52 +296,40 @@ class QuantizedNonzeros(Parametrization):
         chosen = best_sums(lost.view(len(gains), supports, lost.shape[1]), k)
         return take_choices(found, chosen).flatten(2)
 
-    def _levels(
-        self,
-        target: Tensor,
-        shape: tuple[int, ...],
-        inner: Representation,
-        groups: Tensor | None,
-        mask: Tensor,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _levels(self, query: Query, inner: Representation, mask: Tensor) -> Tensor:
         """Return what every entry would become as a nonzero, if the mask were the support.
 
         Which nonzero it would be, and so which scale it would have, follows from the mask.
         """
-        nonzeros = self._sizes(shape)[1]
+        target, groups = query.target, query.groups
+        nonzeros = self._sizes(query.rep.inner_shape)[1]
         place = (mask.cumsum(1) - 1).clamp_(0, nonzeros - 1)  # [n, group_size]
         if groups is None:
             groups = torch.arange(len(target), device=target.device)
         numbers = (groups[:, None] * nonzeros + place).flatten()
-        column = target.reshape(-1, 1)
-        codes = self.inner.search(column, inner, numbers, 1, metric=None, generator=generator)
+        column = query.but(
+            target=target.reshape(-1, 1), rep=inner, groups=numbers, count=1, metric=None
+        )
+        codes = self.inner.search(column)
         return self.inner.decode_groups(inner, numbers, codes[:, 0]).view_as(target)
 
     def _on_mask(
-        self,
-        target: Tensor,
-        shape: tuple[int, ...],
-        inner: Representation,
-        numbers: Tensor | None,
-        k: int,
-        mask: Tensor,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
+        self, query: Query, inner: Representation, numbers: Tensor | None, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return codes ``[n, j, codes_per_group]`` with one support, and errors ``[n, j]``."""
+        target, weights, shape = query.target, query.weights, query.rep.inner_shape
         n, size = len(target), inner.layout.group_size
         own_codes, count = self._sizes(shape)
-        nonzeros = target[mask].view(-1, size)
-        importance = None if metric is None else metric[mask].view(-1, size)
+        on = None if weights is None else GroupDiagonal(weights[mask].view(-1, size))
         found = self.inner.candidates(
-            nonzeros, inner, numbers, k, metric=importance, generator=generator
+            query.but(target=target[mask].view(-1, size), rep=inner, groups=numbers, metric=on)
         )
         by_group = found.errors.view(n, count // size, found.errors.shape[1])
-        chosen = best_sums(by_group, k)
+        chosen = best_sums(by_group, query.count)
         codes = take_choices(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
-        removed = squared_norms(torch.where(mask, 0.0, target), metric)
+        removed = torch.where(mask, 0.0, target).square()
+        removed = (removed if weights is None else removed * weights).sum(1)
         supports = mask.reshape(-1, self.support.layout(shape).group_size)
         own = self.support.codes_of(supports).view(n, 1, own_codes)
         both = torch.cat([own.expand(-1, codes.shape[1], -1), codes], dim=2)

@@ -3,26 +3,47 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pvopt.core.draws import Draws
+from pvopt.core.layout import GroupLayout
+from pvopt.core.registry import ShortForm
+from pvopt.core.streams import CodeStream
+from pvopt.core.validation import check_integer
 from pvopt.fits.kmeans import kmeans, nearest_centroid
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.diagonal import GroupDiagonal
 from pvopt_kernels import sum_by_code
 
-from .contract import Parametrization
-from pvopt.metrics.block import BlockMetric
 from .codebooks import Codebooks
+from .contract import Parametrization
 from .e8p import E8P
-from .layout import GroupLayout
-from .representation import Representation, code_dtype
-from .validation import check_integer, prepare_fit
+from .options import FitOptions
+from .preparation import prepare_fit
+from .query import Query
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 
 __all__ = ["QuantizedScales"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="qB+FORM",
+        meaning="codebooks or lattice points with scales of B bits",
+        example="q6+2x8g8/64",
+        pattern=r"q(\d+)\+(.+)",
+        build=lambda bits, inner: QuantizedScales(
+            inner=PARAMETRIZATIONS.parse(inner), bits=int(bits)
+        ),
+        write=lambda p: f"q{p.bits}+{PARAMETRIZATIONS.name(p.inner)}",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class QuantizedScales(Parametrization):
     r"""Codebooks whose scales are themselves codes of a table of ``2**bits`` scales.
 
@@ -31,8 +52,7 @@ class QuantizedScales(Parametrization):
     Small groups of inputs with a scale of their own follow the weight better, but 16 bits for each
     64 weights are a quarter bit per weight; 6 bits are less than a tenth, at the same error. The
     table is a value, tuned like any other. The scales' codes are set by the fit and stay: the V
-    step moves those of the groups only. In memory every group repeats the code of its scale, as the
-    last of its codes; a file holds it once.
+    step moves those of the groups only.
 
     Args:
         inner: :class:`pvopt.VectorCodebook`, :class:`pvopt.AdditiveCodebooks` or
@@ -40,13 +60,13 @@ class QuantizedScales(Parametrization):
         bits: of a scale's code, 1 to 8.
 
     Raises:
-        TypeError: if ``inner`` is of another class or ``bits`` no integer.
+        TypeError: if ``inner`` is of another class or ``bits`` not an integer.
         ValueError: if ``bits`` is out of range.
 
     Example:
         >>> from pvopt import E8P
-        >>> fine = E8P(2, scale_group=64)
-        >>> for p in (fine, QuantizedScales(fine, bits=6)):
+        >>> fine = E8P(bits=2, scale_group=64)
+        >>> for p in (fine, QuantizedScales(inner=fine, bits=6)):
         ...     print(round(p.bits_per_weight((1536, 576)), 4))
         2.25
         2.0949
@@ -67,156 +87,73 @@ class QuantizedScales(Parametrization):
         check_integer("bits", self.bits, 1, 8)
 
     @property
-    def code_bits(self) -> int:
-        """Bits of the wider of the two kinds of codes."""
-        return max(self.inner.code_bits, self.bits)
+    def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.stacks
 
     @property
-    def codes_per_group(self) -> int:
-        """The group's own codes and that of its scale."""
-        return self.inner.codes_per_group + 1
+    def couples(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.couples
+
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        scales = CodeStream(
+            shape=(self._num_scales(shape),), num_codes=1 << self.bits, moves=False
+        )
+        return {**self.inner.streams(shape), "scales": scales}
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """As the inner parametrization's."""
         return self.inner.layout(shape)
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         """The inner values, with the table in place of the scales."""
-        shapes = self.inner.value_shapes(shape)
-        shapes["scales"] = (1 << self.bits,)
-        return shapes
-
-    def parts(self, codes: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """Take codes apart into those of the groups and those of the scales, each once.
-
-        Args:
-            codes: ``[rows, cols, codes_per_group]``.
-            shape: of the dense weight.
-
-        Returns:
-            ``[rows, cols, codes_per_group - 1]``, a view, and ``[scales]``.
-
-        Raises:
-            ValueError: if groups of one scale have different codes for it.
-
-        Example:
-            >>> from pvopt import VectorCodebook
-            >>> p = QuantizedScales(VectorCodebook(bits=2, group_size=2), bits=1)
-            >>> codes = torch.tensor([[[3, 0], [1, 0]], [[2, 1], [0, 1]]])
-            >>> p.parts(codes, (2, 4))[1]
-            tensor([0, 1])
-        """
-        runs = codes[..., -1].reshape(self._num_scales(shape), -1)
-        if not (runs == runs[:, :1]).all():
-            raise ValueError("all groups of a scale must have the same code for it")
-        return codes[..., :-1], runs[:, 0]
-
-    def join(self, codes: Tensor, scales: Tensor) -> Tensor:
-        """Put codes of groups and of scales together, the inverse of :meth:`parts`.
-
-        Args:
-            codes: ``[rows, cols, codes_per_group - 1]``.
-            scales: ``[scales]``.
-
-        Returns:
-            ``[rows, cols, codes_per_group]``
-
-        Example:
-            >>> from pvopt import VectorCodebook
-            >>> p = QuantizedScales(VectorCodebook(bits=2, group_size=2), bits=1)
-            >>> p.join(torch.tensor([[[3], [1]], [[2], [0]]]), torch.tensor([0, 1])).tolist()
-            [[[3, 0], [1, 0]], [[2, 1], [0, 1]]]
-        """
-        per_scale = codes.shape[0] * codes.shape[1] // len(scales)
-        spread = scales.repeat_interleave(per_scale).view(*codes.shape[:2], 1)
-        return torch.cat([codes, spread.to(codes.dtype)], dim=2)
+        return {**self.inner.value_shapes(shape), "scales": (1 << self.bits,)}
 
     def _num_scales(self, shape: tuple[int, ...]) -> int:
         """Return how many scales a weight has."""
         return math.prod(self.inner.value_shapes(shape)["scales"])
 
-    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
-        """Raise unless both kinds are in range and groups of a scale agree on it."""
-        own, scales = self.parts(codes, shape)
-        self.inner.check_codes(own, shape)
-        low, high = int(scales.min()), int(scales.max())
-        if low < 0 or high >> self.bits:
-            raise ValueError(f"codes of scales must be in 0..{(1 << self.bits) - 1}, got {high}")
-
-    def _scale_codes(self, rep: Representation) -> Tensor:
-        """Return the codes of the scales, ``[scales]`` int32."""
-        return rep.codes[..., -1].reshape(self._num_scales(rep.shape), -1)[:, 0].int()
-
     def _inner(self, rep: Representation) -> Representation:
         """Return the inner representation, its scales looked up (differentiable in the table)."""
-        shape = self.inner.value_shapes(rep.shape)["scales"]
-        scales = rep.values["scales"].index_select(0, self._scale_codes(rep)).view(shape)
-        return Representation(
-            self.inner, rep.codes[..., :-1], {**rep.values, "scales": scales}, rep.shape
-        )
+        shape, count = rep.inner_shape, rep.count
+        tables = rep.values["scales"].view(count, -1)
+        scales = tables.gather(1, rep.codes["scales"].view(count, -1).long())
+        rows, *rest = self.inner.value_shapes(shape)["scales"]
+        names = self.inner.value_shapes(shape)
+        values = {name: rep.values[name] for name in names if name != "scales"}
+        values = {**values, "scales": scales.view(count * rows, *rest)}
+        codes = {name: rep.codes[name] for name in self.inner.streams(shape)}
+        return Representation(self.inner, codes, values, shape, count=count)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """As the inner parametrization does."""
-        own = None if codes is None else codes[..., :-1]
-        return self.inner.decode_groups(self._inner(rep), groups, own)
+        return self.inner.decode_groups(self._inner(rep), groups, codes)
 
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
+    def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the gradients of the scales that share an entry of the table."""
-        found = self.inner.value_gradients(self._inner(rep), gradient)
-        column = found["scales"].reshape(-1, 1)
-        total = sum_by_code(column, self._scale_codes(rep).long(), 1 << self.bits)
+        found = self.inner.pull(self._inner(rep), gradients)
+        count, size = rep.count, 1 << self.bits
+        # The tables of several weights are one table, each with entries of its own.
+        first = torch.arange(count, device=rep.device)[:, None] * size
+        index = (rep.codes["scales"].view(count, -1).long() + first).flatten()
+        total = sum_by_code(found["scales"].reshape(-1, 1), index, count * size)
         return {**found, "scales": total.flatten()}
 
-    def _with_scale(self, codes: Tensor, rep: Representation, groups: Tensor | None) -> Tensor:
-        """Append the present codes of the scales to codes ``[n, k, codes_per_group - 1]``."""
-        present = rep.flat_codes[:, -1] if groups is None else rep.flat_codes[groups, -1]
-        spread = present.long()[:, None, None].expand(-1, codes.shape[1], 1)
-        return torch.cat([codes, spread], dim=2)
-
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """As the inner parametrization does, the scales as they are."""
-        codes = self.inner.search(
-            target, self._inner(rep), groups, k, metric=metric, generator=generator
-        )
-        return self._with_scale(codes, rep, groups)
-
-    def search_block(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: BlockMetric,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """As the inner parametrization does, the scales as they are."""
-        codes = self.inner.search_block(
-            target, self._inner(rep), groups, k, metric=metric, generator=generator
-        )
-        return self._with_scale(codes, rep, groups)
+        return self.inner.search(query.but(rep=self._inner(query.rep)))
 
     def fit(
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Fit the inner parametrization, cluster its scales, and choose the codes anew."""
-        weight, metric, generator = prepare_fit(weight, metric, generator)
-        rep = self.inner.fit(weight, metric=metric, generator=generator)
+        weight, importance, generator = prepare_fit(weight, metric, generator)
+        rep = self.inner.fit(weight, metric=metric, options=options, generator=generator)
         scales = rep.values["scales"]
         points = scales.view(-1, 1)
         # An error of a scale costs in proportion to the energy of what it scales.
@@ -227,16 +164,13 @@ class QuantizedScales(Parametrization):
         table = kmeans(points, 1 << self.bits, weights=energy, generator=generator)
         index = nearest_centroid(points, table)
         scales.copy_(table[index].view_as(scales))
-        importance = None if metric is None else self.inner.split(metric)
-        found = self.inner.candidates(
-            self.inner.split(weight), rep, None, metric=importance, generator=generator
+        layout = rep.layout
+        weights = None if importance is None else GroupDiagonal(layout.split(importance))
+        query = Query(
+            target=layout.split(weight), rep=rep, metric=weights, draws=Draws.of(generator, weight.device)
         )
-        dtype = code_dtype(self.code_bits)
-        codes = found.codes[:, 0].view_as(rep.codes).to(dtype)
+        rep.write_codes_(None, self.inner.candidates(query).codes[:, 0])
+        stream = self.streams(tuple(weight.shape))["scales"]
+        codes = {**rep.codes, "scales": index.to(stream.dtype)}
         values = {**rep.values, "scales": table.flatten().contiguous()}
-        return Representation(self, self.join(codes, index), values, rep.shape)
-
-    def stored_code_bits(self, shape: tuple[int, ...]) -> int:
-        """Return the bits of both kinds, the codes of the groups filled up to whole bytes."""
-        own = 8 * -(-self.inner.stored_code_bits(shape) // 8)
-        return own + self.bits * self._num_scales(shape)
+        return Representation(self, codes, values, rep.shape)

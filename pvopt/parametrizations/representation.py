@@ -2,80 +2,113 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from .layout import GroupLayout
+from pvopt.core.layout import GroupLayout
+from pvopt.core.streams import CodeStream
+from pvopt.spaces.contract import Space
+from pvopt.spaces.identity import Identity
+
+from .scheme import Scheme
 
 if TYPE_CHECKING:
     from .contract import Parametrization
 
-__all__ = ["Representation", "code_dtype"]
+__all__ = ["Representation"]
 
-
-def code_dtype(code_bits: int) -> torch.dtype:
-    """Return the integer dtype codes of a width are held in.
-
-    Wider than a byte is int32 rather than uint16, which lacks ``index_put`` in torch.
-
-    Args:
-        code_bits: width of one code, 1 to 31.
-
-    Example:
-        >>> code_dtype(8), code_dtype(16)
-        (torch.uint8, torch.int32)
-    """
-    return torch.uint8 if code_bits <= 8 else torch.int32
+_SPACE = "space."
 
 
 @dataclass(eq=False)
 class Representation:
     r"""The discrete codes and continuous values that stand for one dense weight.
 
-    .. math:: w = \mathrm{decode}(z, v)
+    .. math:: w = \mathrm{leave}(\mathrm{decode}(z, v))
 
-    Optimizers change ``codes`` and ``values`` in place, so a representation that was handed to
-    one always shows the current state.
+    Optimizers change codes and values in place, so a representation that was given to one always
+    shows the current state. What a space owns is among the codes and values, under names that
+    begin with ``space.``.
+
+    Several weights of one shape may lie one below the other in common tensors (:meth:`stack`):
+    parametrizations then work on all of them at once.
 
     Args:
         parametrization: the settings that say how codes and values are to be read.
-        codes: ``[rows, cols, codes_per_group]`` integers (uint8 or int32), one tuple per group.
-        values: continuous tensors by name, as the parametrization defines them.
-        shape: shape of the dense weight.
+        codes: integers by stream, as the parametrization and the space define them.
+        values: continuous tensors by name, alike.
+        shape: of the dense weight.
+        space: where the groups live.
+        count: number of weights; each tensor is ``count`` times as long as that of one.
+
+    Raises:
+        TypeError: if codes are not integers.
+        ValueError: if names or shapes do not fit, or ``count`` is not positive.
 
     Example:
         >>> from pvopt import SharedValues
-        >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         >>> rep.decode()
         tensor([[0., 1.],
                 [1., 0.]])
     """
 
     parametrization: Parametrization
-    codes: Tensor
+    codes: dict[str, Tensor]
     values: dict[str, Tensor]
     shape: tuple[int, ...]
+    space: Space = field(default_factory=Identity)
+    count: int = 1
 
     def __post_init__(self) -> None:
         self.shape = tuple(self.shape)
-        if self.codes.is_floating_point() or self.codes.dtype == torch.bool:
-            raise TypeError(f"codes must be an integer tensor, got {self.codes.dtype}")
-        expected = self.parametrization.code_shape(self.shape)
-        if tuple(self.codes.shape) != expected:
-            raise ValueError(f"codes must have shape {expected}, got {tuple(self.codes.shape)}")
-        wanted = self.parametrization.value_shapes(self.shape)
-        found = {name: tuple(value.shape) for name, value in self.values.items()}
-        if found != wanted:
-            raise ValueError(f"values must be tensors of shapes {wanted}, got {found}")
+        if self.count < 1:
+            raise ValueError(f"count must be positive, got {self.count}")
+        for name, codes in self.codes.items():
+            if codes.is_floating_point() or codes.dtype == torch.bool:
+                raise TypeError(f"codes must be integer tensors, got {codes.dtype} for {name!r}")
+        self._compare("codes", self.codes, {n: s.shape for n, s in self.streams.items()})
+        self._compare("values", self.values, self.value_shapes)
+
+    def _compare(
+        self, what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        shapes = {name: tuple(tensor.shape) for name, tensor in found.items()}
+        expected = {name: (self.count * s[0], *s[1:]) for name, s in wanted.items()}
+        if shapes != expected:
+            raise ValueError(f"{what} must be tensors of shapes {expected}, got {shapes}")
+
+    @cached_property
+    def streams(self) -> dict[str, CodeStream]:
+        """The streams of codes of one weight, of the parametrization and of the space."""
+        own = self.parametrization.streams(self.inner_shape)
+        return own | {_SPACE + n: s for n, s in self.space.streams(self.shape).items()}
+
+    @cached_property
+    def value_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the values of one weight, of the parametrization and of the space."""
+        own = self.parametrization.value_shapes(self.inner_shape)
+        return own | {_SPACE + n: s for n, s in self.space.value_shapes(self.shape).items()}
+
+    @cached_property
+    def inner_shape(self) -> tuple[int, ...]:
+        """Shape of the weight in its space."""
+        return self.space.inner_shape(self.shape)
+
+    @cached_property
+    def layout(self) -> GroupLayout:
+        """How one weight is cut into groups, in its space."""
+        return self.parametrization.layout(self.inner_shape)
 
     @property
-    def layout(self) -> GroupLayout:
-        """How the weight is cut into groups."""
-        return self.parametrization.layout(self.shape)
+    def num_groups(self) -> int:
+        """Number of groups, of all weights."""
+        return self.count * self.layout.num_groups
 
     @property
     def dtype(self) -> torch.dtype:
@@ -83,49 +116,235 @@ class Representation:
         return next(iter(self.values.values())).dtype
 
     @property
-    def flat_codes(self) -> Tensor:
-        """The codes as ``[num_groups, codes_per_group]``, a view."""
-        return self.codes.view(-1, self.codes.shape[-1])
+    def device(self) -> torch.device:
+        """Where codes and values are."""
+        return next(iter(self.values.values())).device
+
+    @cached_property
+    def moving(self) -> dict[str, int]:
+        """Codes per group of each stream that moves, by its name, in order."""
+        return {name: s.shape[2] for name, s in self.streams.items() if s.moves}
+
+    def group_codes(self, groups: Tensor | None = None) -> Tensor:
+        """Return the codes of groups that may move, those of all streams side by side.
+
+        Args:
+            groups: ``[n]`` int64 group numbers; None stands for all in order.
+
+        Returns:
+            ``[n, codes_per_group]`` integers; a view where there is one stream and no ``groups``.
+        """
+        parts = [self.codes[name].view(-1, width) for name, width in self.moving.items()]
+        if groups is not None:
+            parts = [part.index_select(0, groups) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat([p.int() for p in parts], dim=1)
+
+    def write_codes_(self, groups: Tensor | None, codes: Tensor) -> None:
+        """Let groups take codes, in place.
+
+        Args:
+            groups: ``[n]`` distinct group numbers, or None for all in order.
+            codes: ``[n, codes_per_group]``, those of all streams side by side.
+        """
+        parts = codes.split(list(self.moving.values()), dim=1)
+        for (name, width), part in zip(self.moving.items(), parts, strict=True):
+            stream = self.codes[name].view(-1, width)
+            if groups is None:
+                stream.copy_(part)
+            else:
+                stream.index_copy_(0, groups, part.to(stream.dtype))
+
+    def check_codes(self, codes: Mapping[str, Tensor] | None = None) -> None:
+        """Raise unless every code exists.
+
+        Args:
+            codes: to check in place of the representation's own.
+
+        Raises:
+            ValueError: if a code does not exist; the message names its stream.
+        """
+        codes = self.codes if codes is None else codes
+        for name, stream in self.streams.items():
+            stream.check(name, codes[name])
+        self.parametrization.check_codes(codes, self.inner_shape)
+        self.space.check_codes(self._owned(codes), self.shape)
+
+    def _owned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what belongs to the space, by the space's own names."""
+        return {n.removeprefix(_SPACE): t for n, t in tensors.items() if n.startswith(_SPACE)}
+
+    @property
+    def owned(self) -> dict[str, Tensor]:
+        """Codes and values of the space, by the space's own names."""
+        return self._owned({**self.codes, **self.values})
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield every tensor by name: ``codes`` and ``values.NAME``."""
-        yield "codes", self.codes
+        """Yield every tensor by name: ``codes.NAME`` and ``values.NAME``."""
+        for name, codes in self.codes.items():
+            yield f"codes.{name}", codes
         for name, value in self.values.items():
             yield f"values.{name}", value
 
+    def split(self, weight: Tensor) -> Tensor:
+        """Map a dense weight to its groups: enter the space, then cut.
+
+        Args:
+            weight: ``[*shape]``, floating; of a representation of one weight.
+
+        Returns:
+            ``[num_groups, group_size]``; may share the weight's memory.
+        """
+        return self.layout.split(self.space.enter(weight, self.owned))
+
+    def merge(self, groups: Tensor) -> Tensor:
+        """Map groups back to the dense weight ``[*shape]``, the inverse of :meth:`split`."""
+        return self.space.leave(self.layout.merge(groups), self.owned, self.shape)
+
     def decode(self) -> Tensor:
         """Return the dense weight ``[*shape]``, differentiable in the values."""
-        return self.parametrization.decode(self)
+        return self.merge(self.parametrization.decode_groups(self))
 
-    def bits_per_weight(self) -> float:
-        """Return the bits this object takes per weight: packed codes, values as they are.
+    def pull(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        r"""Pull dense gradients back to the values by the chain rule through decode.
 
-        Unlike :meth:`Parametrization.bits_per_weight` it counts values at their present dtype.
+        .. math:: \nabla_v = \Big(\frac{\partial\,\mathrm{decode}(z, v)}{\partial v}\Big)'
+            \nabla_w
+
+        A shared value receives the sum of the gradients of its members.
+
+        Args:
+            gradients: ``[*shape]``, with respect to each dense weight.
+
+        Returns:
+            One gradient for each value, of its shape and dtype.
         """
-        value_bits = 8 * next(iter(self.values.values())).element_size()
-        return self.parametrization.bits_per_weight(self.shape, value_bits=value_bits)
+        if self.space.trivial:
+            return self.parametrization.pull(self, gradients)
+        parts = []  # one weight at a time: a gradient in the space is a dense tensor
+        for member, gradient in zip(self.members(), gradients, strict=True):
+            gradient, owned = gradient.to(self.dtype), member.owned
+            found = member.parametrization.pull(member, [self.space.pull(gradient, owned)])
+            if self.space.value_shapes(self.shape):
+                inner = self.layout.merge(self.parametrization.decode_groups(member))
+                own = self.space.pull_values(gradient, inner, owned)
+                found = found | {_SPACE + name: tensor for name, tensor in own.items()}
+            parts.append(found)
+        return {name: torch.cat([part[name] for part in parts]) for name in self.values}
+
+    @property
+    def scheme(self) -> Scheme:
+        """The settings: parametrization and space."""
+        return Scheme(self.parametrization, self.space)
+
+    def within(
+        self,
+        space: Space,
+        shape: tuple[int, ...],
+        codes: Mapping[str, Tensor],
+        values: Mapping[str, Tensor],
+    ) -> Representation:
+        """Return the representation of the weight that this one stands for in a space.
+
+        Args:
+            space: the space; this representation's own must be the identity.
+            shape: of the weight outside of the space.
+            codes: of the space, by its own names.
+            values: of the space, by its own names.
+        """
+        return Representation(
+            self.parametrization,
+            self.codes | {_SPACE + name: tensor for name, tensor in codes.items()},
+            self.values | {_SPACE + name: tensor for name, tensor in values.items()},
+            shape,
+            space,
+            self.count,
+        )
+
+    def bits_per_weight(self, *, value_bits: int | None = None) -> float:
+        """Return the bits it takes per weight: packed codes and values.
+
+        Args:
+            value_bits: bits of one value; None counts values at their present dtype.
+        """
+        return self.scheme.bits_per_weight(
+            self.shape, value_bits=value_bits or 8 * self.dtype.itemsize
+        )
 
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Representation:
         """Return a copy on ``device`` with values of ``dtype`` (codes keep theirs)."""
-        values = {n: v.to(device=device, dtype=dtype, copy=True) for n, v in self.values.items()}
-        codes = self.codes.to(device=device, copy=True)
-        return Representation(self.parametrization, codes, values, self.shape)
+        return self._with(
+            {n: c.to(device=device, copy=True) for n, c in self.codes.items()},
+            {n: v.to(device=device, dtype=dtype, copy=True) for n, v in self.values.items()},
+        )
 
     def clone(self) -> Representation:
         """Return an independent copy."""
-        values = {name: value.clone() for name, value in self.values.items()}
-        return Representation(self.parametrization, self.codes.clone(), values, self.shape)
+        return self.to()
+
+    def _with(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
+        return Representation(
+            self.parametrization, codes, values, self.shape, self.space, self.count
+        )
 
     def copy_(self, other: Representation) -> Representation:
         """Overwrite codes and values in place with those of a representation of equal settings."""
-        if other.parametrization != self.parametrization or other.shape != self.shape:
+        same = (self.parametrization, self.space, self.shape, self.count)
+        if (other.parametrization, other.space, other.shape, other.count) != same:
             raise ValueError(
-                f"other must be a {self.parametrization} of shape {list(self.shape)}, "
-                f"got {other.parametrization} of shape {list(other.shape)}"
+                f"other must be {self.scheme} of shape {list(self.shape)}, "
+                f"got {other.scheme} of shape {list(other.shape)}"
             )
-        self.codes.copy_(other.codes)
-        for name, value in self.values.items():
-            value.copy_(other.values[name])
+        for (_, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
+            mine.copy_(theirs)
         return self
+
+    @staticmethod
+    def stack(members: Sequence[Representation]) -> Representation:
+        """Move weights of one shape and scheme into common tensors, one below the other.
+
+        The members' own tensors become views of these, so that they show every change.
+
+        Args:
+            members: representations of one weight each, of equal settings, shape, dtype, device.
+
+        Returns:
+            The representation of all of them.
+        """
+        first = members[0]
+        if len(members) == 1:
+            return first
+        codes = {n: torch.cat([m.codes[n] for m in members]) for n in first.codes}
+        values = {n: torch.cat([m.values[n] for m in members]) for n in first.values}
+        for place, member in enumerate(members):
+            for own, common in ((member.codes, codes), (member.values, values)):
+                for name, tensor in common.items():
+                    own[name] = tensor.chunk(len(members))[place]
+        stacked = Representation(
+            first.parametrization, codes, values, first.shape, first.space, len(members)
+        )
+        return stacked
+
+    def narrow(self, start: int, count: int) -> Representation:
+        """Return some neighbouring weights of a stack, as views."""
+        if (start, count) == (0, self.count):
+            return self
+
+        def part(tensor: Tensor) -> Tensor:
+            size = len(tensor) // self.count
+            return tensor[start * size : (start + count) * size]
+
+        return Representation(
+            self.parametrization,
+            {name: part(codes) for name, codes in self.codes.items()},
+            {name: part(value) for name, value in self.values.items()},
+            self.shape,
+            self.space,
+            count,
+        )
+
+    def members(self) -> Iterator[Representation]:
+        """Yield the weights of a stack one by one, as views."""
+        for place in range(self.count):
+            yield self.narrow(place, 1)

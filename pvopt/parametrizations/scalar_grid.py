@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pvopt.core.layout import GroupLayout, check_divides, matrix_shape
+from pvopt.core.streams import CodeStream
+from pvopt.core.validation import check_integer
+from pvopt_kernels import pack_rows, uniform_matmul, unpack_rows
+from pvopt_kernels.packing import row_bytes
+
 from .contract import Parametrization
-from .candidates import Candidates
-from .layout import GroupLayout, check_divides, matrix_shape
+from .query import Candidates, Query
 from .representation import Representation
-from .validation import check_integer
+from .storage import Storage
 
 __all__ = ["ScalarGrid"]
 
@@ -25,16 +31,26 @@ class ScalarGrid(Parametrization):
     Codes move weight by weight.
     """
 
+    stacks = True
+    has_levels = True
+
+    num_codes: ClassVar[int]
+    codes_per_word: ClassVar[int] = 1
     group_size: int | None
 
     def __post_init__(self) -> None:
         if self.group_size is not None:
             check_integer("group_size", self.group_size, 1, 1 << 30)
 
-    @property
-    def max_code(self) -> int:
-        """The largest integer, ``num_codes - 1``."""
-        return self.num_codes - 1
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        rows, columns = matrix_shape(shape)
+        levels = CodeStream(
+            shape=(rows, columns, 1), num_codes=self.num_codes, codes_per_word=self.codes_per_word
+        )
+        return {"levels": levels}
+
+    def storage(self, shape: tuple[int, int]) -> Storage:
+        return _GridStorage(self, shape)
 
     @abstractmethod
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
@@ -48,30 +64,37 @@ class ScalarGrid(Parametrization):
         """
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Every weight has its own code; the groups that share a scale must divide the columns."""
         if self.group_size is not None:
             check_divides("group_size", self.group_size, shape)
         return GroupLayout(shape, 1, 1)
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """One scale per group of inputs."""
         return {"scales": self._scale_shape(shape)}
 
-    def _scale_size(self, shape: tuple[int, ...]) -> int:
-        return self.group_size or matrix_shape(shape)[1]
-
     def value_columns(self, shape: tuple[int, ...]) -> int:
-        """The inputs that share a scale."""
         return self._scale_size(shape)
+
+    def _scale_size(self, shape: tuple[int, ...]) -> int:
+        """Return how many inputs share a scale."""
+        return self.group_size or matrix_shape(shape)[1]
 
     def _scale_shape(self, shape: tuple[int, ...]) -> tuple[int, int]:
         rows, columns = matrix_shape(shape)
         return rows, columns // self._scale_size(shape)
 
+    def _represent(
+        self, codes: Tensor, values: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Representation:
+        """Return a representation of codes and values of the right number."""
+        stream, sizes = self.streams(shape)["levels"], self.value_shapes(shape)
+        levels = codes.view(stream.shape).to(stream.dtype)
+        own = {name: values[name].reshape(size) for name, size in sizes.items()}
+        return Representation(self, {"levels": levels}, own, shape)
+
     def _steps_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return step and zero point of each group of one weight, ``[n, 1]`` each."""
         step, zero = self.step_and_zero(rep.values)
-        size = self._scale_size(rep.shape)
+        size = self._scale_size(rep.inner_shape)
         # Rows are contiguous and a multiple of the size: the flat index divides.
         index = None if groups is None else groups.div(size, rounding_mode="floor")
 
@@ -88,37 +111,61 @@ class ScalarGrid(Parametrization):
     ) -> Tensor:
         """Return ``step * (code - zero)``, ``[n, 1]``."""
         if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes[groups]
+            codes = rep.group_codes(groups)
         step, zero = self._steps_of(rep, groups)
         return step * (codes.to(step.dtype) - zero)
 
-    def _position(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Tensor:
+    def _position(self, query: Query) -> Tensor:
         """Return where the targets lie between the integers, ``[n, 1]``, not clipped."""
-        step, zero = self._steps_of(rep, groups)
+        step, zero = self._steps_of(query.rep, query.groups)
         # A scale of zero makes every level equal: any finite position will do.
-        return torch.where(step == 0, zero, target / step + zero)
+        return torch.where(step == 0, zero, query.target / step + zero)
 
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """Round the position; further candidates are the integers next to it on either side."""
-        position = self._position(target, rep, groups)
-        k = min(k, self.num_codes)
+        position = self._position(query)
+        k = min(query.count, self.num_codes)
         # The k nearest integers are consecutive; they start at round(x - (k - 1) / 2).
         first = (position - (k - 1) / 2).round().clamp_(0, self.num_codes - k)
-        window = torch.arange(k, device=target.device, dtype=position.dtype)
+        window = torch.arange(k, device=position.device, dtype=position.dtype)
         return (first + window).long()[..., None]  # [n, k, 1]
 
-    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
-        """Return the integers below and above each position."""
-        below = self._position(target, rep, groups).floor()
+    def bracket(self, query: Query) -> Candidates:
+        below = self._position(query).floor()
         both = torch.stack([below, below + 1], dim=1)  # [n, 2, 1]
-        codes = both.clamp_(0, self.max_code).long()
-        return Candidates(codes, self._errors(target.to(rep.dtype), rep, groups, codes, None))
+        codes = both.clamp_(0, self.num_codes - 1).long()
+        return Candidates(codes, self.errors(query.but(metric=None), codes))
+
+
+class _GridStorage(Storage):
+    """Codes of scalar grids at their real width, row by row, as the kernels read them."""
+
+    parametrization: ScalarGrid
+
+    @property
+    def _bits(self) -> int:
+        return self.parametrization.streams(self.shape)["levels"].bits
+
+    def empty(self, device: torch.device | str | None) -> dict[str, Tensor]:
+        size = row_bytes(self.shape[1], self._bits)
+        return {"levels": torch.zeros(self.shape[0], size, dtype=torch.uint8, device=device)}
+
+    def store(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"levels": pack_rows(codes["levels"].flatten(1), self._bits)}
+
+    def read(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"levels": unpack_rows(stored["levels"], self._bits, self.shape[1])[..., None]}
+
+    def multiply(
+        self, x: Tensor, stored: Mapping[str, Tensor], values: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Multiply without making the weight dense."""
+        step, zero = self.parametrization.step_and_zero(values)
+        bits = self._bits
+        if not isinstance(zero, Tensor):
+            zero = None if zero == (1 << bits) // 2 else torch.full_like(step, zero)
+        return uniform_matmul(x, stored["levels"], step, zero, bits=bits, columns=self.shape[1])
+
+    @property
+    def decodes(self) -> bool:
+        return False

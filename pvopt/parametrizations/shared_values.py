@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pvopt.core.layout import GroupLayout, matrix_shape
+from pvopt.core.registry import ShortForm
+from pvopt.core.streams import CodeStream
+from pvopt.core.validation import check_integer
 from pvopt.fits.kmeans import kmeans, nearest_centroid
+from pvopt.metrics.contract import Metric
 from pvopt_kernels.ops import smallest, sum_by_code
 
 from .contract import Parametrization
-from .candidates import Candidates
-from .layout import GroupLayout, matrix_shape
-from .representation import Representation, code_dtype
-from .validation import check_integer, prepare_fit
+from .options import FitOptions
+from .preparation import prepare_fit
+from .query import Candidates, Query
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 
 __all__ = ["SharedValues"]
 
@@ -22,7 +29,17 @@ __all__ = ["SharedValues"]
 _CHUNK_ELEMENTS = 1 << 20
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="values:C",
+        meaning="a table of C values for the whole weight",
+        example="values:4",
+        pattern=r"values:?(\d+)",
+        build=lambda count: SharedValues(num_values=int(count)),
+        write=lambda p: f"values:{p.num_values}",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class SharedValues(Parametrization):
     r"""A weight with at most ``c`` distinct entries: the theory's own space.
 
@@ -34,11 +51,11 @@ class SharedValues(Parametrization):
         num_values: ``c``, 1 to 65536.
 
     Raises:
-        TypeError: if ``num_values`` is no integer.
+        TypeError: if ``num_values`` is not an integer.
         ValueError: if it is out of range.
 
     Example:
-        >>> rep = SharedValues(2).fit(torch.tensor([1.0, 1.2, 3.0]))
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.2, 3.0]))
         >>> rep.decode()
         tensor([1.1000, 1.1000, 3.0000])
 
@@ -51,83 +68,83 @@ class SharedValues(Parametrization):
     def __post_init__(self) -> None:
         check_integer("num_values", self.num_values, 1, 1 << 16)
 
-    @property
-    def code_bits(self) -> int:
-        """Bits that number ``num_values`` values."""
-        return max(1, (self.num_values - 1).bit_length())
+    stacks = True
+    has_levels = True
 
-    @property
-    def num_codes(self) -> int:
-        """One code for each value."""
-        return self.num_values
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        rows, columns = matrix_shape(shape)
+        return {"entries": CodeStream(shape=(rows, columns, 1), num_codes=self.num_values)}
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Every weight is its own group."""
         return GroupLayout(shape, 1, 1)
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """One table of ``c`` scalars."""
         return {"values": (self.num_values,)}
 
     def fit(
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Cluster the entries by k-means; exact if there are at most ``c`` distinct ones."""
-        weight, metric, generator = prepare_fit(weight, metric, generator)
+        weight, importance, generator = prepare_fit(weight, metric, generator)
+        shape = tuple(weight.shape)
         points = weight.reshape(-1, 1)
-        importance = None if metric is None else metric.reshape(-1, 1)
-        values = kmeans(points, self.num_values, weights=importance, generator=generator)
+        weights = None if importance is None else importance.reshape(-1, 1)
+        values = kmeans(points, self.num_values, weights=weights, generator=generator)
         values = values.sort(dim=0).values
-        codes = nearest_centroid(points, values).view(*matrix_shape(weight.shape), 1)
-        codes = codes.to(code_dtype(self.code_bits))
-        return Representation(self, codes, {"values": values.flatten()}, tuple(weight.shape))
+        stream = self.streams(shape)["entries"]
+        entries = nearest_centroid(points, values).view(stream.shape).to(stream.dtype)
+        return Representation(self, {"entries": entries}, {"values": values.flatten()}, shape)
+
+    def _tables(self, rep: Representation) -> Tensor:
+        """Return the values of each weight, ``[count, c]``."""
+        return rep.values["values"].view(rep.count, self.num_values)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Look the values up."""
         if codes is None:
-            codes = rep.flat_codes if groups is None else rep.flat_codes[groups]
-        return rep.values["values"][codes.long()]  # [n, 1]
+            codes = rep.group_codes(groups)
+        by_weight = codes.view(rep.count, -1).long()  # equally many groups of each weight
+        return self._tables(rep).gather(1, by_weight).view(-1, 1)
 
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """Compare with every value; a metric scales all of a weight's distances alike."""
-        values = rep.values["values"]
-        k = min(k, self.num_values)
+        k = min(query.count, self.num_values)
+        tables = self._tables(query.rep)
         chunk = max(1, _CHUNK_ELEMENTS // self.num_values)
         found = [
             smallest((part - values).square_(), k)[1]
-            for part in target.split(chunk)  # [chunk, 1] - [c]
+            for column, values in zip(
+                query.target.view(len(tables), -1, 1), tables, strict=True
+            )
+            for part in column.split(chunk)  # [chunk, 1] - [c]
         ]
-        return torch.cat(found)[..., None]
+        return torch.cat(found)[..., None]  # [n, k, 1]
 
-    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
-        """Return the values next below and above each target."""
-        values, order = rep.values["values"].sort()
-        above = torch.searchsorted(values, target[:, 0].to(values.dtype).contiguous())
-        below = torch.where(above < len(values), above, len(values) - 1)
+    def bracket(self, query: Query) -> Candidates:
+        values, order = self._tables(query.rep).sort(dim=1)
+        target = query.target.to(values.dtype).reshape(len(values), -1)
+        last = self.num_values - 1
+        above = torch.searchsorted(values, target)
+        below = above.clamp_max(last)
         # searchsorted finds the first value >= target; the one before it is the one below.
-        exact = values[below] == target[:, 0]
-        below = torch.where(exact | (above == len(values)), below, (above - 1).clamp_min(0))
-        above = above.clamp_max(len(values) - 1)
-        codes = order[torch.stack([below, above], dim=1)][..., None]  # [n, 2, 1]
-        return Candidates(codes, self._errors(target, rep, groups, codes, None))
+        exact = values.gather(1, below) == target
+        below = torch.where(exact | (above > last), below, (above - 1).clamp_min(0))
+        both = torch.stack([below, above.clamp_max(last)], dim=2)
+        codes = order.gather(1, both.flatten(1)).view(-1, 2, 1)
+        return Candidates(codes, self.errors(query.but(metric=None), codes))
 
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
+    def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the gradients of the members of each value."""
-        gradient = gradient.reshape(-1, 1).to(rep.dtype)
-        total = sum_by_code(gradient, rep.flat_codes[:, 0].long(), self.num_values)
-        return {"values": total.flatten()}
+        parts = []
+        for member, gradient in zip(rep.members(), gradients, strict=True):
+            column = gradient.reshape(-1, 1).to(rep.dtype)
+            codes = member.group_codes()[:, 0].long()
+            parts.append(sum_by_code(column, codes, self.num_values).flatten())
+        return {"values": torch.cat(parts)}

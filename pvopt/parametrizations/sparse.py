@@ -4,27 +4,43 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from .layout import GroupLayout, check_divides, matrix_shape
+from pvopt.core.layout import GroupLayout, check_divides, matrix_shape
+from pvopt.core.registry import ShortForm
+from pvopt.core.streams import CodeStream
+from pvopt.core.validation import check_integer
+
+from .registry import PARAMETRIZATIONS
 from .sparse_support import SparseSupport
-from .validation import check_integer
 
 __all__ = ["Sparse", "SparseNM"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="sparse:P%[:tensor]",
+        meaning="P percent nonzeros in each row, or in all",
+        example="sparse:50%",
+        pattern=r"sparse:?(\d+(?:\.\d+)?)%(?::(tensor))?",
+        build=lambda percent, per: Sparse(density=_share(percent), per=per or "row"),
+        write=lambda p: f"sparse:{_percent(p.density)}%" + ":tensor" * (p.per == "tensor"),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class Sparse(SparseSupport):
     r"""A share of the entries of every row, or of the whole weight, is not zero.
 
     .. math:: \|w_g\|_0 = k, \qquad k = \mathrm{round}(\text{density} \cdot |g|) \ge 1
 
-    A group is a row or the whole weight; its codes are the mask, a bit per weight. Values:
+    A group is a row or the whole weight; its codes are the mask, a bit per weight (in whole bytes). Values:
     ``values``, the nonzeros in order, ``[rows, k]`` or ``[k]``. With 16 bits for a nonzero that is
     1 + 16 density bits per weight.
 
@@ -36,11 +52,11 @@ class Sparse(SparseSupport):
         per: ``"row"`` or ``"tensor"``, what the share is taken of.
 
     Raises:
-        TypeError: if ``density`` is no number.
+        TypeError: if ``density`` is not a number.
         ValueError: for a density out of range or another ``per``.
 
     Example:
-        >>> rep = Sparse(0.5).fit(torch.tensor([[1.0, -2.0, 0.1, 0.0], [3.0, 4.0, 5.0, 6.0]]))
+        >>> rep = Sparse(density=0.5).fit(torch.tensor([[1.0, -2.0, 0.1, 0.0], [3.0, 4.0, 5.0, 6.0]]))
         >>> rep.decode()
         tensor([[ 1., -2.,  0.,  0.],
                 [ 0.,  0.,  5.,  6.]])
@@ -61,33 +77,26 @@ class Sparse(SparseSupport):
         if self.per not in ("row", "tensor"):
             raise ValueError(f"per must be 'row' or 'tensor', got {self.per!r}")
 
-    @property
-    def code_bits(self) -> int:
-        """One bit of the mask."""
-        return 1
-
-    @property
-    def codes_per_group(self) -> int:
-        """No constant, as groups grow with the weight's rows; see :meth:`code_shape`."""
-        raise TypeError("the codes per group of Sparse depend on the shape: use code_shape(shape)")
-
-    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """One row of groups, a bit for each weight."""
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        """The mask, eight bits in a byte; the last byte of a group is filled up with zeros."""
         layout = self.layout(shape)
-        return layout.rows, layout.cols, layout.group_size
+        size = (layout.rows, layout.cols, -(-layout.group_size // 8))
+        return {"support": CodeStream(shape=size, num_codes=256)}
 
-    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
+    def check_codes(self, codes: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
         """Raise unless every mask has its number of ones."""
-        super().check_codes(codes, shape)
-        ones, count = codes.sum(-1), self._count(codes.shape[-1])
+        size, support = self.layout(shape).group_size, codes["support"]
+        bits = _bits(support.reshape(-1, support.shape[-1]))
+        if bool(bits[:, size:].any()):
+            raise ValueError("codes of 'support' must be 0 beyond the last entry of a group")
+        ones, count = bits.sum(1), self._count(size)
         if not bool((ones == count).all()):
             raise ValueError(
-                f"codes must keep {count} of {codes.shape[-1]} entries of every group, "
+                f"codes of 'support' must keep {count} of {size} entries of every group, "
                 f"got {int(ones.min())}..{int(ones.max())}"
             )
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """A group is a row, or all rows."""
         rows, columns = matrix_shape(shape)
         return GroupLayout(shape, rows if self.per == "tensor" else 1, columns)
 
@@ -95,24 +104,47 @@ class Sparse(SparseSupport):
         return max(1, round(self.density * group_size))
 
     def num_nonzeros(self, shape: tuple[int, ...]) -> int:
-        """The density's share of a group, at least one."""
         return self._count(self.layout(shape).group_size)
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """The nonzeros of each group."""
         count = self.num_nonzeros(shape)
         return {"values": (count,) if self.per == "tensor" else (matrix_shape(shape)[0], count)}
 
-    def masks(self, codes: Tensor) -> Tensor:
-        """The codes are the supports."""
-        return codes.bool()
+    def masks(self, codes: Tensor, group_size: int) -> Tensor:
+        return _bits(codes)[:, :group_size]
 
     def codes_of(self, masks: Tensor) -> Tensor:
-        """The supports are the codes."""
-        return masks.long()
+        bytes_ = torch.nn.functional.pad(masks.long(), (0, -masks.shape[-1] % 8))
+        return (bytes_.unflatten(-1, (-1, 8)) << torch.arange(8, device=masks.device)).sum(-1)
 
 
-@dataclass(frozen=True)
+def _bits(codes: Tensor) -> Tensor:
+    """Return the bits of bytes ``[n, bytes]``, lowest first, ``[n, 8 * bytes]`` bool."""
+    places = 1 << torch.arange(8, dtype=torch.uint8, device=codes.device)
+    return (codes.to(torch.uint8)[..., None] & places).ne(0).flatten(1)
+
+
+def _share(percent: str) -> float:
+    """Return the number of a decimal percentage, correctly rounded."""
+    return float(Decimal(percent) / 100)
+
+
+def _percent(density: float) -> str:
+    """Return the percentage that :func:`_share` reads back exactly."""
+    return f"{(Decimal(repr(density)) * 100).normalize():f}"
+
+
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="N:M",
+        meaning="N nonzeros in M inputs",
+        example="2:4",
+        pattern=r"(\d+):(\d+)",
+        build=lambda count, size: SparseNM(nonzeros=int(count), group_size=int(size)),
+        write=lambda p: f"{p.nonzeros}:{p.group_size}",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class SparseNM(SparseSupport):
     r"""``N`` of every ``M`` consecutive inputs are not zero (N:M, semi-structured sparsity).
 
@@ -127,11 +159,11 @@ class SparseNM(SparseSupport):
         group_size: ``M``, 2 to 16.
 
     Raises:
-        TypeError: if an argument is no integer.
+        TypeError: if an argument is not an integer.
         ValueError: if it is out of range, or (on use) the group does not divide the columns.
 
     Example:
-        >>> SparseNM(2, 4).fit(torch.tensor([[1.0, -2.0, 0.1, 0.5]])).decode()
+        >>> SparseNM(nonzeros=2, group_size=4).fit(torch.tensor([[1.0, -2.0, 0.1, 0.5]])).decode()
         tensor([[ 1., -2.,  0.,  0.]])
 
     References:
@@ -145,31 +177,23 @@ class SparseNM(SparseSupport):
         check_integer("group_size", self.group_size, 2, 16)
         check_integer("nonzeros", self.nonzeros, 1, self.group_size - 1)
 
-    @property
-    def code_bits(self) -> int:
-        """Bits that number the supports."""
-        return (self.num_codes - 1).bit_length()
-
-    @property
-    def num_codes(self) -> int:
-        """The number of supports, ``M`` over ``N``."""
-        return math.comb(self.group_size, self.nonzeros)
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        layout = self.layout(shape)
+        number = math.comb(self.group_size, self.nonzeros)
+        return {"support": CodeStream(shape=(layout.rows, layout.cols, 1), num_codes=number)}
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """``M`` consecutive inputs."""
         check_divides("group_size", self.group_size, shape)
         return GroupLayout(shape, 1, self.group_size)
 
     def num_nonzeros(self, shape: tuple[int, ...]) -> int:
-        """``N``."""
         return self.nonzeros
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """The nonzeros of each group."""
         layout = self.layout(shape)
         return {"values": (layout.rows, layout.cols, self.nonzeros)}
 
-    def masks(self, codes: Tensor) -> Tensor:
+    def masks(self, codes: Tensor, group_size: int) -> Tensor:
         """Look the supports up."""
         supports, _ = _tables(self.nonzeros, self.group_size)
         return supports.to(codes.device).index_select(0, codes[:, 0].int())

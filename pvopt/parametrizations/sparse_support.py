@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from pvopt.metrics.contract import Metric
+
 from .contract import Parametrization
-from .representation import Representation, code_dtype
+from .options import FitOptions
+from .preparation import prepare_fit
+from .query import Query
+from .representation import Representation
 from .supports import best_supports
-from .validation import prepare_fit
 
 __all__ = ["SparseSupport", "spread"]
 
@@ -32,14 +36,15 @@ class SparseSupport(Parametrization):
     magnitudes: iterative hard thresholding.
     """
 
-    values_follow_codes: ClassVar[bool] = True
+    stacks = True
+    values_follow_codes = True
 
     @abstractmethod
     def num_nonzeros(self, shape: tuple[int, ...]) -> int:
         """Return the number of nonzeros in each group of a weight of this shape."""
 
     @abstractmethod
-    def masks(self, codes: Tensor) -> Tensor:
+    def masks(self, codes: Tensor, group_size: int) -> Tensor:
         """Return the supports ``[n, group_size]`` of codes ``[n, codes_per_group]``."""
 
     @abstractmethod
@@ -48,7 +53,8 @@ class SparseSupport(Parametrization):
 
     def support(self, rep: Representation) -> Tensor:
         """Return where the nonzeros are, ``[*shape]`` bool."""
-        return self.layout(rep.shape).merge(self.masks(rep.flat_codes))
+        layout = rep.layout
+        return layout.merge(self.masks(rep.group_codes(), layout.group_size))
 
     def represent(self, weight: Tensor, support: Tensor) -> Representation:
         """Put the entries of a dense weight on a support into a representation.
@@ -69,92 +75,89 @@ class SparseSupport(Parametrization):
         if not bool((masks.sum(1) == count).all()):
             raise ValueError(f"support must have {count} entries in every group of {self}")
         values = layout.split(weight)[masks].view(self.value_shapes(shape)["values"])
-        codes = self.codes_of(masks).view(self.code_shape(shape)).to(code_dtype(self.code_bits))
-        return Representation(self, codes, {"values": values}, shape)
+        stream = self.streams(shape)["support"]
+        codes = self.codes_of(masks).view(stream.shape).to(stream.dtype)
+        return Representation(self, {"support": codes}, {"values": values}, shape)
 
     def fit(
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Keep the entries of largest magnitude, or of largest ``d w^2`` in a metric."""
-        weight, metric, _ = prepare_fit(weight, metric, generator)
+        weight, importance, _ = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         layout = self.layout(shape)
-        gains = weight.abs() if metric is None else metric * weight.square()
+        gains = weight.abs() if importance is None else importance * weight.square()
         masks = best_supports(layout.split(gains), self.num_nonzeros(shape), 1)[:, 0]
         return self.represent(weight, layout.merge(masks))
 
-    def _of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Return codes ``[n, codes_per_group]`` and nonzeros ``[n, count]`` of some groups."""
-        values = rep.values["values"].view(rep.layout.num_groups, -1)
-        if groups is None:
-            return rep.flat_codes, values
-        return rep.flat_codes.index_select(0, groups), values.index_select(0, groups)
+    def _values(self, rep: Representation, groups: Tensor | None) -> Tensor:
+        """Return the nonzeros ``[n, count]`` of some groups."""
+        values = rep.values["values"].view(rep.num_groups, -1)
+        return values if groups is None else values.index_select(0, groups)
+
+    def _present(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return the supports ``[n, group_size]`` of some groups, and their dense entries."""
+        masks = self.masks(rep.group_codes(groups), rep.layout.group_size)
+        return masks, spread(self._values(rep, groups), masks)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Put the nonzeros, in order, on the supports."""
-        own, values = self._of(rep, groups)
-        return spread(values, self.masks(own if codes is None else codes))
+        codes = rep.group_codes(groups) if codes is None else codes
+        return spread(self._values(rep, groups), self.masks(codes, rep.layout.group_size))
 
-    def decode_moved(
-        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
-    ) -> Tensor:
+    def decode_moved(self, query: Query, codes: Tensor) -> Tensor:
         """Keep the values of entries that stay, take the target's for those that enter."""
-        own, values = self._of(rep, groups)
-        before = self.masks(own)
-        moved = torch.where(before, spread(values, before), target)
-        return torch.where(self.masks(codes), moved, 0.0)
+        before, present = self._present(query.rep, query.groups)
+        moved = torch.where(before, present, query.target)
+        return torch.where(self.masks(codes, before.shape[1]), moved, 0.0)
 
     def move_(
-        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
+        self, rep: Representation, groups: Tensor | None, codes: Tensor, decoded: Tensor
     ) -> None:
         """Write the codes, and the nonzeros as they are after the move."""
-        moved = self.decode_moved(target, rep, groups, codes)
-        super().move_(target, rep, groups, codes)
-        values = rep.values["values"].view(rep.layout.num_groups, -1)
-        nonzeros = moved[self.masks(codes)].view(-1, values.shape[1])
+        rep.write_codes_(groups, codes)
+        values = rep.values["values"].view(rep.num_groups, -1)
+        nonzeros = decoded[self.masks(codes, rep.layout.group_size)].view(-1, values.shape[1])
         if groups is None:
             values.copy_(nonzeros)
         else:
-            values[groups] = nonzeros
+            values.index_copy_(0, groups, nonzeros.to(values.dtype))
 
-    def carry_(self, name: str, tensor: Tensor, codes: Tensor, rep: Representation) -> None:
+    def follow_(
+        self, name: str, kept: Tensor, before: Mapping[str, Tensor], rep: Representation
+    ) -> None:
         """Move each nonzero's entry along with it; entries of new nonzeros are 0."""
-        before = codes.view_as(rep.flat_codes)
-        groups = (before != rep.flat_codes).any(1).nonzero()[:, 0]
-        flat = tensor.view(rep.layout.num_groups, -1)
-        dense = spread(flat[groups], self.masks(before[groups]))
-        flat[groups] = dense[self.masks(rep.flat_codes[groups])].view(-1, flat.shape[1])
+        size = rep.layout.group_size
+        own, now = before["support"].view(rep.num_groups, -1), rep.group_codes()
+        flat = kept.view(rep.num_groups, -1)
+        dense = spread(flat, self.masks(own, size))
+        flat.copy_(dense[self.masks(now, size)].view_as(flat))
 
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def search(self, query: Query) -> Tensor:
         """Keep the entries of largest gain; exact, and so are the further candidates."""
-        own, values = self._of(rep, groups)
-        masks = self.masks(own)
-        current = spread(values, masks)
+        masks, current = self._present(query.rep, query.groups)
+        target, weights = query.target, query.weights
         gains = torch.where(masks, current * (2 * target - current), target.square())
-        if metric is not None:
-            gains = gains * metric
-        return self.codes_of(best_supports(gains, values.shape[1], k))
+        if weights is not None:
+            gains = gains * weights
+        count = self._values(query.rep, query.groups).shape[1]
+        return self.codes_of(best_supports(gains, count, query.count))
 
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
-        """Take the gradient at the nonzeros."""
-        groups = self.split(gradient.to(rep.dtype))
-        nonzeros = groups[self.masks(rep.flat_codes)]
-        return {"values": nonzeros.view_as(rep.values["values"])}
+    def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Take the gradients at the nonzeros."""
+        parts = []
+        for member, gradient in zip(rep.members(), gradients, strict=True):
+            groups = rep.layout.split(gradient.to(rep.dtype).reshape(rep.inner_shape))
+            nonzeros = groups[self.masks(member.group_codes(), groups.shape[1])]
+            parts.append(nonzeros.view_as(member.values["values"]))
+        return {"values": torch.cat(parts)}
 
 
 def spread(values: Tensor, masks: Tensor) -> Tensor:

@@ -8,15 +8,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import matrix_shape
-from .representation import Representation, code_dtype
+from pvopt.core.registry import ShortForm
+from pvopt.metrics.contract import Metric
+
+from .options import FitOptions
+from .preparation import prepare_fit
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 from .scalar_grid import ScalarGrid
-from .validation import prepare_fit
 
 __all__ = ["Ternary"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="ternary[:gN]",
+        meaning="a sign or 0 per weight, scale per N inputs (or row)",
+        example="ternary, ternary:g64",
+        pattern=r"ternary(?::?g(\d+))?",
+        build=lambda size: Ternary(group_size=size and int(size)),
+        write=lambda p: "ternary" + (f":g{p.group_size}" if p.group_size else ""),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class Ternary(ScalarGrid):
     r"""Weights of three values, :math:`-a, 0, a`, with a scale per row or group of inputs.
 
@@ -34,7 +48,7 @@ class Ternary(ScalarGrid):
         group_size: inputs that share a scale; None stands for a whole row.
 
     Raises:
-        TypeError: if ``group_size`` is no integer.
+        TypeError: if ``group_size`` is not an integer.
         ValueError: if it is out of range, or (on use) does not divide the columns.
 
     Example:
@@ -47,20 +61,8 @@ class Ternary(ScalarGrid):
 
     group_size: int | None = None
 
-    @property
-    def code_bits(self) -> int:
-        """Two bits in memory; packed, five codes take eight."""
-        return 2
-
-    @property
-    def num_codes(self) -> int:
-        """Three codes stand for minus, zero and plus."""
-        return 3
-
-    @property
-    def codes_per_word(self) -> int:
-        """Five codes fit a byte, since 3^5 = 243."""
-        return 5
+    num_codes = 3
+    codes_per_word = 5
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The levels are a scale apart around zero."""
@@ -70,15 +72,16 @@ class Ternary(ScalarGrid):
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Take the best prefix of the sorted magnitudes: the least squared error, exactly."""
-        weight, metric, _ = prepare_fit(weight, metric, generator)
+        weight, weights, _ = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         self.layout(shape)
         groups = weight.view(-1, self._scale_size(shape))
-        importance = torch.ones_like(groups) if metric is None else metric.view_as(groups)
+        importance = torch.ones_like(groups) if weights is None else weights.view_as(groups)
         magnitudes, order = groups.abs().sort(1, descending=True)
         # float64: the gains of neighbouring prefixes of a long row differ little.
         mass = importance.gather(1, order).double().cumsum(1)
@@ -89,5 +92,4 @@ class Ternary(ScalarGrid):
         # Where nothing counts, the scale is open: the largest weight makes a small error.
         scales = torch.where(mass[:, -1:] > 0, scales, magnitudes[:, :1].double()).to(groups.dtype)
         levels = torch.where(groups.abs() > scales / 2, groups.sign(), 0.0)
-        codes = (levels + 1).view(*matrix_shape(shape), 1).to(code_dtype(2))
-        return Representation(self, codes, {"scales": scales.view(self._scale_shape(shape))}, shape)
+        return self._represent(levels + 1, {"scales": scales}, shape)

@@ -8,15 +8,34 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import matrix_shape
-from .representation import Representation, code_dtype
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_bool, check_integer
+from pvopt.metrics.contract import Metric
+
+from .options import FitOptions
+from .preparation import prepare_fit
+from .registry import PARAMETRIZATIONS
+from .representation import Representation
 from .scalar_grid import ScalarGrid
-from .validation import check_integer, prepare_fit
 
 __all__ = ["UniformGrid"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="grid:B[gN][s]",
+        meaning="B-bit integers, scale and zero point per N inputs (or row); s: symmetric",
+        example="grid:2g64, grid:4g128s",
+        pattern=r"grid:?(\d+)(?:g(\d+))?(s?)",
+        build=lambda bits, size, symmetric: UniformGrid(
+            bits=int(bits), group_size=size and int(size), symmetric=bool(symmetric)
+        ),
+        write=lambda p: (
+            f"grid:{p.bits}" + (f"g{p.group_size}" if p.group_size else "") + "s" * p.symmetric
+        ),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class UniformGrid(ScalarGrid):
     r"""Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
 
@@ -31,7 +50,7 @@ class UniformGrid(ScalarGrid):
         symmetric: whether the zero point is fixed.
 
     Raises:
-        TypeError: if ``bits`` or ``group_size`` is no integer.
+        TypeError: if ``bits`` or ``group_size`` is not an integer.
         ValueError: if one is out of range, or (on use) the group does not divide the columns.
 
     Example:
@@ -50,16 +69,13 @@ class UniformGrid(ScalarGrid):
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 1, 8)
         super().__post_init__()
-        if not isinstance(self.symmetric, bool):
-            raise TypeError(f"symmetric must be a bool, got {self.symmetric!r}")
+        check_bool("symmetric", self.symmetric)
 
     @property
-    def code_bits(self) -> int:
-        """Bits of one integer."""
-        return self.bits
+    def num_codes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 << self.bits
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """One scale, and one zero point unless symmetric, per group of inputs."""
         size = self._scale_shape(shape)
         return {"scales": size} if self.symmetric else {"scales": size, "zeros": size}
 
@@ -67,22 +83,18 @@ class UniformGrid(ScalarGrid):
         self,
         weight: Tensor,
         *,
-        metric: Tensor | None = None,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         """Round to nearest, with the range clipped and refitted for the least squared error."""
-        weight, metric, _ = prepare_fit(weight, metric, generator)
+        weight, importance, _ = prepare_fit(weight, metric, generator)
         self.layout(tuple(weight.shape))
         size = self._scale_size(tuple(weight.shape))
         groups = weight.view(-1, size)
-        importance = torch.ones_like(groups) if metric is None else metric.view(-1, size)
-        scale, zero, codes = self._fit_groups(groups, importance)
-        shapes = self.value_shapes(tuple(weight.shape))
-        values = {
-            n: v.view(shapes[n]) for n, v in (("scales", scale), ("zeros", zero)) if n in shapes
-        }
-        codes = codes.view(*matrix_shape(weight.shape), 1).to(code_dtype(self.bits))
-        return Representation(self, codes, values, tuple(weight.shape))
+        weights = torch.ones_like(groups) if importance is None else importance.view(-1, size)
+        scale, zero, codes = self._fit_groups(groups, weights)
+        return self._represent(codes, {"scales": scale, "zeros": zero}, tuple(weight.shape))
 
     def _fit_groups(self, groups: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Search the clipping of each row of ``groups``; return scale, zero ``[n, 1]``, codes."""
@@ -90,9 +102,9 @@ class UniformGrid(ScalarGrid):
         low = groups.amin(1, keepdim=True)
         high = groups.amax(1, keepdim=True)
         if self.symmetric:
-            full = torch.maximum(-low / middle, high / max(self.max_code - middle, 1.0))
+            full = torch.maximum(-low / middle, high / max((self.num_codes - 1) - middle, 1.0))
         else:
-            full = (high - low) / self.max_code
+            full = (high - low) / (self.num_codes - 1)
         # A constant group leaves its scale open: one of the weight's own size.
         usual = full.mean()
         usual = torch.where(usual > 0, usual, groups.abs().mean())
@@ -103,11 +115,11 @@ class UniformGrid(ScalarGrid):
         for ratio in torch.linspace(1.0, 0.3, 15).tolist():
             scale = torch.where(full > 0, full * ratio, usual)
             center = low + (high - low) / 2
-            zero = self.max_code / 2 - center / scale
+            zero = (self.num_codes - 1) / 2 - center / scale
             if self.symmetric:
                 zero = torch.full_like(low, middle)
             for _ in range(3):
-                codes = (groups / scale + zero).round_().clamp_(0, self.max_code)
+                codes = (groups / scale + zero).round_().clamp_(0, (self.num_codes - 1))
                 error = ((scale * (codes - zero) - groups).square() * importance).sum(1, True)
                 better = error < best_error
                 best_error = torch.where(better, error, best_error)
@@ -139,6 +151,5 @@ class UniformGrid(ScalarGrid):
         return scale, torch.where(mass > 0, mean_code - mean / scale, zero)
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
-        """The zero point is the middle of a symmetric grid, a value of any other."""
         zero = float(1 << (self.bits - 1)) if self.symmetric else values["zeros"]
         return values["scales"], zero

@@ -4,14 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .codebooks import Codebooks
-from .layout import GroupLayout, check_divides
-from .validation import check_integer, check_scale_group
+from pvopt.core.layout import GroupLayout, check_divides
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_integer
+
+from .codebooks import Codebooks, check_scale_group
+from .registry import PARAMETRIZATIONS
 
 __all__ = ["VectorCodebook"]
 
 
-@dataclass(frozen=True)
+@PARAMETRIZATIONS.register(
+    ShortForm(
+        form="vq:BgN[/S]",
+        meaning="one codebook of B bits, groups of N inputs; a scale per S inputs (or row)",
+        example="vq:8g4",
+        pattern=r"vq:?(\d+)g(\d+)(?:/(\d+))?",
+        build=lambda bits, size, scales: VectorCodebook(
+            bits=int(bits), group_size=int(size), scale_group=scales and int(scales)
+        ),
+        write=lambda p: (
+            f"vq:{p.bits}g{p.group_size}" + (f"/{p.scale_group}" if p.scale_group else "")
+        ),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class VectorCodebook(Codebooks):
     r"""One codebook of ``2**bits`` vectors for groups of consecutive inputs (VQ).
 
@@ -21,10 +38,9 @@ class VectorCodebook(Codebooks):
         bits: width of a code, 1 to 16.
         group_size: inputs in a group.
         scale_group: inputs that share a scale, a multiple of ``group_size``; None: a whole row.
-        refine_iterations: rounds of codes and values after k-means.
 
     Raises:
-        TypeError: if an argument is no integer.
+        TypeError: if an argument is not an integer.
         ValueError: if one is out of range, or (on use) groups do not divide the columns.
 
     Example:
@@ -41,30 +57,23 @@ class VectorCodebook(Codebooks):
     bits: int
     group_size: int
     scale_group: int | None = None
-    refine_iterations: int = 8
 
     num_codebooks = 1
     out_group = 1
-    beam_size = 1  # a single codebook is searched exactly
-    fit_beam_size = 1
+    usual_beam = 1  # a single codebook is searched exactly
+    usual_fit_beam = 1
+    usual_iterations = 8
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 1, 16)
         check_integer("group_size", self.group_size, 1, 1024)
-        check_integer("refine_iterations", self.refine_iterations, 0, 1000)
         check_scale_group(self.scale_group, "group_size", self.group_size)
-
-    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Runs of ``group_size`` columns."""
-        check_divides("group_size", self.group_size, shape)
-        return super().layout(shape)
-
-    @property
-    def code_bits(self) -> int:
-        """Bits of one code."""
-        return self.bits
 
     @property
     def in_group(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Inputs in a group."""
         return self.group_size
+
+    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
+        check_divides("group_size", self.group_size, shape)
+        return super().layout(shape)

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a user composes: rounding, subspace, trust region, phases, values' optimizer, metric."""

@@ -1,4 +1,4 @@
-"""Schedules: which of the two half steps of PV run in a given optimizer step."""
+"""Phases: which of the two half steps of PV run in a given optimizer step."""
 
 from __future__ import annotations
 
@@ -6,40 +6,39 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Alternate", "Phases", "Schedule", "Simultaneous"]
+__all__ = ["Alternate", "HalfSteps", "Phases", "Simultaneous"]
 
 
-class Phases(NamedTuple):
+class HalfSteps(NamedTuple):
     """Which half steps run: ``values`` (P step) and ``codes`` (V step)."""
 
     values: bool
     codes: bool
 
 
-class Schedule(ABC):
+class Phases(ABC):
     """Decide by the number of a step which half steps run in it."""
 
     @abstractmethod
-    def phases(self, step: int) -> Phases:
+    def at(self, step: int) -> HalfSteps:
         """Return the half steps of step number ``step`` (from 0)."""
 
 
 @dataclass(frozen=True)
-class Simultaneous(Schedule):
+class Simultaneous(Phases):
     """Run both half steps in every step, the P step first.
 
     Example:
-        >>> Simultaneous().phases(7)
-        Phases(values=True, codes=True)
+        >>> Simultaneous().at(7)
+        HalfSteps(values=True, codes=True)
     """
 
-    def phases(self, step: int) -> Phases:
-        """Both."""
-        return Phases(values=True, codes=True)
+    def at(self, step: int) -> HalfSteps:
+        return HalfSteps(values=True, codes=True)
 
 
-@dataclass(frozen=True)
-class Alternate(Schedule):
+@dataclass(frozen=True, kw_only=True)
+class Alternate(Phases):
     """Run ``p`` steps on the values alone, then ``v`` steps on the codes alone, and so on.
 
     With a buffer the latent weights collect the base optimizer's updates in all of them.
@@ -52,7 +51,7 @@ class Alternate(Schedule):
         ValueError: unless both are positive integers.
 
     Example:
-        >>> [Alternate(2, 1).phases(step).codes for step in range(4)]
+        >>> [Alternate(p=2, v=1).at(step).codes for step in range(4)]
         [False, False, True, False]
     """
 
@@ -64,7 +63,6 @@ class Alternate(Schedule):
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
                 raise ValueError(f"{name} must be a positive int, got {count!r}")
 
-    def phases(self, step: int) -> Phases:
-        """Values in the first ``p`` steps of each period, codes in the others."""
+    def at(self, step: int) -> HalfSteps:
         in_p = step % (self.p + self.v) < self.p
-        return Phases(values=in_p, codes=not in_p)
+        return HalfSteps(values=in_p, codes=not in_p)

@@ -9,12 +9,15 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pvopt.core.draws import Draws
+from pvopt.core.registry import Registry, ShortForm
 from pvopt.parametrizations.contract import Parametrization
-from pvopt.metrics.block import BlockMetric
-from pvopt.parametrizations.candidates import Candidates
-from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.query import Candidates, Query
 
-__all__ = ["Forced", "Nearest", "Rounding", "Stochastic"]
+__all__ = ["ROUNDINGS", "Forced", "Nearest", "Rounding", "Stochastic"]
+
+#: Rounding rules by name.
+ROUNDINGS: Registry[Rounding] = Registry("rounding")
 
 
 class Rounding(ABC):
@@ -25,33 +28,20 @@ class Rounding(ABC):
     def check(self, parametrization: Parametrization) -> None:  # noqa: B027 (a hook, not abstract)
         """Raise a TypeError if the rule cannot work with a parametrization."""
 
-    def propose(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        *,
-        metric: Tensor | BlockMetric | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Candidates:
-        """Ask the parametrization for as many candidates as the rule compares.
-
-        Args: as :meth:`Parametrization.candidates`.
-        """
-        return rep.parametrization.candidates(
-            target, rep, groups, self.num_candidates, metric=metric, generator=generator
-        )
+    def propose(self, query: Query) -> Candidates:
+        """Ask the parametrization for as many candidates as the rule compares."""
+        return query.rep.parametrization.candidates(query.but(count=self.num_candidates))
 
     @abstractmethod
     def choose(
-        self, candidates: Candidates, current_codes: Tensor, generator: torch.Generator | None
+        self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
     ) -> Tensor:
         """Choose one candidate per group.
 
         Args:
             candidates: ``n`` groups with ``k`` candidates each.
             current_codes: ``[n, codes_per_group]`` int64.
-            generator: source of random draws.
+            draws: source of random draws.
 
         Returns:
             ``[n, codes_per_group]`` int64.
@@ -64,6 +54,12 @@ def _take(candidates: Candidates, index: Tensor) -> Tensor:
     return candidates.codes[rows, index]
 
 
+@ROUNDINGS.register(
+    ShortForm(
+        form="nearest", meaning="the candidate of least error", example="nearest", pattern=r"nearest",
+        build=lambda: Nearest(), write=lambda r: "nearest",
+    )
+)
 @dataclass(frozen=True)
 class Nearest(Rounding):
     r"""Take the candidate of least error.
@@ -72,7 +68,7 @@ class Nearest(Rounding):
 
     Example:
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.1, 0.4]]))
-        >>> Nearest().choose(found, torch.tensor([[1]]), None)
+        >>> Nearest().choose(found, torch.tensor([[1]]))
         tensor([[3]])
 
     References:
@@ -80,12 +76,18 @@ class Nearest(Rounding):
     """
 
     def choose(
-        self, candidates: Candidates, current_codes: Tensor, generator: torch.Generator | None
+        self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
     ) -> Tensor:
         """Return the first candidate of each group."""
         return candidates.codes[:, 0]
 
 
+@ROUNDINGS.register(
+    ShortForm(
+        form="forced", meaning="the best candidate that is not the current code", example="forced", pattern=r"forced",
+        build=lambda: Forced(), write=lambda r: "forced",
+    )
+)
 @dataclass(frozen=True)
 class Forced(Rounding):
     """Take the best candidate that differs from the current code.
@@ -95,7 +97,7 @@ class Forced(Rounding):
 
     Example:
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.1, 0.4]]))
-        >>> Forced().choose(found, torch.tensor([[3]]), None)
+        >>> Forced().choose(found, torch.tensor([[3]]))
         tensor([[1]])
 
     References:
@@ -105,7 +107,7 @@ class Forced(Rounding):
     num_candidates = 2
 
     def choose(
-        self, candidates: Candidates, current_codes: Tensor, generator: torch.Generator | None
+        self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
     ) -> Tensor:
         """Return the first candidate unlike the current code."""
         is_current = (candidates.codes[:, 0] == current_codes).all(-1)  # [n]
@@ -113,6 +115,12 @@ class Forced(Rounding):
         return _take(candidates, (is_current & has_second).long())
 
 
+@ROUNDINGS.register(
+    ShortForm(
+        form="stochastic[:linear]", meaning="one of two codes at random", example="stochastic, stochastic:linear", pattern=r"stochastic(?::(power|linear))?",
+        build=lambda rule: Stochastic(rule or "power"), write=lambda r: "stochastic" + ("" if r.rule == "power" else f":{r.rule}"),
+    )
+)
 @dataclass(frozen=True)
 class Stochastic(Rounding):
     r"""Draw one of two codes at random, the nearer one with the larger probability.
@@ -137,7 +145,7 @@ class Stochastic(Rounding):
 
     Example:
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.0, 0.4]]))
-        >>> Stochastic().choose(found, torch.tensor([[1]]), torch.Generator().manual_seed(0))
+        >>> Stochastic().choose(found, torch.tensor([[1]]), Draws.of(None, torch.device("cpu")))
         tensor([[3]])
 
     References:
@@ -163,22 +171,14 @@ class Stochastic(Rounding):
                 f"{type(parametrization).__name__} has not; use rule='power'"
             )
 
-    def propose(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        *,
-        metric: Tensor | BlockMetric | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Candidates:
+    def propose(self, query: Query) -> Candidates:
         """Ask for the two nearest codes (power) or the two levels around the target (linear)."""
         if self.rule == "linear":
-            return rep.parametrization.bracket(target, rep, groups)
-        return super().propose(target, rep, groups, metric=metric, generator=generator)
+            return query.rep.parametrization.bracket(query)
+        return super().propose(query)
 
     def choose(
-        self, candidates: Candidates, current_codes: Tensor, generator: torch.Generator | None
+        self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
     ) -> Tensor:
         """Draw the first or the second candidate of each group."""
         first, second = candidates.errors.double().sqrt().unbind(-1)  # distances, [n]
@@ -187,7 +187,6 @@ class Stochastic(Rounding):
         power = 1.0 if self.rule == "linear" else 1.0 / self.temperature
         ratio = torch.where(first == 0, 0.0, first / second)  # first / 0 = inf: take the second
         keep_first = 1.0 / (1.0 + ratio.pow(power))
-        draw = torch.rand(
-            keep_first.shape, generator=generator, dtype=torch.float64, device=keep_first.device
-        )
+        draws = Draws.of(draws, keep_first.device)
+        draw = draws.uniform(len(keep_first), torch.float64)
         return _take(candidates, (draw >= keep_first).long())

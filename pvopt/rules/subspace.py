@@ -10,9 +10,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pvopt.core.draws import Draws
+from pvopt.core.registry import Registry, ShortForm
 from pvopt_kernels.ops import smallest
 
-__all__ = ["AllGroups", "Decreases", "Gain", "Greedy", "Proportional", "Subspace", "Uniform"]
+__all__ = [
+    "SUBSPACES",
+    "AllGroups",
+    "Decreases",
+    "Gain",
+    "Greedy",
+    "Proportional",
+    "Subspace",
+    "Uniform",
+]
+
+#: Subspace rules by name.
+SUBSPACES: Registry[Subspace] = Registry("subspace rule")
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +35,11 @@ class Decreases:
 
     Args:
         bounds: ``[num_groups]`` non-negative; no decrease is larger. 0 for groups that must stay.
-        of: returns the decreases ``[n]`` of groups ``[n]``; costs a search of these groups.
+        search: returns the decreases ``[n]`` of groups ``[n]``; costs a search of these groups.
     """
 
     bounds: Tensor
-    of: Callable[[Tensor], Tensor]
+    search: Callable[[Tensor], Tensor]
 
 
 class Subspace(ABC):
@@ -38,7 +52,7 @@ class Subspace(ABC):
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
@@ -46,37 +60,43 @@ class Subspace(ABC):
         """Select groups by the size of the change that each asks for.
 
         Args:
-            magnitudes: ``[num_groups]`` non-negative norms ``||target_g - w_g||``.
-            generator: source of random draws, on the magnitudes' device.
+            magnitudes: ``[weights, num_groups]`` non-negative norms ``||target_g - w_g||``.
+            draws: source of random draws.
             ordered: whether the most important group must come first; False is cheaper.
-            decreases: what moving each group is worth, for rules that need it.
+            decreases: what moving each group is worth, for rules that need it; there is one
+                weight then.
 
         Returns:
-            ``[n]`` distinct group numbers, int64.
+            ``[weights, n]`` distinct group numbers of each weight, int64.
         """
 
 
+@SUBSPACES.register(
+    ShortForm(
+        form="all", meaning="every group", example="all", pattern="all",
+        build=lambda: AllGroups(), write=lambda r: "all",
+    )
+)
 @dataclass(frozen=True)
 class AllGroups(Subspace):
     """Let every group move: the full-space linearized V step, and straight-through estimation.
 
     Example:
-        >>> AllGroups().select(torch.tensor([1.0, 3.0, 2.0]))
-        tensor([1, 2, 0])
+        >>> AllGroups().select(torch.tensor([[1.0, 3.0, 2.0]]))
+        tensor([[1, 2, 0]])
     """
 
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        """Return every group, largest magnitude first if ordered."""
         if ordered:
-            return magnitudes.argsort(descending=True, stable=True)
-        return torch.arange(len(magnitudes), device=magnitudes.device)
+            return magnitudes.argsort(dim=1, descending=True, stable=True)
+        return torch.arange(magnitudes.shape[1], device=magnitudes.device).expand_as(magnitudes)
 
 
 @dataclass(frozen=True)
@@ -95,10 +115,18 @@ class _Fraction(Subspace):
         return max(1, min(num_groups, math.ceil(round(self.fraction * num_groups, 6))))
 
     def _largest(self, keys: Tensor) -> Tensor:
-        """Return the groups of the largest keys, in order."""
-        return smallest(-keys[None], self.count(len(keys)))[1][0]
+        """Return the groups of the largest keys of each weight, in order."""
+        return smallest(-keys, self.count(keys.shape[1]))[1]
 
 
+@SUBSPACES.register(
+    ShortForm(
+        form="greedy[:F]", meaning="the groups that ask for the largest change, a share F of all", example="greedy:0.01",
+        pattern=r"greedy(?::([\d.e-]+))?",
+        build=lambda share: Greedy(float(share or 0.01)),
+        write=lambda r: f"greedy:{r.fraction!r}",
+    )
+)
 @dataclass(frozen=True)
 class Greedy(_Fraction):
     r"""Select the groups that ask for the largest change.
@@ -112,8 +140,8 @@ class Greedy(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1].
 
     Example:
-        >>> Greedy(0.5).select(torch.tensor([1.0, 3.0, 2.0, 0.5]))
-        tensor([1, 2])
+        >>> Greedy(0.5).select(torch.tensor([[1.0, 3.0, 2.0, 0.5]]))
+        tensor([[1, 2]])
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3: the subspace linearized V step.
@@ -122,15 +150,22 @@ class Greedy(_Fraction):
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        """Return the groups of largest magnitude."""
         return self._largest(magnitudes)
 
 
+@SUBSPACES.register(
+    ShortForm(
+        form="uniform[:F]", meaning="groups at random, a share F of all", example="uniform:0.01",
+        pattern=r"uniform(?::([\d.e-]+))?",
+        build=lambda share: Uniform(float(share or 0.01)),
+        write=lambda r: f"uniform:{r.fraction!r}",
+    )
+)
 @dataclass(frozen=True)
 class Uniform(_Fraction):
     """Select groups at random, each with the same probability, without replacement.
@@ -142,23 +177,30 @@ class Uniform(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1].
 
     Example:
-        >>> len(Uniform(0.1).select(torch.ones(50), torch.Generator().manual_seed(0)))
-        5
+        >>> Uniform(0.1).select(torch.ones(1, 50)).shape
+        torch.Size([1, 5])
     """
 
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        """Return the groups of the largest of independent uniform keys."""
-        keys = torch.rand(len(magnitudes), generator=generator, device=magnitudes.device)
-        return self._largest(keys)
+        draws = Draws.of(draws, magnitudes.device)
+        return self._largest(draws.uniform(magnitudes.shape[1]))
 
 
+@SUBSPACES.register(
+    ShortForm(
+        form="proportional[:F]", meaning="groups at random, by the size of their change, a share F of all", example="proportional:0.01",
+        pattern=r"proportional(?::([\d.e-]+))?",
+        build=lambda share: Proportional(float(share or 0.01)),
+        write=lambda r: f"proportional:{r.fraction!r}",
+    )
+)
 @dataclass(frozen=True)
 class Proportional(_Fraction):
     r"""Draw groups without replacement with probability proportional to a power of the magnitude.
@@ -177,8 +219,8 @@ class Proportional(_Fraction):
 
     Example:
         >>> rule = Proportional(0.5, temperature=1e-3)
-        >>> rule.select(torch.tensor([1.0, 3.0, 2.0, 0.5]), torch.Generator().manual_seed(0))
-        tensor([1, 2])
+        >>> rule.select(torch.tensor([[1.0, 3.0, 2.0, 0.5]]))
+        tensor([[1, 2]])
 
     References:
         Kool et al., "Stochastic Beams and Where to Find Them" (arXiv 1903.06059), section 2.
@@ -194,21 +236,27 @@ class Proportional(_Fraction):
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        """Return the groups of the largest perturbed log magnitudes."""
         # float64 keeps the keys distinct: float32 uniforms have 2^24 values only.
-        uniform = torch.rand(
-            len(magnitudes), generator=generator, dtype=torch.float64, device=magnitudes.device
-        )
+        draws = Draws.of(draws, magnitudes.device)
+        uniform = draws.uniform(magnitudes.shape[1], torch.float64)
         gumbel = -torch.log(-torch.log(uniform))
         keys = magnitudes.double().log() / self.temperature + gumbel
         return self._largest(keys)
 
 
+@SUBSPACES.register(
+    ShortForm(
+        form="gain[:F]", meaning="the groups of largest predicted decrease, a share F of all", example="gain:0.01",
+        pattern=r"gain(?::([\d.e-]+))?",
+        build=lambda share: Gain(float(share or 0.01)),
+        write=lambda r: f"gain:{r.fraction!r}",
+    )
+)
 @dataclass(frozen=True)
 class Gain(_Fraction):
     r"""Select the groups whose best change of code is predicted to lower the loss most.
@@ -234,8 +282,8 @@ class Gain(_Fraction):
     Example:
         >>> gains = torch.tensor([0.0, 1.0, 4.0, 3.0])
         >>> decreases = Decreases(torch.tensor([9.0, 2.0, 5.0, 3.0]), lambda groups: gains[groups])
-        >>> Gain(0.5).select(torch.tensor([4.0, 2.0, 3.0, 2.5]), decreases=decreases)
-        tensor([2, 3])
+        >>> Gain(0.5).select(torch.tensor([[4.0, 2.0, 3.0, 2.5]]), decreases=decreases)
+        tensor([[2, 3]])
 
     References:
         Iterative OBS (NeurIPS 2024): saliency as the predicted change of the loss.
@@ -246,15 +294,14 @@ class Gain(_Fraction):
     def select(
         self,
         magnitudes: Tensor,
-        generator: torch.Generator | None = None,
+        draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        """Return the groups of largest decrease, in order."""
         if decreases is None:
             raise TypeError("decreases must be given: Gain selects by them, got None")
-        count = self.count(len(magnitudes))
+        count = self.count(magnitudes.shape[1])
         bounds, order = decreases.bounds.sort(descending=True, stable=True)
         last = int((bounds > 0).sum())
         found = bounds.new_empty(0)  # the decreases of the groups searched, order[:len(found)]
@@ -263,7 +310,7 @@ class Gain(_Fraction):
             if len(found) >= count and found.topk(count).values[-1] >= bounds[len(found)]:
                 break
             part = order[len(found) : min(len(found) + batch, last)]
-            found = torch.cat([found, decreases.of(part)])
+            found = torch.cat([found, decreases.search(part)])
             batch *= 2
         gains, index = found.sort(descending=True, stable=True)
-        return order[index[:count][gains[:count] > 0]]
+        return order[index[:count][gains[:count] > 0]][None]

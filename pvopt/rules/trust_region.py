@@ -25,8 +25,8 @@ class TrustRegion:
 
     Example:
         >>> import torch
-        >>> TrustRegion(0.5).accept(torch.tensor([1.0, 2.0, 4.0]), torch.tensor(12.0))
-        2
+        >>> TrustRegion(0.5).accept(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([12.0]))
+        tensor([[ True,  True, False]])
 
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3.
@@ -38,16 +38,17 @@ class TrustRegion:
         if not self.ratio > 0:
             raise ValueError(f"ratio must be positive, got {self.ratio}")
 
-    def accept(self, squared_changes: Tensor, squared_norm: Tensor) -> int:
-        """Return how many of the ordered changes fit into the region.
+    def accept(self, squared_changes: Tensor, squared_norms: Tensor) -> Tensor:
+        """Tell which of the ordered changes fit into the region.
 
         Args:
-            squared_changes: ``[n]`` squared norms of the groups' changes, most important first.
-            squared_norm: scalar, squared norm of the weight before the step.
+            squared_changes: ``[weights, n]`` squared norms of the groups' changes, the most
+                important first; 0 for groups that do not move.
+            squared_norms: ``[weights]``, of the weights before the step.
 
         Returns:
-            Number of leading changes to accept, at least 1 if there is any.
+            ``[weights, n]`` bool: all up to some place, with at least the first that moves.
         """
-        total = squared_changes.double().cumsum(0)
-        fits = int((total <= self.ratio**2 * squared_norm.double()).sum())
-        return min(max(fits, 1), len(squared_changes))
+        total = squared_changes.double().cumsum(1)
+        fits = total <= self.ratio**2 * squared_norms.double()[:, None]
+        return fits | ((squared_changes > 0).cumsum(1) <= 1)

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,8 +45,8 @@ class ValueOptimizer(ABC):
         values: list[Tensor],
         gradients: list[Tensor],
         moments: Mapping[str, list[Tensor]],
-        lr: float,
-        step: int,
+        lrs: Sequence[float],
+        steps: Sequence[int],
     ) -> None:
         """Move value tensors in place, each by itself.
 
@@ -57,8 +57,8 @@ class ValueOptimizer(ABC):
             values: of any shapes, updated in place.
             gradients: of the values' shapes; may be overwritten.
             moments: one tensor per value under each of the names :attr:`moments`, updated in place.
-            lr: learning rate of the values (the ratio is already applied).
-            step: number of the update, from 1.
+            lrs: learning rate of each value (the ratio is already applied).
+            steps: number of each value's update, from 1.
         """
 
 
@@ -78,7 +78,7 @@ class SGDValues(ValueOptimizer):
     Example:
         >>> import torch
         >>> value = torch.tensor([1.0])
-        >>> SGDValues().update_([value], [torch.tensor([0.5])], {}, lr=0.1, step=1)
+        >>> SGDValues().update_([value], [torch.tensor([0.5])], {}, [0.1], [1])
         >>> value
         tensor([0.9500])
     """
@@ -99,8 +99,8 @@ class SGDValues(ValueOptimizer):
         values: list[Tensor],
         gradients: list[Tensor],
         moments: Mapping[str, list[Tensor]],
-        lr: float,
-        step: int,
+        lrs: Sequence[float],
+        steps: Sequence[int],
     ) -> None:
         """Take one gradient step."""
         if self.momentum:
@@ -108,7 +108,7 @@ class SGDValues(ValueOptimizer):
             torch._foreach_mul_(momentum, self.momentum)
             torch._foreach_add_(momentum, gradients)
             gradients = momentum
-        torch._foreach_add_(values, gradients, alpha=-lr)
+        torch._foreach_add_(values, torch._foreach_mul(gradients, [-lr for lr in lrs]))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class AdamValues(ValueOptimizer):
         >>> import torch
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
         >>> moments = {name: [torch.zeros(2)] for name in rule.moments}
-        >>> rule.update_([value], [torch.tensor([0.3, -9.0])], moments, lr=0.1, step=1)
+        >>> rule.update_([value], [torch.tensor([0.3, -9.0])], moments, [0.1], [1])
         >>> value
         tensor([ 1.8000, -1.8000])
 
@@ -163,8 +163,8 @@ class AdamValues(ValueOptimizer):
         values: list[Tensor],
         gradients: list[Tensor],
         moments: Mapping[str, list[Tensor]],
-        lr: float,
-        step: int,
+        lrs: Sequence[float],
+        steps: Sequence[int],
     ) -> None:
         """Take one Adam step."""
         first, second = self.betas
@@ -172,11 +172,12 @@ class AdamValues(ValueOptimizer):
         torch._foreach_lerp_(means, gradients, 1 - first)
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-        divisors = torch._foreach_div(squares, 1 - second**step)
+        divisors = torch._foreach_div(squares, [1 - second**step for step in steps])
         torch._foreach_sqrt_(divisors)
         torch._foreach_add_(divisors, self.eps)
         if self.relative:  # values of size 0 stay, divided by infinity
             sizes = torch._foreach_norm(values)
             torch._foreach_div_(sizes, [value.numel() ** 0.5 for value in values])
             torch._foreach_div_(divisors, sizes)
-        torch._foreach_addcdiv_(values, means, divisors, value=-lr / (1 - first**step))
+        lengths = [-lr / (1 - first**step) for lr, step in zip(lrs, steps, strict=True)]
+        torch._foreach_addcdiv_(values, means, divisors, lengths)

@@ -1,56 +1,69 @@
-"""Incoherence: any parametrization, of a weight that is rotated by random orthogonal matrices."""
+"""Rotated weights: random orthogonal matrices on both sides, so that no entry sticks out."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations.contract import Parametrization
-from pvopt.metrics.block import BlockMetric
-from pvopt.parametrizations.candidates import Candidates
-from pvopt.parametrizations.layout import GroupLayout, matrix_shape
+from pvopt.core.layout import check_divides, matrix_shape
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_integer
+from pvopt.metrics.contract import Metric
+
+from .contract import SPACES, Space
 from .orthogonal import kronecker_factors, transform
-from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.validation import check_integer, prepare_fit
 
-__all__ = ["Incoherent"]
+__all__ = ["Rotation", "rotate"]
 
 
-@dataclass(frozen=True)
-class Incoherent(Parametrization):
-    r"""Represent a weight in a space where no entry sticks out (QuIP, QuIP#).
+@SPACES.register(
+    ShortForm(
+        form="had[N]+FORM",
+        meaning="any of these after random Hadamard rotations (in blocks of N)",
+        example="had+e8p:2, had128+vq:8g4",
+        pattern=r"had(\d+)?",
+        build=lambda block: Rotation(block=None if block is None else int(block)),
+        write=lambda s: "had" + ("" if s.block is None else str(s.block)),
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class Rotation(Space):
+    r"""A space where the entries of a weight look Gaussian (incoherence; QuIP, QuIP#).
 
-    .. math:: W = U'\, \mathrm{decode}(z, v)\, V, \qquad
+    .. math:: \hat W = U\, W\, V', \qquad
         U = H_m \,\mathrm{diag}(s_U), \quad V = H_n \,\mathrm{diag}(s_V)
 
     with symmetric orthogonal ``H`` of small entries (Hadamard matrices where one can be built, see
-    ``pvopt.spaces.orthogonal``) and random signs ``s``. Every entry of
-    ``U W V'`` is a sum of all of ``W`` with random signs, so it looks Gaussian, and outliers, which
-    few levels cannot reach, are spread over all entries. Norms are kept: the V step, its subspace
-    and its trust region mean the same in either space.
+    ``pvopt.spaces.transform``) and random signs ``s``. Every entry is a sum of all of ``W`` with
+    random signs, so outliers, which few levels cannot reach, are spread over all entries. Norms
+    are kept: the V step, its subspace and its trust region mean the same in either space. With a
+    block, ``H`` is block diagonal.
 
     The signs follow from the seed and are not stored; one seed serves all weights of a model. A
-    diagonal metric of the weights is no diagonal of the rotated ones, so it is refused. A
-    metric ``X'X`` that all rows share becomes ``V X'X V'``, exactly.
+    diagonal metric that differs between rows is refused. A metric ``X'X`` that all rows share
+    becomes ``V X'X V'``, exactly.
 
     Args:
-        inner: parametrization of the rotated weight.
         seed: of the signs, 0 to 2^63 - 1.
+        block: size of the blocks of ``H``, a divisor of rows and columns; None rotates whole rows
+            and columns.
 
     Raises:
-        TypeError: if ``inner`` is no parametrization or is itself ``Incoherent``, or ``seed`` no
-            integer.
-        ValueError: if ``seed`` is out of range, or (on use) the inner groups do not fit.
+        TypeError: if a setting is not an integer.
+        ValueError: if one is out of range, or (on use) the block does not divide the weight or a
+            size has no fast transform.
 
     Example:
-        >>> from pvopt import E8P
+        >>> from pvopt import E8P, Rotation, Scheme
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> weight[3, 5] = 40.0
-        >>> for p in (E8P(2), Incoherent(E8P(2))):
-        ...     error = (p.fit(weight).decode() - weight).square().sum()
+        >>> for scheme in (Scheme(E8P()), Scheme(E8P(), Rotation())):
+        ...     error = (scheme.fit(weight).decode() - weight).square().sum()
         ...     print(round(float(error / weight.square().sum()), 2))
         0.17
         0.09
@@ -59,253 +72,110 @@ class Incoherent(Parametrization):
         QuIP (arXiv 2307.13304), section 4; QuIP# (arXiv 2402.04396), section 3.
     """
 
-    inner: Parametrization
     seed: int = 0
+    block: int | None = None
+
+    on_activations = True
 
     def __post_init__(self) -> None:
-        if not isinstance(self.inner, Parametrization) or isinstance(self.inner, Incoherent):
-            raise TypeError(
-                f"inner must be a Parametrization other than Incoherent, got {self.inner!r}"
-            )
         check_integer("seed", self.seed, 0, (1 << 63) - 1)
+        if self.block is not None:
+            check_integer("block", self.block, 1, 1 << 20)
+            kronecker_factors(self.block)
 
-    def rotate(self, weight: Tensor) -> Tensor:
-        """Return the rotated weight ``U W V'``.
+    def inner_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if self.block is None:
+            for size in matrix_shape(shape):
+                kronecker_factors(size)
+        else:
+            check_divides("block", self.block, shape)
+            check_divides("block", self.block, shape, axis="rows")
+        return tuple(shape)
 
-        Args:
-            weight: ``[*shape]`` floating, seen as a matrix.
-
-        Returns:
-            ``[*shape]``, a new contiguous tensor.
-
-        Example:
-            >>> from pvopt import E8P
-            >>> weight = torch.eye(16)
-            >>> rotated = Incoherent(E8P()).rotate(weight)
-            >>> torch.allclose(Incoherent(E8P()).unrotate(rotated), weight, atol=1e-6)
-            True
-        """
-        rows, columns = matrix_shape(weight.shape)
-        left, right = self._signs(weight)
-        matrix = transform((weight.reshape(rows, columns) * left[:, None]).T).T
-        return transform(matrix * right).reshape(weight.shape)
-
-    def unrotate(self, rotated: Tensor) -> Tensor:
-        """Return the weight of a rotated weight, the inverse and adjoint of :meth:`rotate`.
+    def rotate(self, x: Tensor, side: int, *, back: bool = False) -> Tensor:
+        """Rotate the last axis: ``x V'`` for the columns' side, ``x U'`` for that of the rows.
 
         Args:
-            rotated: ``[*shape]`` floating.
-
-        Returns:
-            ``[*shape]``, a new tensor.
-
-        Example:
-            >>> from pvopt import E8P
-            >>> float(Incoherent(E8P()).unrotate(torch.zeros(8, 8)).abs().max())
-            0.0
+            x: ``[..., n]`` floating.
+            side: 0 for the signs of a weight's rows, 1 for those of its columns.
+            back: whether to apply the inverse, which is also the adjoint.
         """
-        rows, columns = matrix_shape(rotated.shape)
-        left, right = self._signs(rotated)
-        matrix = transform(transform(rotated.reshape(rows, columns).T).T)
-        return (matrix * right).mul_(left[:, None]).reshape(rotated.shape)
+        return rotate(x, self.seed, side, back, self.block or x.shape[-1])
 
-    def _signs(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the signs of rows ``[rows]`` and columns ``[columns]`` of a weight."""
-        sizes = matrix_shape(weight.shape)
-        left, right = (random_signs(self.seed, side, size) for side, size in enumerate(sizes))
-        return left.to(weight), right.to(weight)
+    def enter(self, weight: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
+        matrix = weight.reshape(matrix_shape(weight.shape))
+        matrix = self.rotate(matrix.T, 0).T
+        return self.rotate(matrix, 1).reshape(weight.shape)
 
-    def _inner(self, rep: Representation) -> Representation:
-        """Return the same codes and values as a representation of the rotated weight."""
-        return Representation(self.inner, rep.codes, rep.values, rep.shape)
-
-    @property
-    def values_follow_codes(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """As the inner parametrization's."""
-        return self.inner.values_follow_codes
-
-    @property
-    def code_bits(self) -> int:
-        """As the inner parametrization's."""
-        return self.inner.code_bits
-
-    @property
-    def num_codes(self) -> int:
-        """As the inner parametrization's."""
-        return self.inner.num_codes
-
-    @property
-    def codes_per_word(self) -> int:
-        """As the inner parametrization's."""
-        return self.inner.codes_per_word
-
-    @property
-    def codes_per_group(self) -> int:
-        """As the inner parametrization's."""
-        return self.inner.codes_per_group
-
-    def code_shape(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
-        """As the inner parametrization's."""
-        return self.inner.code_shape(shape)
-
-    def check_codes(self, codes: Tensor, shape: tuple[int, ...]) -> None:
-        """As the inner parametrization's."""
-        self.inner.check_codes(codes, shape)
-
-    def layout(self, shape: tuple[int, ...]) -> GroupLayout:
-        """Groups of the rotated weight."""
-        for size in matrix_shape(shape):
-            kronecker_factors(size)
-        return self.inner.layout(shape)
-
-    def split(self, weight: Tensor) -> Tensor:
-        """Rotate, then cut."""
-        return self.inner.split(self.rotate(weight))
-
-    def merge(self, groups: Tensor, shape: tuple[int, ...]) -> Tensor:
-        """Put together, then rotate back."""
-        return self.unrotate(self.inner.merge(groups, shape))
-
-    def split_diagonal(self, metric: Tensor) -> Tensor:
-        """Refuse: a diagonal metric of the weights is no diagonal of the rotated ones.
-
-        Raises:
-            TypeError: always.
-        """
-        raise TypeError(_NO_DIAGONAL)
-
-    def split_hessian(self, hessian: Tensor, shape: tuple[int, ...]) -> Tensor:
-        r"""Rotate the metric that all rows share along with the weight.
-
-        .. math:: \|X (W - W_q)'\| = \|(X V')(U W V' - U W_q V')'\|,
-            \qquad X'X \to V\, X'X\, V'
-        """
-        sign = random_signs(self.seed, 1, matrix_shape(shape)[1]).to(hessian)
-        rotated = transform(transform(hessian * sign * sign[:, None]).T)
-        return self.inner.split_hessian(rotated, shape)
-
-    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """As the inner parametrization's."""
-        return self.inner.value_shapes(shape)
-
-    def value_columns(self, shape: tuple[int, ...]) -> None:
-        """None: values belong to columns of the rotated weight, not to columns of the weight."""
-        return None
-
-    def fit(
-        self,
-        weight: Tensor,
-        *,
-        metric: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Representation:
-        """Fit the inner parametrization to the rotated weight.
-
-        Raises:
-            TypeError: if a diagonal metric is given.
-        """
-        if metric is not None:
-            raise TypeError(_NO_DIAGONAL)
-        weight, _, generator = prepare_fit(weight, None, generator)
-        self.layout(tuple(weight.shape))
-        rep = self.inner.fit(self.rotate(weight), generator=generator)
-        return Representation(self, rep.codes, rep.values, rep.shape)
-
-    def decode_groups(
-        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
+    def leave(
+        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
     ) -> Tensor:
-        """Return groups of the rotated weight."""
-        return self.inner.decode_groups(self._inner(rep), groups, codes)
+        matrix = inner.reshape(matrix_shape(shape))
+        matrix = self.rotate(matrix.T, 0, back=True).T
+        return self.rotate(matrix, 1, back=True).reshape(shape)
 
-    def decode_moved(
-        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
-    ) -> Tensor:
-        """As the inner parametrization does."""
-        return self.inner.decode_moved(target, self._inner(rep), groups, codes)
+    def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
+        return self.rotate(x, 1)
 
-    def move_(
-        self, target: Tensor, rep: Representation, groups: Tensor | None, codes: Tensor
-    ) -> None:
-        """As the inner parametrization does."""
-        self.inner.move_(target, self._inner(rep), groups, codes)
+    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+        return self.rotate(y, 0, back=True)
 
-    def carry_(self, name: str, tensor: Tensor, codes: Tensor, rep: Representation) -> None:
-        """As the inner parametrization does."""
-        self.inner.carry_(name, tensor, codes, self._inner(rep))
-
-    def search(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """As the inner parametrization does."""
-        return self.inner.search(
-            target, self._inner(rep), groups, k, metric=metric, generator=generator
-        )
-
-    def search_block(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int,
-        *,
-        metric: BlockMetric,
-        generator: torch.Generator | None,
-    ) -> Tensor:
-        """As the inner parametrization does."""
-        return self.inner.search_block(
-            target, self._inner(rep), groups, k, metric=metric, generator=generator
-        )
-
-    def candidates(
-        self,
-        target: Tensor,
-        rep: Representation,
-        groups: Tensor | None,
-        k: int = 1,
-        *,
-        metric: Tensor | BlockMetric | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Candidates:
-        """As the inner parametrization does, for groups of the rotated weight."""
-        return self.inner.candidates(
-            target, self._inner(rep), groups, k, metric=metric, generator=generator
-        )
-
-    @property
-    def has_levels(self) -> bool:
-        """As the inner parametrization's."""
-        return self.inner.has_levels
-
-    def bracket(self, target: Tensor, rep: Representation, groups: Tensor | None) -> Candidates:
-        """As the inner parametrization does, for groups of the rotated weight."""
-        return self.inner.bracket(target, self._inner(rep), groups)
-
-    def value_gradients(self, rep: Representation, gradient: Tensor) -> dict[str, Tensor]:
-        """Rotate the gradient, then as the inner parametrization does."""
-        return self.inner.value_gradients(self._inner(rep), self.rotate(gradient.to(rep.dtype)))
-
-    def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
-        """As the inner parametrization's: the rotation follows from the seed."""
-        return self.inner.bits_per_weight(shape, value_bits=value_bits)
-
-    def stored_code_bits(self, shape: tuple[int, ...]) -> int:
-        """As the inner parametrization's."""
-        return self.inner.stored_code_bits(shape)
+    def enter_metric(
+        self, metric: Metric | None, shape: tuple[int, ...], owned: Mapping[str, Tensor]
+    ) -> Metric | None:
+        if metric is None:
+            return None
+        return metric.rotated(functools.partial(self.rotate, side=1), shape)
 
 
-_NO_DIAGONAL = (
-    "Incoherent takes no diagonal metric: the rotation mixes all weights. Use a metric X'X that "
-    "all rows share, or no metric"
-)
+# An operation of its own: torch.compile cannot look into the tables that NumPy makes.
+@torch.library.custom_op("pvopt::rotate", mutates_args=())
+def rotate(x: Tensor, seed: int, side: int, back: bool, block: int) -> Tensor:
+    r"""Rotate the last axis by random signs and a symmetric orthogonal matrix.
+
+    .. math:: y = x\,\mathrm{diag}(s)\,H, \qquad \text{back: } y = x\,H\,\mathrm{diag}(s)
+
+    Args:
+        x: ``[..., n]`` floating.
+        seed: of the signs, as of :class:`Rotation`.
+        side: 0 for the signs of a weight's rows, 1 for those of its columns.
+        back: which of the two; each is the inverse and the adjoint of the other.
+        block: size of the blocks of ``H``; divides ``n``.
+
+    Returns:
+        ``[..., n]`` of the same dtype, computed in at least float32.
+
+    Example:
+        >>> x = torch.randn(3, 12)
+        >>> back = rotate(rotate(x, 7, 0, False, 12), 7, 0, True, 12)
+        >>> torch.allclose(back, x, atol=1e-5)
+        True
+    """
+    exact = x.to(torch.promote_types(x.dtype, torch.float32))
+    signs = random_signs(seed, side, x.shape[-1]).to(exact)
+    blocks = (exact if back else exact * signs).unflatten(-1, (-1, block))
+    rotated = transform(blocks).flatten(-2)
+    return (rotated * signs if back else rotated).to(x.dtype)
 
 
+@rotate.register_fake
+def _fake(x: Tensor, seed: int, side: int, back: bool, block: int) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _setup(ctx, inputs: tuple, output: Tensor) -> None:
+    _, ctx.seed, ctx.side, ctx.back, ctx.block = inputs
+
+
+def _backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    pulled = rotate(gradient, ctx.seed, ctx.side, not ctx.back, ctx.block)
+    return pulled, None, None, None, None
+
+
+rotate.register_autograd(_backward, setup_context=_setup)
+
+
+@functools.lru_cache(maxsize=64)
 def random_signs(seed: int, side: int, size: int) -> Tensor:
     """Return ``size`` random signs, int8; the same for ever, as checkpoints depend on them."""
     # NumPy promises the stream of a bit generator, torch that of none of its generators.

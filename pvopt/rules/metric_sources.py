@@ -1,4 +1,4 @@
-"""Metrics of the V step: in which distance a code is near to its target."""
+"""Sources of metrics: in which distance a V step takes the nearest codes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pvopt.parametrizations.layout import matrix_shape
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.diagonal import Diagonal
+from pvopt.metrics.row import Row
 from pvopt.parametrizations.representation import Representation
-from pvopt.engine.column_descent import RowMetric
 
-__all__ = ["InputMetric", "Metric", "SecondMoment"]
+__all__ = ["InputMetric", "MetricSource", "SecondMoment"]
 
 
-class Metric(ABC):
+class MetricSource(ABC):
     r"""Say, in every V step, in which metric a weight's codes are searched.
 
     With a metric :math:`D` at least the Hessian, the loss lies below
@@ -47,7 +48,7 @@ class Metric(ABC):
     @abstractmethod
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
-    ) -> Tensor | RowMetric:
+    ) -> Metric:
         """Return the metric of one weight, after the base optimizer's step.
 
         Args:
@@ -57,11 +58,11 @@ class Metric(ABC):
             base: the optimizer of the dense weights.
 
         Returns:
-            ``[*shape]`` positive weights of squared errors, or a metric that rows share.
+            The metric between weights, of the dense weight's shape.
         """
 
 
-class SecondMoment(Metric):
+class SecondMoment(MetricSource):
     r"""The diagonal metric in which the base optimizer's own step is the gradient step.
 
     .. math:: D = \mathrm{diag}\big(\sqrt{\hat u} + \epsilon\big)
@@ -99,18 +100,19 @@ class SecondMoment(Metric):
         if own and not isinstance(base, tuple(_DENOMINATORS)):
             raise TypeError(_needs_moments(base))
         for rep in representations.values():
-            rep.parametrization.split_diagonal(torch.empty(rep.shape, device="meta"))
+            shape = rep.shape
+            rep.space.enter_metric(Diagonal(torch.empty(shape, device="meta")), shape, rep.owned)
 
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
-    ) -> Tensor:
+    ) -> Diagonal:
         """Return what the base optimizer divides the weight's gradients by."""
         state = base.state[parameter]
         for kind, denominator in _DENOMINATORS.items():
             if isinstance(base, kind):
-                return denominator(state, group)
+                return Diagonal(denominator(state, group))
         if "exp_avg_sq" in state and {"betas", "eps"} <= group.keys():
-            return _adam(state, group)
+            return Diagonal(_adam(state, group))
         raise TypeError(_needs_moments(base))
 
 
@@ -161,14 +163,14 @@ _DENOMINATORS: dict[type[Optimizer], Callable[[Mapping[str, Any], Mapping[str, A
 }
 
 
-class InputMetric(Metric):
+class InputMetric(MetricSource):
     r"""The metric of a layer's outputs on its calibration inputs, shared by all rows.
 
     .. math:: \|W\|_D^2 = \|X W'\|_F^2 = \mathrm{tr}\, W H W', \qquad H = X'X
 
     The V step takes codes whose layer *outputs* are close to the target's, column by column
     (:func:`pvopt.row_metric_search`), and never raises :math:`\|X(W_q - T)'\|` for the target
-    :math:`T`. For the loss this is the bound of :class:`Metric` where the update is
+    :math:`T`. For the loss this is the bound of :class:`MetricSource` where the update is
     :math:`-H^{-1} g` and :math:`H` at least the Hessian, up to one factor for both, as for the
     layer's own squared error; another base optimizer's target is projected on what codes can say.
 
@@ -195,7 +197,7 @@ class InputMetric(Metric):
     """
 
     def __init__(self, hessians: Mapping[str, Tensor]) -> None:
-        self.metrics = {name: RowMetric(matrix) for name, matrix in hessians.items()}
+        self.metrics = {name: Row(matrix) for name, matrix in hessians.items()}
 
     def __repr__(self) -> str:
         return f"InputMetric of {len(self.metrics)} weights"
@@ -208,16 +210,14 @@ class InputMetric(Metric):
                 f"InputMetric must hold X'X of every quantized weight, lacks {missing}"
             )
         for name, rep in representations.items():
-            columns = matrix_shape(rep.shape)[1]
-            found = self.metrics[name].hessian.shape[0]
-            if found != columns:
-                raise ValueError(
-                    f"InputMetric must hold X'X of {columns} inputs for {name!r}, got {found}"
-                )
+            try:
+                self.metrics[name].check(rep.shape)
+            except ValueError as error:
+                raise ValueError(f"InputMetric does not fit {name!r}: {error}") from error
 
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
-    ) -> RowMetric:
+    ) -> Row:
         """Return the weight's metric."""
         if name not in self.metrics:
             raise ValueError(f"InputMetric must hold X'X of every quantized weight, lacks {name!r}")

@@ -1,0 +1,1 @@
+"""What every representation is made of: groups, streams of codes, checks, names, random draws."""

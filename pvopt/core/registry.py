@@ -1,0 +1,267 @@
+"""Names of settings: for files, losslessly, and short ones for people, losslessly too."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+__all__ = ["Registry", "ShortForm"]
+
+T = TypeVar("T")
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortForm(Generic[T]):
+    """How the settings of a class are written for people.
+
+    Args:
+        form: what the user may write, such as ``"grid:B[gN][s]"``.
+        meaning: one line for the list of forms.
+        example: one or two names that can be parsed.
+        pattern: regular expression that the whole name matches, without settings in brackets.
+        build: makes the settings of the groups of the match.
+        write: returns the short name. It need not hold every setting: those that it leaves out
+            follow in brackets, as in ``"grid:2g64[symmetric=True]"``.
+    """
+
+    form: str
+    meaning: str
+    example: str
+    pattern: str
+    build: Callable[..., T]
+    write: Callable[[T], str]
+
+
+class Registry(Generic[T]):
+    """Classes of settings by name: each registers itself, in its own file.
+
+    Args:
+        kind: what the classes are, for messages, such as ``"space"``.
+
+    Example:
+        >>> from dataclasses import dataclass
+        >>> shapes = Registry("shape")
+        >>> square = ShortForm(
+        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\\d+)",
+        ...     build=lambda n: Square(side=int(n)), write=lambda s: f"square:{s.side}",
+        ... )
+        >>> @shapes.register(square)
+        ... @dataclass(frozen=True, kw_only=True)
+        ... class Square:
+        ...     side: int
+        ...     colour: str = "red"
+        >>> shapes.parse("square:3"), shapes.name(Square(side=2, colour="blue"))
+        (Square(side=3, colour='red'), "square:2[colour='blue']")
+        >>> shapes.from_json(shapes.to_json(Square(side=2)))
+        Square(side=2, colour='red')
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._classes: dict[str, type[T]] = {}
+        self._forms: dict[str, ShortForm[T]] = {}
+        self._nested: list[Registry[Any]] = [self]
+
+    def register(self, short: ShortForm[T] | None = None) -> Callable[[type[T]], type[T]]:
+        """Return a decorator that makes a class known by its name, and by a short form.
+
+        A class of the same name and module takes the place of an older one, so that a module can
+        be loaded again.
+
+        Raises:
+            TypeError: if the class is not a dataclass.
+            ValueError: if another class has the name.
+        """
+
+        def add(cls: type[T]) -> type[T]:
+            name = cls.__name__
+            if not is_dataclass(cls):
+                raise TypeError(f"{name}: only dataclasses can be registered as a {self.kind}")
+            known = self._classes.get(name)
+            if known is not None and known.__module__ != cls.__module__:
+                raise ValueError(
+                    f"a {self.kind} of the name {name} is registered already, "
+                    f"by {known.__module__}"
+                )
+            self._classes[name] = cls
+            if short is not None:
+                self._forms[name] = short
+            return cls
+
+        return add
+
+    def forget(self, cls: type[T]) -> None:
+        """Take a class out of the registry again."""
+        self._classes.pop(cls.__name__, None)
+        self._forms.pop(cls.__name__, None)
+
+    def nests(self, other: Registry[Any]) -> None:
+        """Let settings of another registry occur inside settings of this one."""
+        self._nested.append(other)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __contains__(self, cls: object) -> bool:
+        return cls in self._classes.values()
+
+    @property
+    def forms(self) -> tuple[ShortForm[T], ...]:
+        """The short forms, in the order of their registration."""
+        return tuple(self._forms.values())
+
+    def to_json(self, settings: T) -> dict[str, Any]:
+        """Describe settings by the name of their class and all of their values.
+
+        Args:
+            settings: fields are numbers, strings, bools, None, tuples of these, or settings that
+                are registered themselves.
+
+        Returns:
+            ``{"class": NAME, SETTING: VALUE, ...}``
+
+        Raises:
+            ValueError: if the class is not registered or a setting is of another kind.
+        """
+        name = type(settings).__name__
+        if self._classes.get(name) is not type(settings):
+            raise ValueError(f"{name} is not registered as a {self.kind}; known are {list(self)}")
+        found = {f.name: getattr(settings, f.name) for f in fields(settings)}  # type: ignore[arg-type]
+        return {"class": name, **{k: self._plain(f"{name}.{k}", v) for k, v in found.items()}}
+
+    def _plain(self, where: str, value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [self._plain(where, item) for item in value]
+        if isinstance(value, _PLAIN):
+            return value
+        for registry in self._nested:
+            if type(value) in registry:
+                return {"of": registry.kind, **registry.to_json(value)}
+        raise ValueError(
+            f"{where}: only numbers, strings, bools, None and registered settings can be saved, "
+            f"got {value!r}"
+        )
+
+    def from_json(self, description: Any) -> T:
+        """Rebuild settings from their description.
+
+        Args:
+            description: as :meth:`to_json` returns it. A setting that is not there takes the
+                class's default.
+
+        Raises:
+            ValueError: if the class is unknown or the settings do not fit it.
+        """
+        if not isinstance(description, Mapping):
+            raise ValueError(f"a {self.kind} must be described by an object, got {description!r}")
+        name = description.get("class")
+        cls = self._classes.get(name) if isinstance(name, str) else None
+        if cls is None:
+            raise ValueError(f"unknown {self.kind} {name!r}; known are {sorted(self)}")
+        settings = {
+            key: self._settings(value)
+            for key, value in description.items()
+            if key not in ("class", "of")
+        }
+        names = {f.name for f in fields(cls)}  # type: ignore[arg-type]
+        needed = {
+            f.name
+            for f in fields(cls)  # type: ignore[arg-type]
+            if f.default is MISSING and f.default_factory is MISSING
+        }
+        unknown, missing = settings.keys() - names, needed - settings.keys()
+        if unknown or missing:
+            what, wrong = ("unknown", unknown) if unknown else ("missing", missing)
+            raise ValueError(f"{name}: {what} settings {sorted(wrong)}")
+        try:
+            return cls(**settings)
+        except TypeError as error:
+            raise ValueError(f"{name}: {error}") from error
+
+    def _settings(self, value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(self._settings(item) for item in value)
+        if not isinstance(value, Mapping):
+            return value
+        for registry in self._nested:
+            if registry.kind == value.get("of"):
+                return registry.from_json(value)
+        raise ValueError(f"unknown kind of settings {value.get('of')!r}")
+
+    def name(self, settings: T) -> str:
+        """Return the short name of settings; the inverse of :meth:`parse`.
+
+        Raises:
+            ValueError: if the class has no short form.
+        """
+        form = self._forms.get(type(settings).__name__)
+        if form is None or type(settings) not in self:
+            raise ValueError(f"{type(settings).__name__} has no short name")
+        text = form.write(settings)
+        plain = self._build(form, text)
+        more = [
+            f"{f.name}={getattr(settings, f.name)!r}"
+            for f in fields(settings)  # type: ignore[arg-type]
+            if getattr(settings, f.name) != getattr(plain, f.name)
+        ]
+        return text + (f"[{', '.join(more)}]" if more else "")
+
+    def matches(self, text: str) -> bool:
+        """Tell whether a text is written as one of the short forms are, whatever its numbers."""
+        text = _brackets(text)[0]
+        return any(re.fullmatch(form.pattern, text) for form in self._forms.values())
+
+    def parse(self, text: str) -> T:
+        """Make settings of their short name.
+
+        Raises:
+            ValueError: if no form fits, or a setting is out of range.
+        """
+        plain, settings = _brackets(text.strip())
+        for form in self._forms.values():
+            if re.fullmatch(form.pattern, plain):
+                found = self._build(form, plain)
+                try:
+                    return replace(found, **settings) if settings else found  # type: ignore[type-var]
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f"{self.kind} {text!r}: {error}") from error
+        examples = [word for form in self.forms for word in form.example.split(", ")]
+        near = get_close_matches(text, examples, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        forms = ", ".join(form.form for form in self.forms)
+        raise ValueError(f"{self.kind} {text!r} is unknown{hint} The forms are {forms}")
+
+    def _build(self, form: ShortForm[T], text: str) -> T:
+        match = re.fullmatch(form.pattern, text)
+        if match is None:
+            raise ValueError(f"{self.kind} {text!r} does not have the form {form.form}")
+        try:
+            return form.build(*match.groups())
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.kind} {text!r} ({form.form}): {error}") from error
+
+
+def _brackets(text: str) -> tuple[str, dict[str, Any]]:
+    """Return a short name without the settings in brackets at its end, and these."""
+    if not text.endswith("]"):
+        return text, {}
+    depth = 0
+    for place in range(len(text) - 1, -1, -1):
+        depth += {"]": 1, "[": -1}.get(text[place], 0)
+        if depth == 0:
+            break
+    inside = text[place + 1 : -1]
+    try:
+        call = ast.parse(f"f({inside})", mode="eval").body
+        assert isinstance(call, ast.Call)
+        if call.args or any(keyword.arg is None for keyword in call.keywords):
+            raise ValueError("settings need names")
+        found = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+    except (SyntaxError, ValueError, AssertionError) as error:
+        raise ValueError(f"settings {inside!r} of {text!r} must be NAME=VALUE, ...") from error
+    return text[:place], found

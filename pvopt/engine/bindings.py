@@ -1,0 +1,115 @@
+"""Which representation belongs to which parameter, and which weights are worked on together."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from pvopt.parametrizations.representation import Representation
+
+from .state import WeightState
+
+__all__ = ["Binding", "Stack", "stacks_of"]
+
+
+@dataclass(eq=False)
+class Binding:
+    """One quantized weight of the optimizer.
+
+    Weights are bound by name where there is a model: wrappers that replace the parameter objects
+    of a model (FSDP2, Accelerate) keep working.
+
+    Args:
+        name: of the weight.
+        find: returns its present parameter.
+        rep: its codes and values.
+        state: what the optimizer keeps for it.
+    """
+
+    name: str
+    find: Callable[[], nn.Parameter]
+    rep: Representation
+    state: WeightState
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The present parameter."""
+        return self.find()
+
+
+@dataclass(eq=False)
+class Stack:
+    """Weights of one shape and scheme, whose codes and values lie in common tensors.
+
+    Args:
+        bindings: the weights, in the order of the stack.
+    """
+
+    bindings: Sequence[Binding]
+    rep: Representation = field(init=False)
+    _views: list[Tensor] = field(init=False)
+    _parts: dict[tuple[int, int], Representation] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._build()
+
+    def _build(self) -> None:
+        self.rep = Representation.stack([binding.rep for binding in self.bindings])
+        self._views = self._present()
+        self._parts = {}
+        for binding in self.bindings:
+            binding.state.complete()
+
+    def _present(self) -> list[Tensor]:
+        return [tensor for binding in self.bindings for _, tensor in binding.rep.tensors()]
+
+    def refresh(self) -> None:
+        """Stack the weights anew if one has got other tensors since."""
+        present = self._present()
+        if any(a is not b for a, b in zip(present, self._views, strict=True)):
+            self._build()
+
+    def part(self, start: int, count: int) -> Representation:
+        """Return some neighbouring weights as one representation."""
+        if (start, count) not in self._parts:
+            self._parts[start, count] = self.rep.narrow(start, count)
+        return self._parts[start, count]
+
+    def runs(self, key: Callable[[int], Hashable | None]) -> Iterator[tuple[int, int]]:
+        """Cut the stack into neighbours with equal keys.
+
+        Args:
+            key: of the weight in a place; None leaves the weight out.
+
+        Yields:
+            First place and number of weights.
+        """
+        keys = [key(place) for place in range(len(self.bindings))]
+        for found, places in itertools.groupby(range(len(keys)), keys.__getitem__):
+            run = list(places)
+            if found is not None:
+                yield run[0], len(run)
+
+
+def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:
+    """Stack the weights that can be worked on together.
+
+    Args:
+        bindings: every weight once.
+
+    Returns:
+        Stacks that hold each weight once.
+    """
+    alike: dict[Any, list[Binding]] = {}
+    for binding in bindings:
+        rep = binding.rep
+        key: tuple[Any, ...] = (rep.scheme, rep.shape, rep.device, rep.dtype)
+        key += tuple((name, codes.dtype) for name, codes in rep.codes.items())
+        if not (rep.parametrization.stacks and rep.space.trivial):
+            key += (binding.name,)
+        alike.setdefault(key, []).append(binding)
+    return [Stack(members) for members in alike.values()]

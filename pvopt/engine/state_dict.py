@@ -1,0 +1,85 @@
+"""One state dict of the base optimizer and the quantized weights, lossless."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .writing import write_decoded_
+
+__all__ = ["load_state_dict", "state_dict"]
+
+# Marks our entries beside the base optimizer's in one flat dictionary per parameter.
+_PREFIX = "pv."
+
+
+def _numbered(optimizer: Any) -> dict[int, nn.Parameter]:
+    """Return the parameters by their number in a state dict."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return dict(enumerate(parameters))
+
+
+def state_dict(optimizer: Any) -> dict[str, Any]:
+    """Return one state dict of the base optimizer and the quantized weights."""
+    for hook in optimizer._optimizer_state_dict_pre_hooks.values():
+        hook(optimizer)
+    result = optimizer.base.state_dict()
+    merged = {number: dict(entries) for number, entries in result["state"].items()}
+    bindings = optimizer.bindings_by_id()
+    for number, p in _numbered(optimizer).items():
+        if id(p) in bindings:
+            ours = {_PREFIX + key: value for key, value in bindings[id(p)].state.items()}
+            merged.setdefault(number, {}).update(ours)
+    result = {**result, "state": merged}
+    for hook in optimizer._optimizer_state_dict_post_hooks.values():
+        replaced = hook(optimizer, result)
+        result = result if replaced is None else replaced
+    return result
+
+
+@torch.no_grad()
+def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
+    """Restore base state, representations and decoded weights; check everything first."""
+    saved = dict(saved)
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        replaced = hook(optimizer, saved)
+        saved = saved if replaced is None else replaced
+    parameters = _numbered(optimizer)
+    bindings = optimizer.bindings_by_id()
+    # Parameters correspond by their place in the groups. What the saved groups call them is free:
+    # numbers in torch's own state dicts, names in those of torch.distributed.checkpoint.
+    saved_keys = [key for group in saved["param_groups"] for key in group["params"]]
+    keys = dict(zip(parameters, saved_keys, strict=False))  # the base refuses another number
+    ours: dict[int | str, dict[str, Any]] = {}
+    theirs: dict[int | str, dict[str, Any]] = {}
+    for key, entries in saved["state"].items():
+        ours[key] = {k[len(_PREFIX) :]: v for k, v in entries.items() if k.startswith(_PREFIX)}
+        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(_PREFIX)}
+    for number, p in parameters.items():
+        if id(p) in bindings:
+            binding = bindings[id(p)]
+            binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
+    for group in saved["param_groups"]:
+        optimizer._settings(group)
+    # Adam counts a parameter with an empty dictionary as initialised: drop those.
+    base = {key: entries for key, entries in theirs.items() if entries}
+    optimizer.base.load_state_dict({**saved, "state": base})
+    for number, p in _numbered(optimizer).items():
+        _restore_dtypes(optimizer.base.state.get(p, {}), theirs.get(keys[number], {}))
+        if id(p) in bindings:
+            binding = bindings[id(p)]
+            binding.state.restore(ours[keys[number]])
+            optimizer.state[p] = binding.state
+            write_decoded_(binding.rep, [p])
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
+
+
+def _restore_dtypes(state: dict[str, Any], saved: Mapping[str, Any]) -> None:
+    """Undo the cast of floating state to the dtype of a parameter that is less precise."""
+    for key, value in saved.items():
+        if isinstance(value, Tensor) and state[key].dtype != value.dtype:
+            state[key] = value.to(device=state[key].device, copy=True)

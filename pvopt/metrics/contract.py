@@ -1,0 +1,180 @@
+"""The contract of metrics: between weights, and between the weights of one group."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from pvopt.core.layout import GroupLayout
+
+__all__ = ["GroupCosts", "GroupMetric", "Metric"]
+
+
+class GroupMetric(ABC):
+    """A metric between the weights of a group, for some groups; what a search of codes is given."""
+
+    #: Whether it couples the weights of a group: it is then more than weights of squared errors.
+    couples: ClassVar[bool]
+
+    @abstractmethod
+    def squared_norms(self, vectors: Tensor) -> Tensor:
+        """Return the squared norm of one vector of each group.
+
+        Args:
+            vectors: ``[n, ..., group_size]``.
+
+        Returns:
+            ``[n, ...]``.
+        """
+
+    @abstractmethod
+    def diagonal(self, vectors: Tensor) -> Tensor:
+        """Return the weights of squared errors on the diagonal, ``[n, group_size]``.
+
+        Args:
+            vectors: ``[n, group_size]``, for shape and dtype.
+        """
+
+
+    def map(self, vectors: Tensor) -> Tensor:
+        """Return vectors whose Euclidean distances are the metric's; where it couples weights.
+
+        Args:
+            vectors: ``[..., group_size]``.
+        """
+        raise NotImplementedError(f"{type(self).__name__} maps no vectors")
+
+
+class GroupCosts(ABC):
+    r"""What moving groups costs in a metric, while the others stay.
+
+    Everything is in terms of :math:`\tfrac12\|t - w\|^2` for the target ``t``, in the space of the
+    groups, ``[num_groups, group_size]`` tensors in the layout's order.
+    """
+
+    #: Whether what a group costs depends on the codes of other groups.
+    coupled: ClassVar[bool]
+
+    @abstractmethod
+    def rounds(self, groups: Tensor) -> Sequence[tuple[int, Tensor | slice]]:
+        """Return which groups may be searched at once, in the order of their turns.
+
+        Args:
+            groups: ``[n]`` distinct group numbers.
+
+        Returns:
+            A number and the places in ``groups``, for each round.
+        """
+
+    @abstractmethod
+    def goal(
+        self, number: int, groups: Tensor, target: Tensor, decoded: Tensor, error: Tensor
+    ) -> tuple[Tensor, GroupMetric | None]:
+        r"""Return where each group of a round would best be, and how far any place is from it.
+
+        With the others as they are, the squared error is :math:`\|c - \text{goal}\|^2` for a
+        group at ``c``, up to a constant.
+
+        Args:
+            number: of the round.
+            groups: ``[n]`` its groups.
+            target: ``[num_groups, group_size]``.
+            decoded: the groups before any move.
+            error: the groups as they are now, minus the target.
+
+        Returns:
+            ``[n, group_size]``, and the metric (None for the Euclidean).
+        """
+
+    @abstractmethod
+    def bounds(self, error: Tensor) -> Tensor:
+        """Return what each group could lower the squared error by if it may take any weights.
+
+        Args:
+            error: ``[num_groups, group_size]``.
+
+        Returns:
+            ``[num_groups]``, non-negative: halves of squared norms.
+        """
+
+
+class Metric(ABC):
+    """A metric between weights: settings and tensors, of one weight."""
+
+    @abstractmethod
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError unless the metric fits a weight of a shape."""
+
+    @abstractmethod
+    def squared_norm(self, weight: Tensor) -> Tensor:
+        """Return the squared norm of a weight ``[*shape]``, a scalar."""
+
+    @abstractmethod
+    def diagonal(self, shape: tuple[int, ...]) -> Tensor:
+        """Return the weight of each squared error by itself, ``[*shape]``."""
+
+    @abstractmethod
+    def costs(self, layout: GroupLayout, like: Tensor) -> GroupCosts:
+        """Cut the metric to groups.
+
+        Args:
+            layout: of the weight.
+            like: whose device and dtype the costs have.
+        """
+
+    @abstractmethod
+    def permuted(self, order: Tensor, shape: tuple[int, ...]) -> Metric:
+        """Return the metric of weights whose columns are in another order.
+
+        Args:
+            order: ``[columns]`` int32, the column that stands in each place.
+            shape: of the weight.
+        """
+
+    @abstractmethod
+    def scaled(
+        self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...]
+    ) -> Metric:
+        r"""Return the metric of weights that were divided by scales.
+
+        .. math:: \|\hat W\|_{\hat D} = \|\mathrm{diag}(r)\, \hat W\, \mathrm{diag}(c)\|_D
+
+        Args:
+            rows: ``[rows]``, or None for 1.
+            columns: ``[columns]``, or None for 1.
+            shape: of the weight.
+
+        Raises:
+            TypeError: if the metric has no such form.
+        """
+
+    @abstractmethod
+    def rotated(self, rotate: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Metric:
+        r"""Return the metric of weights that were rotated, rows and columns.
+
+        .. math:: \|\hat W\|_{\hat D} = \|U' \hat W V\|_D
+
+        Args:
+            rotate: applies ``V`` along the last axis of a matrix: ``x V'``.
+            shape: of the weight.
+
+        Raises:
+            TypeError: if the metric has no such form, because it differs between rows.
+        """
+
+    @abstractmethod
+    def padded(self, shape: tuple[int, ...], inner: tuple[int, int]) -> Metric:
+        """Return the metric of weights that were padded: what is beyond the weight is free.
+
+        Args:
+            shape: of the weight.
+            inner: rows and columns of the padded one.
+        """
+
+    def to(self, device: torch.device | str) -> Metric:
+        """Return the metric on a device."""
+        return self

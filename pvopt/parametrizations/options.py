@@ -1,0 +1,61 @@
+"""How hard a search and a fit try: no part of a format, so no part of a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pvopt.core.validation import check_integer
+
+__all__ = ["FitOptions", "SearchOptions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchOptions:
+    """How hard the V step's search tries; given to the optimizer and to calibrated starts.
+
+    Args:
+        beam_size: combinations that a search of several codes keeps between them; None for the
+            parametrization's usual number. Exact searches have no use for it.
+
+    Raises:
+        TypeError: if the size is not an integer.
+        ValueError: if it is out of range.
+
+    Example:
+        >>> SearchOptions(beam_size=8)
+        SearchOptions(beam_size=8)
+    """
+
+    beam_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.beam_size is not None:
+            check_integer("beam_size", self.beam_size, 1, 1024)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How hard a start without data tries.
+
+    Args:
+        iterations: rounds of codes and values after the first guess; None for the
+            parametrization's usual number.
+        beam_size: combinations that the last search keeps; None for the usual number.
+
+    Raises:
+        TypeError: if a number is not an integer.
+        ValueError: if one is out of range.
+
+    Example:
+        >>> FitOptions(iterations=0)
+        FitOptions(iterations=0, beam_size=None)
+    """
+
+    iterations: int | None = None
+    beam_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.iterations is not None:
+            check_integer("iterations", self.iterations, 0, 1000)
+        if self.beam_size is not None:
+            check_integer("beam_size", self.beam_size, 1, 1024)

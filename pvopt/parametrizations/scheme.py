@@ -1,0 +1,186 @@
+"""A parametrization and the space it works in: all settings of a quantized weight."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pvopt.metrics.contract import Metric
+from pvopt.spaces.chain import Chain
+from pvopt.spaces.contract import SPACES, Space
+from pvopt.spaces.identity import Identity
+
+from .registry import PARAMETRIZATIONS
+
+if TYPE_CHECKING:
+    from .contract import Parametrization
+    from .options import FitOptions
+    from .representation import Representation
+
+__all__ = ["Scheme", "as_scheme", "parse_scheme"]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What a weight is quantized to: a parametrization, in a space.
+
+    Args:
+        parametrization: how codes and values make groups of weights.
+        space: where the groups live.
+
+    Example:
+        >>> from pvopt import E8P, Rotation
+        >>> scheme = Scheme(E8P(bits=2), Rotation())
+        >>> scheme.name, round(scheme.bits_per_weight((1536, 576)), 3)
+        ('had+e8p:2', 2.028)
+    """
+
+    parametrization: Parametrization
+    space: Space = field(default_factory=Identity)
+
+    @property
+    def name(self) -> str:
+        """The short name, losslessly; the inverse of :func:`parse_scheme`."""
+        parts = [self.space.name, PARAMETRIZATIONS.name(self.parametrization)]
+        return "+".join(part for part in parts if part)
+
+    def __str__(self) -> str:
+        if self.space.trivial:
+            return str(self.parametrization)
+        return f"{self.parametrization} in {self.space}"
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a ValueError unless weights of a shape can be quantized so."""
+        self.parametrization.layout(self.space.inner_shape(shape))
+
+    def fit(
+        self,
+        weight: Tensor,
+        *,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Start a representation close to a dense weight.
+
+        Args:
+            weight: ``[*shape]``, floating; computed in at least float32.
+            metric: in which distance, or None for the Euclidean.
+            options: how hard to try.
+            generator: source of every random draw; None seeds a fresh one with 0.
+
+        Returns:
+            Codes and values of the weight.
+
+        Raises:
+            TypeError: if the metric does not exist in the space.
+            ValueError: if the groups do not fit the shape, or the weight is not finite.
+        """
+        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        shape = tuple(weight.shape)
+        self.check(shape)
+        codes, values = self.space.start(weight, metric)
+        owned = {**codes, **values}
+        inside = self.space.enter_metric(metric, shape, owned)
+        rep = self.parametrization.fit(
+            self.space.enter(weight, owned).contiguous(),
+            metric=inside,
+            options=options,
+            generator=generator,
+        )
+        return rep.within(self.space, shape, codes, values)
+
+    def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
+        r"""Return the true storage per weight: codes, codebooks, scales, what the space owns.
+
+        .. math:: \frac{\sum_s \mathrm{bits}(s) + b_v \sum_v |v|}{d}
+
+        over streams of codes and values of ``b_v`` bits each.
+
+        Args:
+            shape: of the dense weight.
+            value_bits: bits that one stored value takes.
+        """
+        inner = self.space.inner_shape(shape)
+        streams = self.parametrization.streams(inner) | self.space.streams(shape)
+        sizes = [
+            *self.parametrization.value_shapes(inner).values(),
+            *self.space.value_shapes(shape).values(),
+        ]
+        codes = sum(stream.stored_bits for stream in streams.values())
+        return (codes + value_bits * sum(math.prod(s) for s in sizes)) / math.prod(shape)
+
+    def to_json(self) -> dict[str, Any]:
+        """Describe the scheme by names and settings."""
+        return {
+            "parametrization": PARAMETRIZATIONS.to_json(self.parametrization),
+            "space": SPACES.to_json(self.space),
+        }
+
+    @classmethod
+    def from_json(cls, description: Any) -> Scheme:
+        """Rebuild a scheme from its description.
+
+        Raises:
+            ValueError: if a class is unknown or settings do not fit it.
+
+        Example:
+            >>> from pvopt import Ternary
+            >>> scheme = Scheme(Ternary(group_size=64))
+            >>> Scheme.from_json(scheme.to_json()) == scheme
+            True
+        """
+        if not isinstance(description, dict) or description.keys() != {"parametrization", "space"}:
+            raise ValueError(f"a scheme needs parametrization and space, got {description!r}")
+        return cls(
+            PARAMETRIZATIONS.from_json(description["parametrization"]),
+            SPACES.from_json(description["space"]),
+        )
+
+
+def as_scheme(settings: Parametrization | Scheme) -> Scheme:
+    """Return a scheme; a parametrization by itself works in the weight's own space."""
+    return settings if isinstance(settings, Scheme) else Scheme(settings)
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Make a scheme of its short name: spaces, if any, and a parametrization, joined by ``+``.
+
+    Args:
+        text: the short name, such as ``"2x8g8"`` or ``"had+e8p:2"``. Settings that a form does not
+            spell out follow it in brackets: ``"had[seed=3]+e8p:2"``.
+
+    Returns:
+        The scheme.
+
+    Raises:
+        ValueError: if no form fits, or a number is out of range.
+
+    Example:
+        >>> parse_scheme("grid:2g64s").parametrization
+        UniformGrid(bits=2, group_size=64, symmetric=True)
+        >>> parse_scheme("had+e8p:3").space
+        Rotation(seed=0, block=None)
+    """
+    spaces: list[Space] = []
+    rest = text.strip()
+    while True:
+        head, plus, tail = rest.partition("+")
+        if not plus or not SPACES.matches(head):
+            break
+        spaces.append(SPACES.parse(head))
+        rest = tail
+    return Scheme(PARAMETRIZATIONS.parse(rest), joined(spaces))
+
+
+def joined(spaces: Iterable[Space]) -> Space:
+    """Return one space of several, entered one after the other."""
+    found = tuple(spaces)
+    if not found:
+        return Identity()
+    return found[0] if len(found) == 1 else Chain(found)
