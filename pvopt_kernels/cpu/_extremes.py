@@ -12,10 +12,10 @@ from ._arrays import compiled, single
 
 __all__ = ["extremes", "has_extremes"]
 
-# Entries of a sample lie so far apart that 64 of those wanted are in it, but no closer than this:
+# Entries of a sample lie so far apart that 32 of those wanted are in it, but no closer than this:
 # odd, so that a sample of a weight's groups meets all of its columns.
 _STRIDE = 17
-_WANTED = 64
+_WANTED = 32
 
 
 def has_extremes(keys: Tensor, k: int) -> bool:

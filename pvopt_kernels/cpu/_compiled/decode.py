@@ -7,18 +7,20 @@ import functools
 from numba import prange
 
 from .parallel import ParallelLoop
-from .vectors import item, load, memory, spread, write
+from .vectors import fence, item, load, memory, spread, stream, write
 
 __all__ = ["decode_kernel"]
 
 
 @functools.cache
-def decode_kernel(group_size: int, num_codebooks: int, out_group: int) -> ParallelLoop:
+def decode_kernel(
+    group_size: int, num_codebooks: int, out_group: int, streamed: bool
+) -> ParallelLoop:
     """Return the loop over the block rows of all weights.
 
     Its arguments are flat arrays: codes, codebooks, entries of a codebook, scales, scales of a
     row, groups of a scale, block rows of a weight, addresses of the weights, an array of their type
-    (see :func:`.vectors.memory`).
+    (see :func:`.vectors.memory`). If ``streamed``, writing goes past the caches.
     """
     in_group = group_size // out_group
 
@@ -42,7 +44,12 @@ def decode_kernel(group_size: int, num_codebooks: int, out_group: int) -> Parall
                             for m in range(1, num_codebooks):
                                 code = first + m * entries + item(codes, j * num_codebooks + m)
                                 entry = entry + load(books, code * group_size + inside, in_group)
-                            write(out, place, entry * scale)
+                            if streamed:
+                                stream(out, place, entry * scale)
+                            else:
+                                write(out, place, entry * scale)
                             place += in_group
+            if streamed:
+                fence()
 
     return ParallelLoop(kernel)

@@ -50,7 +50,10 @@ def decoded_sq_norms_kernel(group_size: int, num_codebooks: int, out_group: int)
                             squares = squares + decoded * decoded
                             difference = read(target, place, in_group) - decoded
                             change = total(difference * difference)
-                            changes[j] = change if r == 0 else changes[j] + change
+                            if out_group == 1 or r == 0:
+                                changes[j] = change
+                            else:
+                                changes[j] += change
                             place += in_group
                 norms[n] = total(squares)
 
