@@ -12,6 +12,7 @@ __all__ = [
     "check_code_range",
     "check_codes",
     "check_floating",
+    "check_list",
     "check_same_device",
     "check_shape",
 ]
@@ -66,6 +67,32 @@ def check_shape(name: str, tensor: Tensor | None, *shape: int | str) -> None:
     if not fits:
         wanted = ", ".join(str(s) for s in shape)
         raise ValueError(f"{name} must have shape [{wanted}], got {list(tensor.shape)}")
+
+
+def check_list(
+    name: str, tensors: Sequence[Tensor], count: int, shape: tuple[int, int], device: torch.device
+) -> None:
+    """Refuse a list of dense tensors that does not belong to a stack.
+
+    Args:
+        name: the argument's name.
+        tensors: the argument.
+        count: weights of the stack.
+        shape: of every weight.
+        device: of the stack.
+
+    Raises:
+        ValueError: if number, shapes or devices do not fit.
+        TypeError: if a tensor is not floating.
+    """
+    if len(tensors) != count:
+        raise ValueError(f"{name} must have {count} tensors, one for each weight, got {len(tensors)}")
+    for i, tensor in enumerate(tensors):
+        if tensor.shape != shape or tensor.dtype not in FLOATING or tensor.device != device:
+            place = f"{name}[{i}]"
+            check_shape(place, tensor, *shape)
+            check_floating(**{place: tensor})
+            raise ValueError(f"{place} must be on {device} like the others, got {tensor.device}")
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

@@ -136,6 +136,13 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
     """
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or is_in_torch_dispatch_mode():
         return op(*arguments)
-    if any(isinstance(x, Tensor) and type(x) not in (Tensor, nn.Parameter) for x in arguments):
+    if any(_is_special(x) for x in arguments):
         return op(*arguments)
     return getattr(op, "_init_fn", op)(*arguments)
+
+
+def _is_special(argument: Any) -> bool:
+    """Whether an argument is or has a tensor of a class of its own."""
+    if isinstance(argument, list):
+        return any(map(_is_special, argument))
+    return isinstance(argument, Tensor) and type(argument) not in (Tensor, nn.Parameter)

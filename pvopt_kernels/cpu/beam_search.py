@@ -31,7 +31,7 @@ def beam_search(
 ) -> Tensor:
     """Return candidates ``[n, k', M]`` int64; see :func:`pvopt_kernels.beam_search`."""
     n, group_size = target.shape
-    number, entries, _ = codebooks.shape
+    number, entries = codebooks.shape[-3:-1]
     exact = number == 1 and len(order) == 1
     if not (
         compiled(n * entries * len(order))
@@ -42,8 +42,9 @@ def beam_search(
         return in_torch(
             target, codebooks, codes, k, beam_size=beam_size, order=order, metric=metric
         )
+    stack = codebooks if codebooks.dim() == 4 else codebooks[None]
     if exact:
-        return nearest_entries(target, codebooks[0], metric, min(k, entries))[0][..., None]
+        return nearest_entries(target, stack[:, 0], metric, min(k, entries))[0][..., None]
     from ._compiled.beam_search import LANES, beam_kernel
 
     size, found = max(beam_size, k), 1
@@ -51,14 +52,14 @@ def beam_search(
         found = min(k if visit == len(order) - 1 else size, found * entries)
     points = single(target)
     weights = points if metric is None else single(metric)
-    books, current = single(codebooks), integers(codes)
-    columns = padded_columns(books.reshape(codebooks.shape), LANES)
+    books, current = single(stack), integers(codes)
+    columns = padded_columns(books.reshape(stack.shape), LANES)
     visits = np.array(order, np.int64)
     out = torch.empty(n, found, number, dtype=torch.int64)
     kernel = beam_kernel(group_size, number, metric is not None)
     # Of 2x8g8 and beam 5, 16 groups take 12 us on one thread and 14 on two, 32 take 21 and 19.
     kernel(
-        points, weights, books, columns.reshape(-1), entries, columns.shape[-1], current,
-        visits, size, k, integers(out), size=n, least=16,
+        points, weights, n // len(stack), books, columns.reshape(-1), entries, columns.shape[-1],
+        current, visits, size, k, integers(out), size=n, least=16,
     )  # fmt: skip
     return out

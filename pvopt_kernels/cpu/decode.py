@@ -7,7 +7,9 @@ from torch import Tensor
 
 from pvopt_kernels.reference.decode import decode as in_torch
 
-from ._arrays import MAX_GROUP, compiled, integers, single
+from ._arrays import MAX_GROUP, compiled
+from ._lists import Listed
+from .decode_into import decode_listed
 
 __all__ = ["decode"]
 
@@ -23,22 +25,12 @@ def decode(
 
     The result may be in ``memory``, of as many float32 entries and contiguous, if that is given.
     """
-    number, entries, group_size = codebooks.shape
+    group_size = codebooks.shape[2]
     if not (compiled(codes.shape[0] * codes.shape[1] * group_size) and group_size <= MAX_GROUP):
         return in_torch(codes, codebooks, scales, out_group)
-    from ._compiled.decode import decode_kernel
-
     rows, cols, _ = codes.shape
-    if memory is None:
-        memory = torch.empty(rows * cols * group_size)
-    dense = memory.view(rows, cols * group_size)
-    kernel = decode_kernel(group_size, number)
-    per_scale = cols // scales.shape[1]
-    arrays = integers(codes), single(codebooks), entries, single(scales), per_scale
-    out = dense.view(-1).numpy()
-    # 8192 groups take 18 us on one thread and on two, 16384 take 33 and 20.
-    kernel(*arrays, out, size=scales.numel(), least=max(1, 4096 // per_scale))
-    if out_group > 1:
-        blocks = dense.view(rows, cols, out_group, group_size // out_group)
-        dense = blocks.transpose(1, 2).reshape(rows * out_group, -1)
-    return dense.to(codebooks.dtype)
+    shape = rows * out_group, cols * group_size // out_group
+    dtype = codebooks.dtype if memory is None else torch.float32
+    dense = torch.empty(shape, dtype=torch.float32) if memory is None else memory.view(shape)
+    decode_listed(Listed.of(0, [dense]), codes[None], codebooks[None], scales[None], out_group)
+    return dense.to(dtype)

@@ -4,12 +4,18 @@ from .assign import assign
 from .beam_search import beam_search
 from .codebook_grad import codebook_grad
 from .decode import decode
+from .decode_into import decode_into
+from .decoded_sq_norms import decoded_sq_norms
 from .e8p_assign import e8p_assign
 from .e8p_decode import e8p_decode
+from .gather_groups import gather_groups
 from .group_sq_norms import group_sq_norms
 from .hadamard import hadamard
+from .largest import largest
 from .matmul import matmul
+from .scatter_groups import scatter_groups
 from .smallest import smallest
+from .stacked_codebook_grad import stacked_codebook_grad
 from .sum_by_code import sum_by_code
 from .uniform_decode import uniform_decode
 from .uniform_grad import uniform_grad
@@ -20,12 +26,18 @@ __all__ = [
     "beam_search",
     "codebook_grad",
     "decode",
+    "decode_into",
+    "decoded_sq_norms",
     "e8p_assign",
     "e8p_decode",
+    "gather_groups",
     "group_sq_norms",
     "hadamard",
+    "largest",
     "matmul",
+    "scatter_groups",
     "smallest",
+    "stacked_codebook_grad",
     "sum_by_code",
     "uniform_decode",
     "uniform_grad",

@@ -37,9 +37,12 @@ def beam_search(
     all of its entries, the best survive. The current code competes at every visit, so the result
     is never worse. With a single codebook the search is exact.
 
+    Codebooks may be a stack, those of ``W`` weights: the first ``n / W`` targets then belong to the
+    first weight, and so on. The result has the same bits as ``W`` searches.
+
     Args:
         target: ``[n, g]``.
-        codebooks: ``[M, K, g]`` of the target's dtype.
+        codebooks: ``[M, K, g]`` or ``[W, M, K, g]`` of the target's dtype.
         codes: ``[n, M]`` int64, the current codes.
         k: number of candidates to return.
         beam_size: combinations kept between visits (at least ``k`` are kept).
@@ -61,17 +64,23 @@ def beam_search(
     check_floating(target=target, codebooks=codebooks, metric=metric)
     check_codes(codes=codes)
     check_shape("target", target, "n", "g")
-    check_shape("codebooks", codebooks, "M", "K", target.shape[1])
-    check_shape("codes", codes, target.shape[0], codebooks.shape[0])
+    stacked = ("W",) if codebooks.dim() == 4 else ()
+    check_shape("codebooks", codebooks, *stacked, "M", "K", target.shape[1])
+    number = codebooks.shape[-3]
+    check_shape("codes", codes, target.shape[0], number)
     check_shape("metric", metric, *target.shape)
     check_same_device(target=target, codebooks=codebooks, codes=codes, metric=metric)
+    if stacked and target.shape[0] % max(1, codebooks.shape[0]):
+        raise ValueError(
+            f"target must have as many rows for each of the {codebooks.shape[0]} weights, "
+            f"got {target.shape[0]}"
+        )
     if k < 1 or beam_size < 1:
         raise ValueError(f"k and beam_size must be positive, got {k} and {beam_size}")
     order = list(order)
-    if len(set(order)) < len(order) or not all(0 <= m < codebooks.shape[0] for m in order):
+    if len(set(order)) < len(order) or not all(0 <= m < number for m in order):
         raise ValueError(
-            f"order must name codebooks 0 .. {codebooks.shape[0] - 1}, each at most once, "
-            f"got {order}"
+            f"order must name codebooks 0 .. {number - 1}, each at most once, got {order}"
         )
     return call(_op, target, codebooks, codes, k, beam_size, order, metric)
 
@@ -86,7 +95,7 @@ def _op(
     order: list[int],
     metric: Tensor | None,
 ) -> Tensor:
-    check_code_range("codes", codes, codebooks.shape[1])
+    check_code_range("codes", codes, codebooks.shape[-2])
     run = implementation("beam_search", target)
     return run(target, codebooks, codes, k, beam_size=beam_size, order=order, metric=metric)
 
@@ -103,6 +112,6 @@ def _fake(
 ) -> Tensor:
     found = 1
     for _ in order:
-        found = min(max(beam_size, k), found * codebooks.shape[1])
-    shape = (target.shape[0], min(k, found), codebooks.shape[0])
+        found = min(max(beam_size, k), found * codebooks.shape[-2])
+    shape = (target.shape[0], min(k, found), codebooks.shape[-3])
     return codes.new_empty(shape, dtype=torch.int64)

@@ -32,18 +32,19 @@ def beam_search(
     exact = torch.promote_types(exact, torch.float32)
     target, codebooks, codes = target.to(exact), codebooks.to(exact), codes.long()
     metric = None if metric is None else metric.to(exact)
-    chunk = max(16, _CHUNK_ELEMENTS // (codebooks.shape[1] * beam_size))
-    parts = [
-        _beam_chunk(
-            target[start : start + chunk],
-            codebooks,
-            codes[start : start + chunk],
-            beam_size,
-            order,
-            None if metric is None else metric[start : start + chunk],
-        )[:, :k]
-        for start in range(0, max(1, len(target)), chunk)  # one empty chunk gives the shape
-    ]
+    stack = codebooks if codebooks.dim() == 4 else codebooks[None]
+    if len(stack) == 0:
+        stack = stack.new_zeros(1, *stack.shape[1:])
+    each = len(target) // len(stack)
+    chunk = max(16, _CHUNK_ELEMENTS // (stack.shape[2] * beam_size))
+    parts = []
+    for w, books in enumerate(stack):
+        last = (w + 1) * each
+        for start in range(w * each, max(w * each + 1, last), chunk):  # an empty one for the shape
+            part = slice(start, min(start + chunk, last))
+            weights = None if metric is None else metric[part]
+            found = _beam_chunk(target[part], books, codes[part], beam_size, order, weights)
+            parts.append(found[:, :k])
     return torch.cat(parts)
 
 

@@ -20,12 +20,12 @@ __all__ = ["LANES", "boxed_kernel", "plain_kernel"]
 def plain_kernel(group_size: int, weighted: bool) -> ParallelLoop:
     """Return the loop over points that looks at every entry.
 
-    Its arguments are flat arrays: points, metric (read if ``weighted``), entries as columns
-    ``[g, K']`` padded by infinity, padded entries ``K'``, candidates wanted, output codes and
-    errors ``[n, k]``.
+    Its arguments are flat arrays: points, metric (read if ``weighted``), points that share a
+    codebook, entries of the codebooks as columns ``[W, g, K']`` padded by infinity, padded entries
+    ``K'``, candidates wanted, output codes and errors ``[n, k]``.
     """
 
-    def kernel(points, metric, columns, padded, k, codes, errors, size, parts):
+    def kernel(points, metric, each, columns, padded, k, codes, errors, size, parts):
         for part in prange(parts):
             infinity = columns.dtype.type(np.inf)
             point = np.empty(group_size, columns.dtype)
@@ -34,12 +34,13 @@ def plain_kernel(group_size: int, weighted: bool) -> ParallelLoop:
             scores = np.empty(padded, columns.dtype)
             parents = np.empty(k, np.int64)
             for n in range(size * part // parts, size * (part + 1) // parts):
+                book = n // each * group_size * padded
                 store(point, 0, load(points, n * group_size, group_size))
                 if weighted:
                     store(weights, 0, load(metric, n * group_size, group_size))
                 if k == 1:
                     errors[n], codes[n] = nearest(
-                        columns, 0, padded, point, weights, numbers, group_size, weighted
+                        columns, book, padded, point, weights, numbers, group_size, weighted
                     )
                     continue
                 best, found = errors[n * k : (n + 1) * k], codes[n * k : (n + 1) * k]
@@ -47,7 +48,7 @@ def plain_kernel(group_size: int, weighted: bool) -> ParallelLoop:
                 found[:] = 0
                 minima = spread(infinity, LANES)
                 for e in range(0, padded, LANES):
-                    values = score(columns, e, padded, point, weights, group_size, weighted)
+                    values = score(columns, book + e, padded, point, weights, group_size, weighted)
                     store(scores, e, values)
                     minima = pick(values, minima, values, minima)
                 limit = bound(minima, k, infinity) if k <= LANES else infinity

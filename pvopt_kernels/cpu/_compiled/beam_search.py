@@ -18,15 +18,16 @@ __all__ = ["LANES", "beam_kernel"]
 def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> ParallelLoop:
     """Return the loop over groups.
 
-    Its arguments are flat arrays: target, metric (read if ``weighted``), codebooks ``[M, K, g]``,
-    the same ``[M, g, K']`` with entries padded by infinity, entries ``K``, padded entries ``K'``,
-    codes, order of the codebooks, beams kept between visits, candidates wanted, output
-    ``[n, k, M]``.
+    Its arguments are flat arrays: target, metric (read if ``weighted``), groups of a weight,
+    codebooks ``[W, M, K, g]``, the same ``[W, M, g, K']`` with entries padded by infinity, entries
+    ``K``, padded entries ``K'``, codes, order of the codebooks, beams kept between visits,
+    candidates wanted, output ``[n, k, M]``.
     """
 
     def kernel(
-        target, metric, books, columns, entries, padded, codes, order, beam, k, out, size, parts
-    ):
+        target, metric, each, books, columns, entries, padded, codes, order, beam, k, out,
+        size, parts,
+    ):  # fmt: skip
         for part in prange(parts):
             infinity = books.dtype.type(np.inf)
             width = max(beam, k)
@@ -42,10 +43,12 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Parallel
             )  # target minus the sum of all books
             beams = np.empty((2, width, num_codebooks), np.int64)
             for n in range(size * part // parts, size * (part + 1) // parts):
+                book = n // each * num_codebooks  # the first one of the weight
                 rest = load(target, n * group_size, group_size)
                 for m in range(num_codebooks):
                     code = item(codes, n * num_codebooks + m)
-                    rest = rest - load(books, (m * entries + code) * group_size, group_size)
+                    place = ((book + m) * entries + code) * group_size
+                    rest = rest - load(books, place, group_size)
                     beams[0, 0, m] = code
                 store(rests, 0, rest)
                 if weighted:
@@ -54,11 +57,11 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Parallel
                 for visit in range(len(order)):
                     m = order[visit]
                     keep = min(k if visit == len(order) - 1 else width, count * entries)
-                    first = m * group_size * padded
+                    first = (book + m) * group_size * padded
                     for i in range(keep):  # what remains where scores are NaN
                         best[i], parents[i], found[i] = infinity, 0, beams[now, 0, m]
                     for b in range(count):
-                        code = m * entries + beams[now, b, m]
+                        code = (book + m) * entries + beams[now, b, m]
                         place = (now * width + b) * group_size
                         rest = load(rests, place, group_size)
                         rest = rest + load(books, code * group_size, group_size)  # without book m
@@ -96,7 +99,7 @@ def beam_kernel(group_size: int, num_codebooks: int, weighted: bool) -> Parallel
                         for j in range(num_codebooks):
                             beams[1 - now, i, j] = beams[now, parent, j]
                         beams[1 - now, i, m] = found[i]
-                        code = m * entries + found[i]
+                        code = (book + m) * entries + found[i]
                         rest = load(rests, (now * width + parent) * group_size, group_size)
                         rest = rest - load(books, code * group_size, group_size)
                         store(rests, ((1 - now) * width + i) * group_size, rest)

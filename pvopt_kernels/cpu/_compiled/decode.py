@@ -1,4 +1,4 @@
-"""Decoding of additive codes."""
+"""Decoding of additive codes, into weights that are given."""
 
 from __future__ import annotations
 
@@ -7,28 +7,49 @@ import functools
 from numba import prange
 
 from .parallel import ParallelLoop
-from .vectors import item, load, spread, store
+from .vectors import fence, item, load, memory, spread, stream, write
 
 __all__ = ["decode_kernel"]
 
 
 @functools.cache
-def decode_kernel(group_size: int, num_codebooks: int) -> ParallelLoop:
-    """Return the loop that writes the groups of some scales.
+def decode_kernel(
+    group_size: int, num_codebooks: int, out_group: int, streamed: bool
+) -> ParallelLoop:
+    """Return the loop over the block rows of all weights.
 
-    Its arguments are flat arrays: codes, codebooks, entries of a codebook, scales, groups of a
-    scale, output.
+    Its arguments are flat arrays: codes, codebooks, entries of a codebook, scales, scales of a
+    row, groups of a scale, block rows of a weight, addresses of the weights, an array of their type
+    (see :func:`.vectors.memory`). If ``streamed``, writing goes past the caches.
     """
+    in_group = group_size // out_group
 
-    def kernel(codes, books, entries, scales, per_scale, out, size, parts):
+    def kernel(
+        codes, books, entries, scales, row_scales, per_scale, rows, addresses, kind, size, parts
+    ):
         for part in prange(parts):
-            for s in range(size * part // parts, size * (part + 1) // parts):
-                scale = spread(scales[s], group_size)
-                for j in range(s * per_scale, (s + 1) * per_scale):
-                    entry = load(books, item(codes, j * num_codebooks) * group_size, group_size)
-                    for m in range(1, num_codebooks):
-                        code = m * entries + item(codes, j * num_codebooks + m)
-                        entry = entry + load(books, code * group_size, group_size)
-                    store(out, j * group_size, entry * scale)
+            columns = row_scales * per_scale * in_group
+            for n in range(size * part // parts, size * (part + 1) // parts):
+                w = n // rows
+                first = w * num_codebooks * entries
+                out = memory(addresses[w], kind)
+                for r in range(out_group):  # rows of the block; entries of a group are row-major
+                    place = ((n - w * rows) * out_group + r) * columns
+                    inside = r * in_group
+                    for s in range(n * row_scales, (n + 1) * row_scales):
+                        scale = spread(scales[s], in_group)
+                        for j in range(s * per_scale, (s + 1) * per_scale):
+                            code = first + item(codes, j * num_codebooks)
+                            entry = load(books, code * group_size + inside, in_group)
+                            for m in range(1, num_codebooks):
+                                code = first + m * entries + item(codes, j * num_codebooks + m)
+                                entry = entry + load(books, code * group_size + inside, in_group)
+                            if streamed:
+                                stream(out, place, entry * scale)
+                            else:
+                                write(out, place, entry * scale)
+                            place += in_group
+            if streamed:
+                fence()
 
     return ParallelLoop(kernel)
