@@ -39,7 +39,7 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
         >>> import torch
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> continuous_only(torch.optim.SGD(model.parameters(), lr=0.1), weights).report
         StepReport(changed={}, groups={})
     """
@@ -66,7 +66,7 @@ def ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimize
         >>> import torch
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> optimizer = ste(base, weights)
         >>> optimizer.subspace, optimizer.param_groups[0]["latent_decay"]
@@ -91,7 +91,7 @@ def stochastic_rounding(base: Optimizer, weights: Representations, **options: An
         >>> import torch
         >>> from pvopt import Stochastic, UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> optimizer = stochastic_rounding(base, weights, rounding=Stochastic("linear"))
         >>> optimizer.rounding.rule
@@ -113,7 +113,7 @@ def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOpt
         >>> import torch
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> optimizer = naive_pv(base, weights)
         >>> optimizer.subspace, optimizer.param_groups[0]["latent_decay"]
@@ -138,7 +138,7 @@ def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PV
         >>> import torch
         >>> from pvopt import Greedy, UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> optimizer = subspace_pv(base, weights, subspace=Greedy(0.1))
         >>> group = optimizer.param_groups[0]
@@ -164,7 +164,7 @@ def subspace_pv_ste(base: Optimizer, weights: Representations, **options: Any) -
         >>> import torch
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
         >>> optimizer = subspace_pv_ste(base, weights)
         >>> group = optimizer.param_groups[0]

@@ -155,9 +155,7 @@ def quantize_(
     return weights
 
 
-def select_weights(
-    model: nn.Module, spec: Spec, exclude: tuple[str, ...]
-) -> dict[str, Scheme]:
+def select_weights(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str, Scheme]:
     """Return the scheme of each parameter that is to be quantized, by name.
 
     Raises:

@@ -44,7 +44,9 @@ def test_quick_run_reports_both_parts(tmp_path, capsys):
 
 def test_rates_may_start_from_a_checkpoint(tmp_path):
     language_model = load_model("tiny-llama")
-    weights = quantize_(language_model.model, AdditiveCodebooks(2, 3, 8), seed=5)
+    weights = quantize_(
+        language_model.model, AdditiveCodebooks(num_codebooks=2, bits=3, in_group=8), seed=5
+    )
     start = tmp_path / "start"
     native.save(start, language_model.model, weights, tokenizer=language_model.tokenizer)
     report = main([*SMALL, "--only", "rates", "--start", str(start)])

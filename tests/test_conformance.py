@@ -49,25 +49,27 @@ from pvopt.formats.native.registry import BUILT_IN
 from pvopt.llm import QuantizedLinear
 
 PARAMETRIZATIONS: list[Parametrization] = [
-    SharedValues(5),
-    UniformGrid(2, group_size=4),
-    UniformGrid(3, symmetric=True),
+    SharedValues(num_values=5),
+    UniformGrid(bits=2, group_size=4),
+    UniformGrid(bits=3, symmetric=True),
     Binary(),
     Ternary(group_size=4),
-    Sparse(0.5),
-    Sparse(0.25, per="tensor"),
-    SparseNM(2, 4),
-    QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=4)),
-    QuantizedNonzeros(Sparse(0.5), VectorCodebook(bits=3, group_size=2)),
+    Sparse(density=0.5),
+    Sparse(density=0.25, per="tensor"),
+    SparseNM(nonzeros=2, group_size=4),
+    QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2, group_size=4)
+    ),
+    QuantizedNonzeros(support=Sparse(density=0.5), inner=VectorCodebook(bits=3, group_size=2)),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=2, group_size=2, scale_group=4),
-    AdditiveCodebooks(2, 2, in_group=4),
-    AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
-    E8P(2),
-    E8P(3, scale_group=8),
-    QuantizedScales(VectorCodebook(bits=3, group_size=2, scale_group=4), bits=2),
-    Incoherent(UniformGrid(3, group_size=4)),
-    Incoherent(E8P(4, per_tensor=True), seed=1),
+    AdditiveCodebooks(num_codebooks=2, bits=2, in_group=4),
+    AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2, scale_group=4),
+    E8P(bits=2),
+    E8P(bits=3, scale_group=8),
+    QuantizedScales(inner=VectorCodebook(bits=3, group_size=2, scale_group=4), bits=2),
+    Incoherent(UniformGrid(bits=3, group_size=4)),
+    Incoherent(E8P(bits=4, per_tensor=True), seed=1),
 ]
 ROUNDINGS: list[Rounding] = [Nearest(), Forced(), Stochastic(), Stochastic("linear")]
 SUBSPACES: list[Subspace] = [AllGroups(), Greedy(0.2), Uniform(0.2), Proportional(0.2), Gain(0.2)]

@@ -18,7 +18,7 @@ from pvopt import (
     quantize_,
 )
 
-GRID = UniformGrid(2, group_size=2)
+GRID = UniformGrid(bits=2, group_size=2)
 
 
 class Block(nn.Module):
@@ -79,10 +79,10 @@ def test_one_parametrization_is_for_all_linear_layers_but_the_head():
         ({"layers.1.down_proj": GRID}, [LINEAR[3]]),
         ({"layers.1.down_proj.weight": GRID}, [LINEAR[3]]),
         ({"embed_tokens.weight": GRID}, ["embed_tokens.weight"]),
-        ({"conv.weight": UniformGrid(2)}, ["conv.weight"]),
+        ({"conv.weight": UniformGrid(bits=2)}, ["conv.weight"]),
         ({"*": GRID}, LINEAR),
         # a name that spells out the parameter reaches every parameter of two or more dimensions
-        ({"*weight": UniformGrid(2)}, ["embed_tokens.weight", *LINEAR, "conv.weight"]),
+        ({"*weight": UniformGrid(bits=2)}, ["embed_tokens.weight", *LINEAR, "conv.weight"]),
     ],
 )
 def test_patterns(spec, expected):
@@ -90,10 +90,14 @@ def test_patterns(spec, expected):
 
 
 def test_the_first_match_wins():
-    spec = {"layers.0.up_proj": SharedValues(3), "*.up_proj": VectorCodebook(2, 2), "*": GRID}
+    spec = {
+        "layers.0.up_proj": SharedValues(num_values=3),
+        "*.up_proj": VectorCodebook(bits=2, group_size=2),
+        "*": GRID,
+    }
     weights = quantize_(make(), spec)
-    assert weights[LINEAR[0]].parametrization == SharedValues(3)
-    assert weights[LINEAR[2]].parametrization == VectorCodebook(2, 2)
+    assert weights[LINEAR[0]].parametrization == SharedValues(num_values=3)
+    assert weights[LINEAR[2]].parametrization == VectorCodebook(bits=2, group_size=2)
     assert weights[LINEAR[1]].parametrization == weights[LINEAR[3]].parametrization == GRID
 
 
@@ -145,9 +149,9 @@ def test_groups_that_do_not_fit_name_the_layer_and_change_nothing():
     before = copy.deepcopy(model.state_dict())
     words = r"'layers.0.up_proj.weight'.*group_size=3.*\[12, 8\].*\[1, 2, 4, 8\]"
     with pytest.raises(ValueError, match=words):
-        quantize_(model, {"*.down_proj": GRID, "*": UniformGrid(2, group_size=3)})
+        quantize_(model, {"*.down_proj": GRID, "*": UniformGrid(bits=2, group_size=3)})
     with pytest.raises(ValueError, match=r"'layers.0.down_proj.weight'.*out_group=3"):
-        quantize_(model, AdditiveCodebooks(1, 2, in_group=2, out_group=3))
+        quantize_(model, AdditiveCodebooks(num_codebooks=1, bits=2, in_group=2, out_group=3))
     check_unchanged(model, before)
 
 
@@ -185,8 +189,8 @@ def test_metrics_reach_the_fit():
     metric[:, 0] = 1000.0
     plain, informed = make(), make()
     original = plain.get_parameter(name).detach().clone()
-    quantize_(plain, UniformGrid(2))
-    quantize_(informed, UniformGrid(2), metrics={name: metric})
+    quantize_(plain, UniformGrid(bits=2))
+    quantize_(informed, UniformGrid(bits=2), metrics={name: metric})
 
     def error(model: nn.Module) -> float:
         difference = model.get_parameter(name).detach() - original
@@ -208,7 +212,7 @@ def test_bad_metrics_are_refused_and_change_nothing():
 
 
 def test_the_seed_decides_the_draws_and_the_global_generator_none():
-    p = VectorCodebook(3, 2)
+    p = VectorCodebook(bits=3, group_size=2)
     models = [make(), make(), make()]
     state = torch.get_rng_state()
     results = [
@@ -221,7 +225,7 @@ def test_the_seed_decides_the_draws_and_the_global_generator_none():
 
 
 def test_a_weight_is_quantized_alike_whatever_else_is():
-    p = VectorCodebook(3, 2)
+    p = VectorCodebook(bits=3, group_size=2)
     whole, alone = quantize_(make(), p), quantize_(make(), {LINEAR[2][:-7]: p})
     assert torch.equal(whole[LINEAR[2]].decode(), alone[LINEAR[2]].decode())
 
@@ -281,7 +285,7 @@ def test_write_restores_the_decoded_weights():
 
 
 def test_bits_are_the_mean_over_weights():
-    weights = quantize_(make(), {"*.up_proj": GRID, "*.down_proj": UniformGrid(4)})
+    weights = quantize_(make(), {"*.up_proj": GRID, "*.down_proj": UniformGrid(bits=4)})
     # up: 96 codes of 2 bits, 2 x 48 floats; down: 96 codes of 4 bits, 2 x 8 floats
     expected = ((96 * 2 + 96 * 32) + (96 * 4 + 16 * 32)) / 192
     assert weights.bits_per_weight() == pytest.approx(expected)
@@ -290,7 +294,7 @@ def test_bits_are_the_mean_over_weights():
 
 def test_names_and_shapes_are_checked():
     model = make()
-    rep = SharedValues(2).fit(torch.randn(12, 8))
+    rep = SharedValues(num_values=2).fit(torch.randn(12, 8))
     with pytest.raises(ValueError, match="names 'up_proj', which is no parameter"):
         QuantizedWeights(model, {"up_proj": rep})
     with pytest.raises(ValueError, match=r"'layers.0.down_proj.weight'.*\[8, 12\].*\[12, 8\]"):

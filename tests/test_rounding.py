@@ -43,7 +43,9 @@ def allowed(probability: float) -> float:
 def scalar_rep(values: list[float], current: int, count: int) -> Representation:
     codes = torch.full((1, count, 1), current, dtype=torch.uint8)
     table = torch.tensor(values, dtype=DOUBLE)
-    return Representation(SharedValues(len(values)), codes, {"values": table}, (1, count))
+    return Representation(
+        SharedValues(num_values=len(values)), codes, {"values": table}, (1, count)
+    )
 
 
 def take(rule: Rounding, rep: Representation, target: Tensor, seed: int = 0) -> Tensor:
@@ -71,10 +73,10 @@ def test_forced_takes_the_best_code_unlike_the_current_one():
 def test_forced_moves_every_group_to_the_best_other_code(seed):
     generator = torch.Generator().manual_seed(seed)
     for p in (
-        SharedValues(4),
-        UniformGrid(2, group_size=4),
-        VectorCodebook(2, 2),
-        AdditiveCodebooks(2, 1, in_group=2, beam_size=4),
+        SharedValues(num_values=4),
+        UniformGrid(bits=2, group_size=4),
+        VectorCodebook(bits=2, group_size=2),
+        AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2, beam_size=4),
     ):
         rep = p.fit(torch.randn(4, 8, generator=generator, dtype=DOUBLE))
         before = rep.flat_codes.clone()
@@ -124,7 +126,7 @@ def test_power_rule_keeps_the_nearest_as_often_as_its_formula_says(temperature, 
 def test_power_rule_for_vectors_uses_euclidean_distances():
     book = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [50.0, 50.0], [90.0, 0.0]]], dtype=DOUBLE)
     rep = Representation(
-        VectorCodebook(2, 2),
+        VectorCodebook(bits=2, group_size=2),
         torch.zeros(1, DRAWS, 1, dtype=torch.uint8),
         {"codebooks": book, "scales": torch.ones(1, 1, dtype=DOUBLE)},
         (1, 2 * DRAWS),
@@ -168,9 +170,9 @@ def test_a_single_code_is_kept():
 def test_linear_rule_is_unbiased_inside_the_range(target):
     """The mean of the decoded weight is the target, within 5 standard errors."""
     for p, values in (
-        (SharedValues(4), {"values": torch.tensor([2.5, -1.0, 0.5, 1.0], dtype=DOUBLE)}),
+        (SharedValues(num_values=4), {"values": torch.tensor([2.5, -1.0, 0.5, 1.0], dtype=DOUBLE)}),
         (
-            UniformGrid(2),
+            UniformGrid(bits=2),
             {
                 "scales": torch.tensor([[1.25]], dtype=DOUBLE),
                 "zeros": torch.tensor([[0.8]], dtype=DOUBLE),
@@ -191,7 +193,7 @@ def test_linear_rule_is_unbiased_inside_the_range(target):
 
 @pytest.mark.parametrize(("target", "level"), [(-7.0, 0.0), (-0.01, 0.0), (3.01, 3.0), (99.0, 3.0)])
 def test_linear_rule_takes_the_outermost_level_outside_the_range(target, level):
-    grid = UniformGrid(2).fit(torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=DOUBLE))
+    grid = UniformGrid(bits=2).fit(torch.tensor([[0.0, 1.0, 2.0, 3.0]], dtype=DOUBLE))
     table = scalar_rep([0.0, 3.0, 1.0], 2, 4)
     for rep in (grid, table):
         goal = torch.full((4, 1), target, dtype=DOUBLE)
@@ -208,7 +210,7 @@ def test_linear_rule_gets_by_with_negative_and_zero_scales(seed):
     scales = torch.tensor([[-0.5], [0.0], [0.7]], dtype=DOUBLE)
     zeros = 3 * torch.rand(3, 1, generator=generator, dtype=DOUBLE)
     codes = torch.zeros(3, 5, 1, dtype=torch.uint8)
-    rep = Representation(UniformGrid(2), codes, {"scales": scales, "zeros": zeros}, (3, 5))
+    rep = Representation(UniformGrid(bits=2), codes, {"scales": scales, "zeros": zeros}, (3, 5))
     target = torch.randn(15, 1, generator=generator, dtype=DOUBLE)
     taken = take(Stochastic("linear"), rep, target, seed)
     assert int(taken.min()) >= 0
@@ -233,7 +235,11 @@ def test_draws_come_from_the_generator_alone():
     assert torch.equal(state, torch.get_rng_state())
 
 
-@pytest.mark.parametrize("p", [VectorCodebook(1, 2), AdditiveCodebooks(2, 1, in_group=2)], ids=str)
+@pytest.mark.parametrize(
+    "p",
+    [VectorCodebook(bits=1, group_size=2), AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2)],
+    ids=str,
+)
 def test_linear_rule_refuses_vector_codes_when_the_optimizer_is_made(p):
     rule = Stochastic("linear")
     with pytest.raises(TypeError, match=f"scalar codes.*{type(p).__name__}.*power"):
@@ -243,8 +249,8 @@ def test_linear_rule_refuses_vector_codes_when_the_optimizer_is_made(p):
     with pytest.raises(TypeError, match=type(p).__name__):
         PVOptimizer(base, {weight: p.fit(weight)}, rounding=rule)
     Stochastic().check(p)
-    rule.check(SharedValues(2))
-    rule.check(UniformGrid(2))
+    rule.check(SharedValues(num_values=2))
+    rule.check(UniformGrid(bits=2))
 
 
 @pytest.mark.parametrize(

@@ -185,7 +185,7 @@ def test_trust_region_sums_in_double_precision():
 @given(seed=SEEDS, ratio=st.sampled_from([1e-4, 0.05, 0.3]), fraction=st.floats(0.05, 1.0))
 def test_a_v_step_stays_in_the_trust_region_and_moves_at_least_one_group(seed, ratio, fraction):
     start = torch.randn(8, 8, generator=seeded(seed), dtype=torch.float64)
-    rep = SharedValues(8).fit(start)
+    rep = SharedValues(num_values=8).fit(start)
     target = start + torch.randn(8, 8, generator=seeded(seed + 1), dtype=torch.float64)
     decode_groups = rep.parametrization.decode_groups
     decoded, before, free = decode_groups(rep), rep.decode(), rep.clone()

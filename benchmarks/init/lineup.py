@@ -43,7 +43,7 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
 
     def build(model: nn.Module) -> Spec:
         return {
-            name: UniformGrid(bits, 128 if layer.in_features % 128 == 0 else 64)
+            name: UniformGrid(bits=bits, group_size=128 if layer.in_features % 128 == 0 else 64)
             for name, layer in model.named_modules()
             if isinstance(layer, nn.Linear) and name.rpartition(".")[2] != "lm_head"
         }

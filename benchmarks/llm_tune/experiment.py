@@ -144,7 +144,10 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     test = torch.load(folder / _TEACHER, mmap=True, weights_only=True)["test"]
     teacher_ppl = text_perplexity(settings, teacher.model, test)
     spec = pvopt.AdditiveCodebooks(
-        settings.num_codebooks, settings.bits, settings.group, beam_size=settings.beam_size
+        num_codebooks=settings.num_codebooks,
+        bits=settings.bits,
+        in_group=settings.group,
+        beam_size=settings.beam_size,
     )
     begin = time.perf_counter()
     weights = pvopt.quantize_(teacher.model, spec, seed=settings.seed)

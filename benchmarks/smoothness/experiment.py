@@ -117,7 +117,9 @@ def code_rates(settings: Settings, model: nn.Module, ids: Tensor, start: Path | 
     with torch.no_grad():
         teacher = _log_probabilities(model, ids)
     if start is None:
-        spec = pvopt.AdditiveCodebooks(settings.num_codebooks, settings.bits, settings.group)
+        spec = pvopt.AdditiveCodebooks(
+            num_codebooks=settings.num_codebooks, bits=settings.bits, in_group=settings.group
+        )
         weights = pvopt.quantize_(model, spec, seed=settings.seed)
     else:
         loaded = native.load(start)

@@ -45,7 +45,7 @@ class Weights:
     def draw(cls, shapes: Sequence[Shape]) -> Weights:
         """Draw codes, codebooks and gradients of the size that language models have."""
         source = torch.Generator().manual_seed(SEED)
-        parametrization = AdditiveCodebooks(2, 8, 8)
+        parametrization = AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)
         parameters, representations = [], {}
         for rows, columns in shapes:
             codes = torch.randint(256, (rows, columns // 8, 2), generator=source).to(torch.uint8)

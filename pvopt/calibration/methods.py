@@ -67,7 +67,7 @@ def default_method(parametrization: Parametrization) -> str:
 
     Example:
         >>> from pvopt import AdditiveCodebooks, UniformGrid
-        >>> default_method(AdditiveCodebooks(2, 8, 8)), default_method(UniformGrid(4))
+        >>> default_method(AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)), default_method(UniformGrid(bits=4))
         ('aqlm', 'gptq')
     """
     if isinstance(parametrization, SparseSupport):

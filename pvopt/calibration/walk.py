@@ -96,7 +96,7 @@ def calibrate_(
         >>> from pvopt.llm import load_model, load_text
         >>> loaded = load_model("tiny-llama")
         >>> tokens = loaded.encode(load_text("pydoc"))[: 4 * 64].view(4, 64)
-        >>> result = calibrate_(loaded.model, tokens, UniformGrid(4, 32), Fit(weighted=True))
+        >>> result = calibrate_(loaded.model, tokens, UniformGrid(bits=4, group_size=32), Fit(weighted=True))
         >>> len(result.weights), max(result.layer_errors.values()) < 0.15
         (14, True)
 

@@ -39,9 +39,9 @@ class WorkFolder:
         >>> import tempfile
         >>> from pvopt import SharedValues
         >>> work = WorkFolder(tempfile.mkdtemp(), {"seed": 0})
-        >>> rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> work.save("layers.0", {"w": rep}, {"w": 0.0})
-        >>> representations, report = work.load("layers.0", {"w": SharedValues(2)}, {"w": (1, 2)})
+        >>> representations, report = work.load("layers.0", {"w": SharedValues(num_values=2)}, {"w": (1, 2)})
         >>> representations["w"].decode(), work.finished("layers.1")
         (tensor([[0., 1.]]), False)
     """

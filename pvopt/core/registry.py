@@ -85,8 +85,7 @@ class Registry(Generic[T]):
             known = self._classes.get(name)
             if known is not None and known.__module__ != cls.__module__:
                 raise ValueError(
-                    f"a {self.kind} of the name {name} is registered already, "
-                    f"by {known.__module__}"
+                    f"a {self.kind} of the name {name} is registered already, by {known.__module__}"
                 )
             self._classes[name] = cls
             if short is not None:

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from pvopt.core.draws import Draws
+from pvopt.core.layout import matrix_shape
 from pvopt.metrics.contract import GroupCosts, Metric
 from pvopt.metrics.diagonal import SeparableCosts
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.query import Query
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
+from pvopt_kernels.ops import gather_groups
 
-from .gather import gather_groups
 from .moves import Moves, round_groups
 
 __all__ = ["DenseSearch", "GroupSearch", "StackedSearch"]
@@ -77,7 +78,10 @@ class StackedSearch(GroupSearch):
 
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep
-        goals = gather_groups(self.targets, groups, rep.layout).to(rep.dtype)
+        layout = rep.layout
+        matrices = [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in self.targets]
+        sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
+        goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
         first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
         numbers = (groups + first[:, None]).flatten() if rep.count > 1 else groups.flatten()
         query = Query(

@@ -106,9 +106,7 @@ def stackable(rep: Representation, *, metric: object | None, subspace: Subspace)
     return metric is None and rep.space.trivial and not subspace.needs_decreases
 
 
-def _within(
-    trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor
-) -> Moves:
+def _within(trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor) -> Moves:
     """Return the first moves that fit into the trust region."""
     count = len(groups)
     while True:

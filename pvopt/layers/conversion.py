@@ -89,7 +89,7 @@ def representations(model: nn.Module) -> dict[str, Representation]:
     Example:
         >>> import pvopt
         >>> model = nn.Sequential(nn.Linear(8, 4))
-        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> list(representations(to_quantized(model, weights)))
         ['0.weight']
     """
@@ -117,7 +117,7 @@ def to_dense(model: nn.Module, *, dtype: torch.dtype | None = None) -> Quantized
     Example:
         >>> import pvopt
         >>> model = nn.Sequential(nn.Linear(8, 4))
-        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> weights = to_dense(to_quantized(model, weights))
         >>> torch.equal(model[0].weight, weights["0.weight"].decode())
         True

@@ -41,7 +41,7 @@ class QuantizedLinear(nn.Module):
 
     Example:
         >>> from pvopt import AdditiveCodebooks
-        >>> rep = AdditiveCodebooks(1, 4, in_group=4).fit(torch.eye(8))
+        >>> rep = AdditiveCodebooks(num_codebooks=1, bits=4, in_group=4).fit(torch.eye(8))
         >>> layer = QuantizedLinear.from_representation(rep)
         >>> torch.allclose(layer(torch.eye(8)), rep.decode().T)
         True
@@ -95,7 +95,7 @@ class QuantizedLinear(nn.Module):
 
         Example:
             >>> from pvopt import UniformGrid
-            >>> rep = UniformGrid(4, group_size=8).fit(torch.randn(3, 16))
+            >>> rep = UniformGrid(bits=4, group_size=8).fit(torch.randn(3, 16))
             >>> layer = QuantizedLinear.from_representation(rep, torch.zeros(3))
             >>> layer(torch.randn(5, 16)).shape, layer.codes.shape
             (torch.Size([5, 3]), torch.Size([3, 8]))
@@ -121,7 +121,7 @@ class QuantizedLinear(nn.Module):
 
         Example:
             >>> from pvopt import SharedValues
-            >>> rep = SharedValues(3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
+            >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
             >>> layer = QuantizedLinear.from_representation(rep)
             >>> torch.equal(layer.representation().codes, rep.codes)
             True

@@ -39,7 +39,6 @@ class GroupMetric(ABC):
             vectors: ``[n, group_size]``, for shape and dtype.
         """
 
-
     def map(self, vectors: Tensor) -> Tensor:
         """Return vectors whose Euclidean distances are the metric's; where it couples weights.
 
@@ -136,9 +135,7 @@ class Metric(ABC):
         """
 
     @abstractmethod
-    def scaled(
-        self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...]
-    ) -> Metric:
+    def scaled(self, rows: Tensor | None, columns: Tensor | None, shape: tuple[int, ...]) -> Metric:
         r"""Return the metric of weights that were divided by scales.
 
         .. math:: \|\hat W\|_{\hat D} = \|\mathrm{diag}(r)\, \hat W\, \mathrm{diag}(c)\|_D

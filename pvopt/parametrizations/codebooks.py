@@ -13,7 +13,14 @@ from pvopt.core.streams import CodeStream
 from pvopt.core.validation import check_integer
 from pvopt.fits.codebooks import fit_codebooks
 from pvopt.metrics.contract import Metric
-from pvopt_kernels.ops import beam_search, codebook_grad, decode, matmul
+from pvopt_kernels.ops import (
+    beam_search,
+    decode,
+    decode_into,
+    decoded_sq_norms,
+    matmul,
+    stacked_codebook_grad,
+)
 
 from .contract import Parametrization
 from .options import FitOptions
@@ -125,16 +132,33 @@ class Codebooks(Parametrization):
             codes = rep.group_codes(groups)
         return self._sums(rep, codes) * self._scales_of(rep, groups)
 
+    def _stacked(self, rep: Representation) -> tuple[Tensor, Tensor, Tensor]:
+        """Return codes, codebooks and scales of each weight, as the kernels take them."""
+        codes, scales = rep.codes["entries"], rep.values["scales"]
+        return (
+            codes.view(rep.count, -1, *codes.shape[1:]),
+            self._books(rep),
+            scales.view(rep.count, -1, scales.shape[1]),
+        )
+
+    def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Return dense weights of any shape as matrices, which share their memory."""
+        return [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in tensors]
+
     def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the gradients of the groups of each entry, and of the groups of each scale."""
-        parts = []
-        for member, gradient in zip(rep.members(), gradients, strict=True):
-            codes = member.codes["entries"]
-            groups = rep.layout.split(gradient.reshape(rep.inner_shape)).reshape(len(codes), -1)
-            books, scales = member.values["codebooks"], member.values["scales"]
-            parts.append(codebook_grad(groups, codes, books, scales))
-        books, scales = zip(*parts, strict=True)
-        return {"codebooks": torch.cat(books), "scales": torch.cat(scales)}
+        found = stacked_codebook_grad(
+            self._matrices(gradients), *self._stacked(rep), out_group=self.out_group
+        )
+        return {"codebooks": found[0].flatten(0, 1), "scales": found[1].flatten(0, 1)}
+
+    def change_norms(self, rep: Representation, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        return decoded_sq_norms(
+            self._matrices(targets), *self._stacked(rep), out_group=self.out_group
+        )
+
+    def write_into(self, rep: Representation, weights: Sequence[Tensor]) -> None:
+        decode_into(self._matrices(weights), *self._stacked(rep), out_group=self.out_group)
 
     def search(self, query: Query) -> Tensor:
         """Beam search over the codebooks in random order (exact for a single codebook).

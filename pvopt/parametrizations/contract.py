@@ -293,9 +293,7 @@ class Parametrization(ABC):
         """Return the codes of the parametrization, without those of the space."""
         return {name: rep.codes[name] for name in self.streams(rep.inner_shape)}
 
-    def change_norms(
-        self, rep: Representation, targets: Sequence[Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def change_norms(self, rep: Representation, targets: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return how far each group is from its target, and how large each weight is.
 
         Args:

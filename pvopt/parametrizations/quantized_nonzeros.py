@@ -89,7 +89,9 @@ class QuantizedNonzeros(Parametrization):
             raise TypeError(
                 f"support must be Sparse or SparseNM, got {type(self.support).__name__}"
             )
-        bad = not isinstance(self.inner, Parametrization) or isinstance(self.inner, QuantizedNonzeros)
+        bad = not isinstance(self.inner, Parametrization) or isinstance(
+            self.inner, QuantizedNonzeros
+        )
         if bad or self.inner.values_follow_codes:
             raise TypeError(
                 "inner must be a parametrization that is not sparse, "
@@ -180,9 +182,7 @@ class QuantizedNonzeros(Parametrization):
     ) -> Representation:
         """Take the support that the sparse parametrization does, fit the inner one on it."""
         support = self.support.support(self.support.fit(weight, metric=metric))
-        return self.represent(
-            weight, support, metric=metric, options=options, generator=generator
-        )
+        return self.represent(weight, support, metric=metric, options=options, generator=generator)
 
     def represent(
         self,

@@ -95,9 +95,7 @@ class QuantizedScales(Parametrization):
         return self.inner.couples
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
-        scales = CodeStream(
-            shape=(self._num_scales(shape),), num_codes=1 << self.bits, moves=False
-        )
+        scales = CodeStream(shape=(self._num_scales(shape),), num_codes=1 << self.bits, moves=False)
         return {**self.inner.streams(shape), "scales": scales}
 
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
@@ -167,7 +165,10 @@ class QuantizedScales(Parametrization):
         layout = rep.layout
         weights = None if importance is None else GroupDiagonal(layout.split(importance))
         query = Query(
-            target=layout.split(weight), rep=rep, metric=weights, draws=Draws.of(generator, weight.device)
+            target=layout.split(weight),
+            rep=rep,
+            metric=weights,
+            draws=Draws.of(generator, weight.device),
         )
         rep.write_codes_(None, self.inner.candidates(query).codes[:, 0])
         stream = self.streams(tuple(weight.shape))["scales"]

@@ -120,9 +120,7 @@ class SharedValues(Parametrization):
         chunk = max(1, _CHUNK_ELEMENTS // self.num_values)
         found = [
             smallest((part - values).square_(), k)[1]
-            for column, values in zip(
-                query.target.view(len(tables), -1, 1), tables, strict=True
-            )
+            for column, values in zip(query.target.view(len(tables), -1, 1), tables, strict=True)
             for part in column.split(chunk)  # [chunk, 1] - [c]
         ]
         return torch.cat(found)[..., None]  # [n, k, 1]

@@ -56,8 +56,12 @@ def _take(candidates: Candidates, index: Tensor) -> Tensor:
 
 @ROUNDINGS.register(
     ShortForm(
-        form="nearest", meaning="the candidate of least error", example="nearest", pattern=r"nearest",
-        build=lambda: Nearest(), write=lambda r: "nearest",
+        form="nearest",
+        meaning="the candidate of least error",
+        example="nearest",
+        pattern=r"nearest",
+        build=lambda: Nearest(),
+        write=lambda r: "nearest",
     )
 )
 @dataclass(frozen=True)
@@ -84,8 +88,12 @@ class Nearest(Rounding):
 
 @ROUNDINGS.register(
     ShortForm(
-        form="forced", meaning="the best candidate that is not the current code", example="forced", pattern=r"forced",
-        build=lambda: Forced(), write=lambda r: "forced",
+        form="forced",
+        meaning="the best candidate that is not the current code",
+        example="forced",
+        pattern=r"forced",
+        build=lambda: Forced(),
+        write=lambda r: "forced",
     )
 )
 @dataclass(frozen=True)
@@ -117,8 +125,12 @@ class Forced(Rounding):
 
 @ROUNDINGS.register(
     ShortForm(
-        form="stochastic[:linear]", meaning="one of two codes at random", example="stochastic, stochastic:linear", pattern=r"stochastic(?::(power|linear))?",
-        build=lambda rule: Stochastic(rule or "power"), write=lambda r: "stochastic" + ("" if r.rule == "power" else f":{r.rule}"),
+        form="stochastic[:linear]",
+        meaning="one of two codes at random",
+        example="stochastic, stochastic:linear",
+        pattern=r"stochastic(?::(power|linear))?",
+        build=lambda rule: Stochastic(rule or "power"),
+        write=lambda r: "stochastic" + ("" if r.rule == "power" else f":{r.rule}"),
     )
 )
 @dataclass(frozen=True)

@@ -73,8 +73,12 @@ class Subspace(ABC):
 
 @SUBSPACES.register(
     ShortForm(
-        form="all", meaning="every group", example="all", pattern="all",
-        build=lambda: AllGroups(), write=lambda r: "all",
+        form="all",
+        meaning="every group",
+        example="all",
+        pattern="all",
+        build=lambda: AllGroups(),
+        write=lambda r: "all",
     )
 )
 @dataclass(frozen=True)
@@ -121,7 +125,9 @@ class _Fraction(Subspace):
 
 @SUBSPACES.register(
     ShortForm(
-        form="greedy[:F]", meaning="the groups that ask for the largest change, a share F of all", example="greedy:0.01",
+        form="greedy[:F]",
+        meaning="the groups that ask for the largest change, a share F of all",
+        example="greedy:0.01",
         pattern=r"greedy(?::([\d.e-]+))?",
         build=lambda share: Greedy(float(share or 0.01)),
         write=lambda r: f"greedy:{r.fraction!r}",
@@ -160,7 +166,9 @@ class Greedy(_Fraction):
 
 @SUBSPACES.register(
     ShortForm(
-        form="uniform[:F]", meaning="groups at random, a share F of all", example="uniform:0.01",
+        form="uniform[:F]",
+        meaning="groups at random, a share F of all",
+        example="uniform:0.01",
         pattern=r"uniform(?::([\d.e-]+))?",
         build=lambda share: Uniform(float(share or 0.01)),
         write=lambda r: f"uniform:{r.fraction!r}",
@@ -195,7 +203,9 @@ class Uniform(_Fraction):
 
 @SUBSPACES.register(
     ShortForm(
-        form="proportional[:F]", meaning="groups at random, by the size of their change, a share F of all", example="proportional:0.01",
+        form="proportional[:F]",
+        meaning="groups at random, by the size of their change, a share F of all",
+        example="proportional:0.01",
         pattern=r"proportional(?::([\d.e-]+))?",
         build=lambda share: Proportional(float(share or 0.01)),
         write=lambda r: f"proportional:{r.fraction!r}",
@@ -251,7 +261,9 @@ class Proportional(_Fraction):
 
 @SUBSPACES.register(
     ShortForm(
-        form="gain[:F]", meaning="the groups of largest predicted decrease, a share F of all", example="gain:0.01",
+        form="gain[:F]",
+        meaning="the groups of largest predicted decrease, a share F of all",
+        example="gain:0.01",
         pattern=r"gain(?::([\d.e-]+))?",
         build=lambda share: Gain(float(share or 0.01)),
         write=lambda r: f"gain:{r.fraction!r}",

@@ -111,7 +111,7 @@ def suggest_code_lr(
         <torch._C.Generator object at ...>
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))
         >>> inputs, targets = torch.randn(64, 16), torch.randn(64, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> def loss(model):
         ...     return (model(inputs) - targets).square().mean()
         >>> generator = torch.Generator().manual_seed(0)

@@ -107,9 +107,7 @@ class Chain(Space):
             weight = space.enter(weight, _below(prefix, owned))
         return weight
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         for prefix, space, outer in reversed(list(self._links(shape))):
             inner = space.leave(inner, _below(prefix, owned), outer)
         return inner
@@ -144,7 +142,9 @@ class Chain(Space):
             x = space.enter_inputs(x, _below(f"{number}.", owned))
         return x
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         for prefix, space, outer in reversed(list(self._links(shape))):
             y = space.leave_outputs(y, _below(prefix, owned), outer)
         return y

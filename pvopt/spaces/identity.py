@@ -35,15 +35,15 @@ class Identity(Space):
     def enter(self, weight: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return weight
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         return inner
 
     def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return x
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         return y
 
     def enter_metric(

@@ -71,18 +71,20 @@ class Padding(Space):
 
     def enter(self, weight: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         rows, columns = matrix_shape(weight.shape)
-        return pad(weight.reshape(rows, columns), (0, -columns % self.columns, 0, -rows % self.rows))
+        return pad(
+            weight.reshape(rows, columns), (0, -columns % self.columns, 0, -rows % self.rows)
+        )
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         rows, columns = matrix_shape(shape)
         return inner[:rows, :columns].reshape(shape)
 
     def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return pad(x, (0, -x.shape[-1] % self.columns))
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         return y[..., : matrix_shape(shape)[0]]
 
     def enter_metric(

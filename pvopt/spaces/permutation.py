@@ -66,15 +66,15 @@ class Permutation(Space):
     def enter(self, weight: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return _take(weight, owned["order"].int(), tuple(weight.shape))
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         return _take(inner, owned["order"].long().argsort().int(), shape)
 
     def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return x.index_select(-1, owned["order"].int())
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         return y
 
     def enter_metric(

@@ -107,9 +107,7 @@ class Rotation(Space):
         matrix = self.rotate(matrix.T, 0).T
         return self.rotate(matrix, 1).reshape(weight.shape)
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         matrix = inner.reshape(matrix_shape(shape))
         matrix = self.rotate(matrix.T, 0, back=True).T
         return self.rotate(matrix, 1, back=True).reshape(shape)
@@ -117,7 +115,9 @@ class Rotation(Space):
     def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return self.rotate(x, 1)
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         return self.rotate(y, 0, back=True)
 
     def enter_metric(

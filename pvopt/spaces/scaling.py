@@ -93,9 +93,7 @@ class Scaling(Space):
         matrix = torch.where(columns == 0, 0.0, matrix / columns)
         return torch.where(rows == 0, 0.0, matrix / rows).view(weight.shape)
 
-    def leave(
-        self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
-    ) -> Tensor:
+    def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         rows, columns = self._scales(inner, owned)
         matrix = inner.reshape(matrix_shape(inner.shape))
         return (matrix * columns * rows).view(shape)
@@ -125,7 +123,9 @@ class Scaling(Space):
     def enter_inputs(self, x: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return x * owned["input_scales"].to(x.dtype) if self.inputs else x
 
-    def leave_outputs(self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
+    def leave_outputs(
+        self, y: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]
+    ) -> Tensor:
         return y * owned["output_scales"].to(y.dtype) if self.outputs else y
 
     def enter_metric(

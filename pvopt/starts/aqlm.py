@@ -52,7 +52,7 @@ class AQLM(Initialization):
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(32, 16, generator=draws)
-        >>> hessian, books = inputs.T @ inputs, AdditiveCodebooks(2, 4, 4)
+        >>> hessian, books = inputs.T @ inputs, AdditiveCodebooks(num_codebooks=2, bits=4, in_group=4)
         >>> calibrated = AQLM().start(weight, books, hessian=hessian).decode()
         >>> error = layer_error(weight, calibrated, hessian)
         >>> bool(error < 0.5 * layer_error(weight, books.fit(weight).decode(), hessian))

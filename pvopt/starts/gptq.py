@@ -55,7 +55,7 @@ class GPTQ(Initialization):
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(8, 16, generator=draws)
-        >>> hessian, grid = inputs.T @ inputs, UniformGrid(2)
+        >>> hessian, grid = inputs.T @ inputs, UniformGrid(bits=2)
         >>> calibrated = GPTQ().start(weight, grid, hessian=hessian).decode()
         >>> error = layer_error(weight, calibrated, hessian)
         >>> bool(error < 0.5 * layer_error(weight, grid.fit(weight).decode(), hessian))

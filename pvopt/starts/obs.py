@@ -96,7 +96,7 @@ class OneShotOBS(_OBS):
     Example:
         >>> from pvopt import Sparse
         >>> hessian = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
-        >>> OneShotOBS(0.0).start(torch.tensor([[1.0, 1.5]]), Sparse(0.5), hessian=hessian).decode()
+        >>> OneShotOBS(0.0).start(torch.tensor([[1.0, 1.5]]), Sparse(density=0.5), hessian=hessian).decode()
         tensor([[1., 0.]])
 
     References:
@@ -151,7 +151,7 @@ class IterativeOBS(_OBS):
         >>> inputs = torch.randn(64, 8, generator=draws) @ torch.randn(8, 32, generator=draws)
         >>> weight, hessian = torch.randn(16, 32, generator=draws), inputs.T @ inputs
         >>> for method in (OneShotOBS(), IterativeOBS()):
-        ...     rep = method.start(weight, Sparse(0.5), hessian=hessian)
+        ...     rep = method.start(weight, Sparse(density=0.5), hessian=hessian)
         ...     print(round(relative_layer_error(weight, rep.decode(), hessian), 3))
         0.004
         0.002

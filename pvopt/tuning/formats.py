@@ -50,48 +50,52 @@ _GRAMMAR: tuple[tuple[str, str, _Build], ...] = (
     (
         "MxBgN",
         r"(\d+)x(\d+)g(\d+)",
-        lambda m, b, n: AdditiveCodebooks(int(m), int(b), int(n)),
+        lambda m, b, n: AdditiveCodebooks(num_codebooks=int(m), bits=int(b), in_group=int(n)),
     ),
     (
         "MxBgOxN",
         r"(\d+)x(\d+)g(\d+)x(\d+)",
-        lambda m, b, o, n: AdditiveCodebooks(int(m), int(b), int(n), out_group=int(o)),
+        lambda m, b, o, n: AdditiveCodebooks(
+            num_codebooks=int(m), bits=int(b), in_group=int(n), out_group=int(o)
+        ),
     ),
-    ("vq:BgN", r"vq:?(\d+)g(\d+)", lambda b, n: VectorCodebook(int(b), int(n))),
+    ("vq:BgN", r"vq:?(\d+)g(\d+)", lambda b, n: VectorCodebook(bits=int(b), group_size=int(n))),
     (
         "grid:B[gN][s]",
         r"grid:?(\d+)(?:g(\d+))?(s?)",
-        lambda b, n, s: UniformGrid(int(b), None if n is None else int(n), symmetric=bool(s)),
+        lambda b, n, s: UniformGrid(
+            bits=int(b), group_size=None if n is None else int(n), symmetric=bool(s)
+        ),
     ),
     (
         "binary[:gN]",
         r"binary(?::?g(\d+))?",
-        lambda n: Binary(None if n is None else int(n)),
+        lambda n: Binary(group_size=None if n is None else int(n)),
     ),
     (
         "ternary[:gN]",
         r"ternary(?::?g(\d+))?",
-        lambda n: Ternary(None if n is None else int(n)),
+        lambda n: Ternary(group_size=None if n is None else int(n)),
     ),
     (
         "sparse:P%[:tensor]",
         r"sparse:?(\d+(?:\.\d+)?)%(?::(tensor))?",
-        lambda percent, per: Sparse(float(f"{percent}e-2"), per or "row"),
+        lambda percent, per: Sparse(density=float(f"{percent}e-2"), per=per or "row"),
     ),
-    ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(int(n), int(m))),
+    ("N:M", r"(\d+):(\d+)", lambda n, m: SparseNM(nonzeros=int(n), group_size=int(m))),
     (
         "FORM+FORM",
         r"(sparse[^+]*|\d+:\d+)\+(.+)",
-        lambda own, inner: QuantizedNonzeros(_support(own), parse_format(inner)),
+        lambda own, inner: QuantizedNonzeros(support=_support(own), inner=parse_format(inner)),
     ),
-    ("e8p:B", r"e8p:?(\d+)", lambda b: E8P(int(b))),
+    ("e8p:B", r"e8p:?(\d+)", lambda b: E8P(bits=int(b))),
     (
         "qB/S+FORM",
         r"q(\d+)(?:/(\d+))?\+(.+)",
-        lambda b, s, form: QuantizedScales(_scaled(parse_format(form), s), int(b)),
+        lambda b, s, form: QuantizedScales(inner=_scaled(parse_format(form), s), bits=int(b)),
     ),
     ("had+FORM", r"had\+(.+)", lambda form: Incoherent(parse_format(form))),
-    ("values:C", r"values:?(\d+)", lambda c: SharedValues(int(c))),
+    ("values:C", r"values:?(\d+)", lambda c: SharedValues(num_values=int(c))),
 )
 
 FORMATS = tuple(name for name, _, _ in _GRAMMAR)

@@ -50,7 +50,7 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
     Example:
         >>> from pvopt import UniformGrid, quantize_
         >>> model = torch.nn.Linear(8, 4)
-        >>> weights = quantize_(model, UniformGrid(2))
+        >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> optimizer = build_optimizer(weights, TuneSettings(lr=1e-4))
         >>> [group["lr"] for group in optimizer.param_groups][1:]
         [0.0001]
@@ -100,7 +100,7 @@ def with_beam_size(parametrization: Parametrization, beam_size: int) -> Parametr
         ValueError: for parametrizations without a beam, or if the size is out of range.
 
     Example:
-        >>> with_beam_size(AdditiveCodebooks(2, 8, 8), 3).beam_size
+        >>> with_beam_size(AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8), 3).beam_size
         3
     """
     if not isinstance(parametrization, AdditiveCodebooks):

@@ -15,7 +15,7 @@ from pvopt.formats.native import CheckpointError
 from pvopt.starts import Fit, Initialization
 from pvopt.llm import load_model
 
-GRID = UniformGrid(3, 32)
+GRID = UniformGrid(bits=3, group_size=32)
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(0))
 
 
@@ -158,7 +158,7 @@ def test_a_work_folder_is_refused_if_it_is_of_something_else(model, tmp_path):
 def test_what_cannot_be_calibrated_is_refused_and_nothing_changes(model):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="embed_tokens"):
-        calibrate_(model, TOKENS, {"*embed_tokens.weight": SharedValues(4)}, Fit())
+        calibrate_(model, TOKENS, {"*embed_tokens.weight": SharedValues(num_values=4)}, Fit())
     with pytest.raises(ValueError, match="method has no pattern for"):
         calibrate_(model, TOKENS, GRID, {"*.mlp.*": Fit()})
     with pytest.raises(TypeError, match=r"method\['\*'\] must be an Initialization, got 'gptq'"):
@@ -196,7 +196,7 @@ def test_other_architectures(architecture):
     original = copy.deepcopy(model)
     tokens = TOKENS % 64
     method = Recording()
-    result = calibrate_(model, tokens, UniformGrid(2, 16), method)
+    result = calibrate_(model, tokens, UniformGrid(bits=2, group_size=16), method)
     names = list(result.weights)
     last = [n for n in names if ".layers.2." in n]
     for name in names:
@@ -209,7 +209,7 @@ def test_other_architectures(architecture):
 
 def test_fine_tuning_lowers_the_blocks_error_and_leaves_codes(model):
     plain, tuned = copy.deepcopy(model), copy.deepcopy(model)
-    spec = UniformGrid(2, 32)
+    spec = UniformGrid(bits=2, group_size=32)
     without = calibrate_(plain, TOKENS, spec, Fit())
     with_it = calibrate_(tuned, TOKENS, spec, Fit(), fine_tuning=FineTuning(epochs=3, lr=3e-2))
     first = [n for n in without.weights if ".layers.0." in n]

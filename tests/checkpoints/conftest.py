@@ -7,10 +7,10 @@ from torch import nn
 import pvopt
 
 SPEC = {
-    "0": pvopt.AdditiveCodebooks(2, 3, in_group=2, out_group=2, beam_size=3),
-    "2": pvopt.UniformGrid(3, group_size=4),
+    "0": pvopt.AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, beam_size=3),
+    "2": pvopt.UniformGrid(bits=3, group_size=4),
     "3": pvopt.VectorCodebook(bits=2, group_size=4, scale_group=8),
-    "4": pvopt.SharedValues(5),
+    "4": pvopt.SharedValues(num_values=5),
     "6": pvopt.VectorCodebook(bits=9, group_size=1),  # codes wider than a byte
 }
 

@@ -31,11 +31,11 @@ def main() -> None:
     model = Golden()
     spec = {
         "additive": pvopt.AdditiveCodebooks(
-            2, 3, in_group=4, out_group=2, scale_group=8, refine_iterations=8
+            num_codebooks=2, bits=3, in_group=4, out_group=2, scale_group=8, refine_iterations=8
         ),
         "vector": pvopt.VectorCodebook(bits=5, group_size=2),
-        "grid": pvopt.UniformGrid(3, group_size=8),
-        "shared": pvopt.SharedValues(3),
+        "grid": pvopt.UniformGrid(bits=3, group_size=8),
+        "shared": pvopt.SharedValues(num_values=3),
     }
     weights = pvopt.quantize_(model, spec)
     state = {"step": 5, "moment": torch.arange(3.0)}

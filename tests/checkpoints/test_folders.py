@@ -20,7 +20,7 @@ class Killed(BaseException):
 def write(folder, number):
     model = nn.Linear(8, 4)
     nn.init.constant_(model.bias, number)
-    save(folder, model, pvopt.quantize_(model, pvopt.UniformGrid(2)), metadata={STEP: number})
+    save(folder, model, pvopt.quantize_(model, pvopt.UniformGrid(bits=2)), metadata={STEP: number})
 
 
 def read(folder):

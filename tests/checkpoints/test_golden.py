@@ -35,7 +35,13 @@ def test_version_1_is_readable():
             assert torch.equal(tensor, dense[name]), name
     assert loaded.metadata == {"made": "once"}
     assert loaded.weights["additive.weight"].parametrization == pvopt.AdditiveCodebooks(
-        2, 3, in_group=4, out_group=2, scale_group=8, beam_size=5, refine_iterations=8
+        num_codebooks=2,
+        bits=3,
+        in_group=4,
+        out_group=2,
+        scale_group=8,
+        beam_size=5,
+        refine_iterations=8,
     )
     assert [rep.codes.dtype for rep in loaded.weights.values()] == [torch.uint8] * 4
     assert load_training_state(DATA / "checkpoint-v1")["step"] == 5

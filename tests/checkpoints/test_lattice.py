@@ -13,12 +13,23 @@ import pvopt
 from pvopt.formats.native import CheckpointError, load, save, storage_report
 
 FORMATS = {
-    "0": (pvopt.E8P(2), 2),
-    "1": (pvopt.E8P(3, scale_group=16), 3),
-    "2": (pvopt.Incoherent(pvopt.E8P(4, per_tensor=True), seed=11), 4),
-    "3": (pvopt.Incoherent(pvopt.UniformGrid(3, group_size=8)), 3),
-    "4": (pvopt.Incoherent(pvopt.QuantizedScales(pvopt.E8P(2, scale_group=16), bits=5)), None),
-    "5": (pvopt.QuantizedScales(pvopt.AdditiveCodebooks(1, 9, 8, 2, scale_group=24), 3), None),
+    "0": (pvopt.E8P(bits=2), 2),
+    "1": (pvopt.E8P(bits=3, scale_group=16), 3),
+    "2": (pvopt.Incoherent(pvopt.E8P(bits=4, per_tensor=True), seed=11), 4),
+    "3": (pvopt.Incoherent(pvopt.UniformGrid(bits=3, group_size=8)), 3),
+    "4": (
+        pvopt.Incoherent(pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=16), bits=5)),
+        None,
+    ),
+    "5": (
+        pvopt.QuantizedScales(
+            inner=pvopt.AdditiveCodebooks(
+                num_codebooks=1, bits=9, in_group=8, out_group=2, scale_group=24
+            ),
+            bits=3,
+        ),
+        None,
+    ),
 }
 
 

@@ -48,7 +48,7 @@ def edit(folder, change):
 @pytest.fixture
 def saved(tmp_path):
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4))
-    weights = pvopt.quantize_(model, {"0": pvopt.UniformGrid(2)})
+    weights = pvopt.quantize_(model, {"0": pvopt.UniformGrid(bits=2)})
     folder = tmp_path / "saved"
     state = {"step": 7, "moments": torch.arange(50.0)}
     save(folder, model, weights, training_state=state, metadata={"a": [1, None, "x"]})
@@ -96,7 +96,10 @@ def test_values_do_not_hang_on_the_file(saved):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_language_model_is_rebuilt_from_the_folder_alone(tmp_path, dtype):
     source = load_model("tiny-llama", dtype=dtype)
-    weights = pvopt.quantize_(source.model, pvopt.AdditiveCodebooks(2, 4, 8, refine_iterations=0))
+    weights = pvopt.quantize_(
+        source.model,
+        pvopt.AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8, refine_iterations=0),
+    )
     save(tmp_path / "x", source.model, weights, tokenizer=source.tokenizer)
     before = torch.get_rng_state()
     loaded = load(tmp_path / "x")
@@ -213,7 +216,7 @@ def test_descriptions_that_do_not_fit(saved, change, message):
 def test_defaults_fill_settings_that_an_old_file_lacks(saved):
     edit(saved, lambda c: c["weights"]["0.weight"]["parametrization"].pop("symmetric"))
     rep = load(saved, fresh()).weights["0.weight"]
-    assert rep.parametrization == pvopt.UniformGrid(2)
+    assert rep.parametrization == pvopt.UniformGrid(bits=2)
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,10 @@ from pvopt.starts import AQLM, GPTQ, Fit, damped
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=3, deadline=None, derandomize=True)
 FORMATS = [
-    AdditiveCodebooks(2, 3, 4),
-    AdditiveCodebooks(2, 3, in_group=2, out_group=2, scale_group=8),
-    VectorCodebook(3, 2),
-    UniformGrid(2, 8),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, scale_group=8),
+    VectorCodebook(bits=3, group_size=2),
+    UniformGrid(bits=2, group_size=8),
 ]
 
 

@@ -25,7 +25,7 @@ def problem(seed: int, rows: int = 5, columns: int = 8, tokens: int = 30):
 @some
 def test_layer_error_is_that_of_the_outputs(seed):
     weight, inputs = problem(seed)
-    quantized = UniformGrid(2).fit(weight).decode()
+    quantized = UniformGrid(bits=2).fit(weight).decode()
     outputs = inputs.numpy() @ weight.double().numpy().T
     wrong = inputs.numpy() @ quantized.double().numpy().T
     hessian = inputs.T @ inputs
@@ -37,8 +37,10 @@ def test_layer_error_is_that_of_the_outputs(seed):
 
 def test_fit_is_the_parametrizations_own():
     weight, _ = problem(0)
-    own = VectorCodebook(2, 2).fit(weight, generator=torch.Generator().manual_seed(0))
-    start = Fit().start(weight, VectorCodebook(2, 2))
+    own = VectorCodebook(bits=2, group_size=2).fit(
+        weight, generator=torch.Generator().manual_seed(0)
+    )
+    start = Fit().start(weight, VectorCodebook(bits=2, group_size=2))
     assert torch.equal(own.codes, start.codes)
     assert torch.equal(own.decode(), start.decode())
 
@@ -49,8 +51,8 @@ def test_weighted_fit_takes_the_diagonal_in_any_unit(seed, unit):
     weight, inputs = problem(seed)
     hessian = inputs.T @ inputs
     diagonal = (hessian.diagonal() / hessian.diagonal().mean()).float()
-    own = UniformGrid(2).fit(weight, metric=diagonal.expand_as(weight))
-    start = Fit(weighted=True).start(weight, UniformGrid(2), hessian=unit * hessian)
+    own = UniformGrid(bits=2).fit(weight, metric=diagonal.expand_as(weight))
+    start = Fit(weighted=True).start(weight, UniformGrid(bits=2), hessian=unit * hessian)
     torch.testing.assert_close(start.decode(), own.decode())
 
 
@@ -59,7 +61,7 @@ def test_an_input_that_never_fires_leaves_the_fit_finite():
     start = Fit(weighted=True)
     for silent in ([3], list(range(8))):
         inputs[:, silent] = 0
-        rep = start.start(weight, UniformGrid(2), hessian=inputs.T @ inputs)
+        rep = start.start(weight, UniformGrid(bits=2), hessian=inputs.T @ inputs)
         assert rep.decode().isfinite().all()
 
 
@@ -73,7 +75,7 @@ def test_damped_matrices_can_be_inverted():
 def test_wrong_arguments_are_named():
     weight, inputs = problem(2)
     hessian = inputs.T @ inputs
-    start, grid = Fit(weighted=True), UniformGrid(2)
+    start, grid = Fit(weighted=True), UniformGrid(bits=2)
     with pytest.raises(ValueError, match=r"Fit needs the hessian X'X"):
         start.start(weight, grid)
     with pytest.raises(ValueError, match=r"shape \[8, 8\] for a weight of shape \[5, 8\]"):

@@ -17,13 +17,13 @@ from pvopt.starts import GPTQ, damped
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=4, deadline=None, derandomize=True)
 FORMATS = [
-    UniformGrid(2),
-    UniformGrid(3, 4),
-    UniformGrid(2, 4, symmetric=True),
-    Ternary(4),
-    SharedValues(4),
-    VectorCodebook(4, 2),
-    AdditiveCodebooks(1, 4, in_group=2, out_group=2),
+    UniformGrid(bits=2),
+    UniformGrid(bits=3, group_size=4),
+    UniformGrid(bits=2, group_size=4, symmetric=True),
+    Ternary(group_size=4),
+    SharedValues(num_values=4),
+    VectorCodebook(bits=4, group_size=2),
+    AdditiveCodebooks(num_codebooks=1, bits=4, in_group=2, out_group=2),
 ]
 
 
@@ -100,7 +100,10 @@ def nearest(rep, weight):
 
 @pytest.mark.parametrize(
     ("parametrization", "allowance"),
-    [(UniformGrid(2, 4), 1.05), (VectorCodebook(3, 2, refine_iterations=0), 1.5)],
+    [
+        (UniformGrid(bits=2, group_size=4), 1.05),
+        (VectorCodebook(bits=3, group_size=2, refine_iterations=0), 1.5),
+    ],
     ids=repr,
 )
 def test_two_hundred_draws_against_rounding_to_nearest(parametrization, allowance):
@@ -140,17 +143,17 @@ def test_for_equal_uncorrelated_inputs_it_rounds_to_nearest(parametrization, see
 def test_any_multiple_of_the_hessian_will_do(seed, unit):
     weight, inputs = draw(seed)
     hessian = inputs.T @ inputs
-    expected = GPTQ().start(weight, UniformGrid(3, 8), hessian=hessian)
-    rep = GPTQ().start(weight, UniformGrid(3, 8), hessian=unit * hessian)
+    expected = GPTQ().start(weight, UniformGrid(bits=3, group_size=8), hessian=hessian)
+    rep = GPTQ().start(weight, UniformGrid(bits=3, group_size=8), hessian=unit * hessian)
     torch.testing.assert_close(rep.decode(), expected.decode())
 
 
 def test_batches_of_columns_do_not_matter(monkeypatch):
     weight, inputs = draw(0, columns=24)
     hessian = inputs.T @ inputs
-    expected = GPTQ().start(weight, UniformGrid(2, 4), hessian=hessian)
+    expected = GPTQ().start(weight, UniformGrid(bits=2, group_size=4), hessian=hessian)
     monkeypatch.setattr("pvopt.starts.gptq._BATCH", 5)
-    rep = GPTQ().start(weight, UniformGrid(2, 4), hessian=hessian)
+    rep = GPTQ().start(weight, UniformGrid(bits=2, group_size=4), hessian=hessian)
     torch.testing.assert_close(rep.decode(), expected.decode())
     assert torch.equal(rep.codes, expected.codes)
 
@@ -186,7 +189,7 @@ class Rotated(UniformGrid):
     def fit(self, weight, *, metric=None, generator=None):
         assert metric is None
         rotated = self.layout(tuple(weight.shape)).merge(self.split(weight))
-        inner = UniformGrid(self.bits, self.group_size).fit(rotated)
+        inner = UniformGrid(bits=self.bits, group_size=self.group_size).fit(rotated)
         return pvopt.Representation(self, inner.codes, inner.values, tuple(weight.shape))
 
 
@@ -211,4 +214,4 @@ def test_wrong_settings_are_named():
     weight, inputs = draw(0, tokens=3)
     inputs[:, 4] = inputs[:, 3]
     with pytest.raises(ValueError, match="damping must be positive: the hessian is singular"):
-        GPTQ(damping=0.0).start(weight, UniformGrid(2), hessian=torch.ones(16, 16))
+        GPTQ(damping=0.0).start(weight, UniformGrid(bits=2), hessian=torch.ones(16, 16))

@@ -27,7 +27,7 @@ from pvopt.starts.refit import polished, removal_costs_more
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)
 DOUBLE = torch.float64
-ROW, PAIRS = Sparse(0.5), SparseNM(2, 4)
+ROW, PAIRS = Sparse(density=0.5), SparseNM(nonzeros=2, group_size=4)
 
 
 def problem(seed: int, rows: int, columns: int, tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -248,7 +248,9 @@ def test_refit_is_least_squares_for_supports_of_any_sizes(seed):
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-8)
 
 
-@pytest.mark.parametrize("parametrization", [ROW, Sparse(0.25), Sparse(1.0), PAIRS], ids=str)
+@pytest.mark.parametrize(
+    "parametrization", [ROW, Sparse(density=0.25), Sparse(density=1.0), PAIRS], ids=str
+)
 @pytest.mark.parametrize("method", [OneShotOBS(0.0), IterativeOBS(0.0)], ids=str)
 def test_a_start_is_a_least_squares_point_of_its_support(parametrization, method):
     weight, inputs = problem(1, 6, 16, 40)
@@ -265,7 +267,7 @@ def test_one_shot_keeps_the_largest_saliencies_of_row_group_or_tensor():
     for parametrization, groups in (
         (ROW, saliency),
         (PAIRS, saliency.reshape(-1, 4)),
-        (Sparse(0.25, per="tensor"), saliency.reshape(1, -1)),
+        (Sparse(density=0.25, per="tensor"), saliency.reshape(1, -1)),
     ):
         rep = OneShotOBS(0.0).start(weight, parametrization, hessian=torch.from_numpy(hessian))
         count = parametrization.num_nonzeros((4, 8))
@@ -376,9 +378,9 @@ def test_what_cannot_be_started_is_refused_by_name():
     hessian = inputs.T @ inputs
     for method in (OneShotOBS(), IterativeOBS()):
         with pytest.raises(TypeError, match=rf"{type(method).__name__}.*sparse.*UniformGrid"):
-            method.start(weight, UniformGrid(2), hessian=hessian)
+            method.start(weight, UniformGrid(bits=2), hessian=hessian)
     with pytest.raises(TypeError, match=r"IterativeOBS.*OneShotOBS takes it"):
-        IterativeOBS().start(weight, Sparse(0.5, per="tensor"), hessian=hessian)
+        IterativeOBS().start(weight, Sparse(density=0.5, per="tensor"), hessian=hessian)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from pvopt import AdditiveCodebooks, Incoherent, UniformGrid
 from pvopt.llm import QuantizedLinear, load_model, representations, to_dense, to_quantized
 
 SPEC = {
-    "*.mlp.*": AdditiveCodebooks(2, 4, in_group=8),
-    "*.self_attn.q_proj": Incoherent(UniformGrid(3, group_size=16)),
-    "*": UniformGrid(3, group_size=16),
+    "*.mlp.*": AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8),
+    "*.self_attn.q_proj": Incoherent(UniformGrid(bits=3, group_size=16)),
+    "*": UniformGrid(bits=3, group_size=16),
 }
 TOKENS = torch.arange(40)[None] + 60
 
@@ -71,7 +71,7 @@ def test_there_and_back(quantized):
 def test_bias_mode_and_tied_parameters_are_kept():
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4)).eval()
     bias = model[0].bias
-    weights = pvopt.quantize_(model, {"0": UniformGrid(2)})
+    weights = pvopt.quantize_(model, {"0": UniformGrid(bits=2)})
     to_quantized(model, weights, dtype=torch.bfloat16)
     layer = model[0]
     assert isinstance(layer, QuantizedLinear)
@@ -86,9 +86,9 @@ def test_bias_mode_and_tied_parameters_are_kept():
 
 def test_memory_is_that_of_codes_and_values():
     model = nn.Sequential(nn.Linear(256, 512, bias=False))
-    rep = AdditiveCodebooks(2, 8, in_group=8, fit_beam_size=1, refine_iterations=0).fit(
-        model[0].weight
-    )
+    rep = AdditiveCodebooks(
+        num_codebooks=2, bits=8, in_group=8, fit_beam_size=1, refine_iterations=0
+    ).fit(model[0].weight)
     to_quantized(model, {"0.weight": rep}, dtype=torch.float16)
     held = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     assert held == 2 * 512 * 256 // 8 + 2 * (2 * 256 * 8 + 512)
@@ -99,19 +99,19 @@ def test_refused_weights_leave_the_model_as_it_was(quantized):
     model = copy.deepcopy(dense)
     before = [type(m) for m in model.modules()]
     good = dict(weights)
-    embedding = UniformGrid(2).fit(model.get_parameter("model.embed_tokens.weight"))
+    embedding = UniformGrid(bits=2).fit(model.get_parameter("model.embed_tokens.weight"))
     with pytest.raises(ValueError, match=r"embed_tokens\.weight' is not the weight of a linear"):
         to_quantized(model, good | {"model.embed_tokens.weight": embedding})
     with pytest.raises(ValueError, match=r"'lm_head\.weight' is shared with another module"):
         to_quantized(model, good | {"lm_head.weight": embedding})
     with pytest.raises(ValueError, match="'nothing' is not the weight"):
         to_quantized(model, good | {"nothing": embedding})
-    small = UniformGrid(2).fit(torch.zeros(4, 4))
+    small = UniformGrid(bits=2).fit(torch.zeros(4, 4))
     with pytest.raises(ValueError, match=r"must have shape \[64, 64\], got \[4, 4\]"):
         to_quantized(model, good | {"model.layers.0.self_attn.q_proj.weight": small})
     assert [type(m) for m in model.modules()] == before
     alone = nn.Linear(8, 4)
     with pytest.raises(ValueError, match="must contain the linear layer"):
-        to_quantized(alone, pvopt.quantize_(alone, UniformGrid(2)))
+        to_quantized(alone, pvopt.quantize_(alone, UniformGrid(bits=2)))
     with pytest.raises(ValueError, match="must contain the quantized layers"):
-        to_dense(QuantizedLinear(UniformGrid(2), 8, 4))
+        to_dense(QuantizedLinear(UniformGrid(bits=2), 8, 4))

@@ -13,11 +13,11 @@ from pvopt.llm import QuantizedLinear
 
 # One per way of keeping codes: bytes, two bytes, packed for the kernels, packed for any.
 EACH = [
-    AdditiveCodebooks(2, 3, in_group=4, out_group=2),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4, out_group=2),
     VectorCodebook(bits=9, group_size=1),
-    UniformGrid(3, group_size=4),
+    UniformGrid(bits=3, group_size=4),
     Ternary(),
-    SharedValues(5),
+    SharedValues(num_values=5),
 ]
 each = pytest.mark.parametrize("parametrization", EACH, ids=str)
 
@@ -139,7 +139,7 @@ def test_no_dense_tensor_is_kept_for_the_backward_pass(parametrization):
 
 
 def test_values_alone_are_tuned():
-    layer, _, rep = pair(AdditiveCodebooks(2, 3, in_group=4))
+    layer, _, rep = pair(AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4))
     codes = layer.codes.clone()
     x, goal = draw(64, 8, seed=4), draw(64, 6, seed=5)
     optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
@@ -156,13 +156,13 @@ def test_values_alone_are_tuned():
 
 
 def test_errors():
-    rep = UniformGrid(2).fit(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
+    rep = UniformGrid(bits=2).fit(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)))
     with pytest.raises(ValueError, match=r"bias must have shape \[4\], got \[8\]"):
         QuantizedLinear.from_representation(rep, torch.zeros(8))
-    vector = UniformGrid(2).fit(torch.arange(8.0))
+    vector = UniformGrid(bits=2).fit(torch.arange(8.0))
     with pytest.raises(ValueError, match=r"representation must be of a matrix, got shape \[8\]"):
         QuantizedLinear.from_representation(vector)
     with pytest.raises(ValueError, match="group_size=3 does not divide the 8 columns"):
-        QuantizedLinear(UniformGrid(2, group_size=3), 8, 4)
+        QuantizedLinear(UniformGrid(bits=2, group_size=3), 8, 4)
     with pytest.raises(ValueError, match=r"x must have shape \[tokens, 8\]"):
         QuantizedLinear.from_representation(rep)(torch.zeros(2, 7))

@@ -57,7 +57,9 @@ def make_setup() -> Callable[..., Setup]:
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) / 2)
-        weights = quantize_(model, parametrization or AdditiveCodebooks(2, 2, in_group=2))
+        weights = quantize_(
+            model, parametrization or AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2)
+        )
         data = torch.Generator().manual_seed(100)
         inputs = torch.randn(16, 8, generator=data).to(dtype)
         targets = torch.randn(16, 4, generator=data).to(dtype)

@@ -54,7 +54,7 @@ def test_the_latent_follows_the_base_optimizer_exactly(make_setup, name):
 @pytest.mark.parametrize("latent_decay", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_base_lowers_the_loss(make_setup, name, latent_decay, dtype):
-    setup = make_setup(UniformGrid(3), dtype=dtype)
+    setup = make_setup(UniformGrid(bits=3), dtype=dtype)
     optimizer = PVOptimizer(
         BASES[name](setup.model.parameters()),
         setup.weights,
@@ -90,7 +90,7 @@ def test_bfloat16_weights_have_latents_values_and_moments_in_single_precision(ma
 def test_updates_too_small_for_bfloat16_survive(latent_decay):
     """200 steps of 1e-3 from 1.0 cross to 1.2; in bfloat16 each of them would be rounded away."""
     weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
-    rep = SharedValues(2).fit(torch.tensor([1.0, 1.2]))
+    rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.2]))
     rep.codes.zero_()
     base = torch.optim.SGD([{"params": [weight], "freeze_values": True}], lr=1e-3)
     optimizer = PVOptimizer(base, {weight: rep}, subspace=AllGroups(), latent_decay=latent_decay)
@@ -106,7 +106,7 @@ def test_updates_too_small_for_bfloat16_survive(latent_decay):
 def test_a_step_without_a_latent_is_taken_in_the_precision_of_the_values():
     """1 + 0.0015 is nearest to 1.002; bfloat16 has no number between 1 and 1.0078."""
     weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
-    rep = SharedValues(2).fit(torch.tensor([1.0, 1.002]))
+    rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.002]))
     rep.codes.zero_()
     base = torch.optim.SGD([{"params": [weight], "freeze_values": True}], lr=0.0015, momentum=0.9)
     optimizer = PVOptimizer(base, {weight: rep}, subspace=AllGroups())
@@ -118,7 +118,7 @@ def test_a_step_without_a_latent_is_taken_in_the_precision_of_the_values():
 
 def test_values_move_in_single_precision_under_bfloat16_weights():
     weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
-    rep = SharedValues(1).fit(weight)
+    rep = SharedValues(num_values=1).fit(weight)
     base = torch.optim.SGD([weight], lr=1e-4)
     optimizer = PVOptimizer(base, {weight: rep}, values=SGDValues())
     for _ in range(100):

@@ -73,7 +73,7 @@ SUBSPACES = [AllGroups(), Greedy(0.2), Uniform(0.4), Proportional(0.4)]
     seed=SEEDS,
     count=st.integers(1, 6),
     trust_ratio=st.sampled_from([None, 0.1]),
-    schedule=st.sampled_from([Simultaneous(), Alternate(1, 1), Alternate(2, 3)]),
+    schedule=st.sampled_from([Simultaneous(), Alternate(p=1, v=1), Alternate(p=2, v=3)]),
 )
 def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ratio, schedule):
     """The linearized V step, on any subspace and in any trust region, with the P step or without.
@@ -83,7 +83,7 @@ def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ra
     """
     matrix, goal = draw_quadratic(seed, 6)
     generator = torch.Generator().manual_seed(seed)
-    rep = SharedValues(count).fit(torch.randn(6, generator=generator, dtype=DOUBLE))
+    rep = SharedValues(num_values=count).fit(torch.randn(6, generator=generator, dtype=DOUBLE))
     parameter = nn.Parameter(rep.decode())
     smoothness = float(torch.linalg.eigvalsh(matrix)[-1])
     optimizer = PVOptimizer(
@@ -103,12 +103,12 @@ def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ra
 @pytest.mark.parametrize(
     "parametrization",
     [
-        SharedValues(3),
-        UniformGrid(2, group_size=2),
-        UniformGrid(2, symmetric=True),
-        VectorCodebook(2, 2),
-        AdditiveCodebooks(2, 2, in_group=2, beam_size=1),
-        AdditiveCodebooks(2, 1, in_group=2, out_group=2),
+        SharedValues(num_values=3),
+        UniformGrid(bits=2, group_size=2),
+        UniformGrid(bits=2, symmetric=True),
+        VectorCodebook(bits=2, group_size=2),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, beam_size=1),
+        AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2, out_group=2),
     ],
     ids=str,
 )
@@ -150,7 +150,7 @@ def table_rep() -> Representation:
     """{0, 1}^2, at the origin."""
     codes = torch.zeros(1, 2, 1, dtype=torch.uint8)
     table = torch.tensor([0.0, 1.0], dtype=DOUBLE)
-    return Representation(SharedValues(2), codes, {"values": table}, (2,))
+    return Representation(SharedValues(num_values=2), codes, {"values": table}, (2,))
 
 
 @pytest.mark.parametrize("lr", [0.05, 0.1, 1 / 3])
@@ -197,7 +197,7 @@ def test_latent_decay_of_one_half_ends_the_cycle():
 def test_as_many_values_as_weights_reach_the_unconstrained_minimum():
     """c = d from a start with d distinct values: the P step alone is plain gradient descent."""
     matrix, goal = draw_quadratic(3, 6)
-    rep = SharedValues(6).fit(torch.arange(6, dtype=DOUBLE))
+    rep = SharedValues(num_values=6).fit(torch.arange(6, dtype=DOUBLE))
     parameter = nn.Parameter(rep.decode())
     smoothness = float(torch.linalg.eigvalsh(matrix)[-1])
     base = torch.optim.SGD([{"params": [parameter], "freeze_codes": True}], lr=1 / smoothness)

@@ -81,7 +81,7 @@ def test_fractions(make_setup):
 
 
 def test_trust_ratios(make_setup):
-    setup = make_setup(UniformGrid(3), dtype=torch.float64)
+    setup = make_setup(UniformGrid(bits=3), dtype=torch.float64)
     optimizer = make(
         setup,
         {"trust_ratio": 0.4},
@@ -298,7 +298,7 @@ def test_continuous_only_also_freezes_groups_that_are_added(make_setup):
 def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
     setup = make_setup()
     optimizer = make(
-        setup, {}, {}, subspace=AllGroups(), schedule=Alternate(2, 1), latent_decay=0.0
+        setup, {}, {}, subspace=AllGroups(), schedule=Alternate(p=2, v=1), latent_decay=0.0
     )
     for step in range(9):
         before = codes(setup), values(setup)
@@ -326,7 +326,7 @@ def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
 
 def test_alternate_without_a_latent_leaves_the_base_alone_in_p_steps(make_setup):
     setup = make_setup()
-    optimizer = make(setup, {}, {}, subspace=AllGroups(), schedule=Alternate(1, 1))
+    optimizer = make(setup, {}, {}, subspace=AllGroups(), schedule=Alternate(p=1, v=1))
     one = setup.weights.parameter("0.weight")
     for step in range(4):
         setup.backward()
@@ -338,10 +338,10 @@ def test_alternate_without_a_latent_leaves_the_base_alone_in_p_steps(make_setup)
 
 def test_schedules():
     assert Simultaneous().phases(5) == (True, True)
-    found = [Alternate(3, 2).phases(step) for step in range(6)]
+    found = [Alternate(p=3, v=2).phases(step) for step in range(6)]
     assert [phase.values for phase in found] == [True, True, True, False, False, True]
     assert all(phase.codes is not phase.values for phase in found)
-    assert isinstance(Alternate(1, 1), Schedule)
+    assert isinstance(Alternate(p=1, v=1), Schedule)
     for p, v in ((0, 1), (1, 0), (1.0, 1), (True, 1)):
         with pytest.raises(ValueError, match="must be a positive int"):
-            Alternate(p, v)
+            Alternate(p=p, v=v)

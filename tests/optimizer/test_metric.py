@@ -110,7 +110,7 @@ def test_bases_without_second_moments_are_refused(make_setup) -> None:
 
 
 def test_a_diagonal_is_refused_where_groups_are_rotated(make_setup) -> None:
-    setup = make_setup(Incoherent(UniformGrid(2)))
+    setup = make_setup(Incoherent(UniformGrid(bits=2)))
     base = torch.optim.Adam(setup.model.parameters())
     with pytest.raises(TypeError, match="Incoherent"):
         PVOptimizer(base, setup.weights, metric=SecondMoment())
@@ -149,7 +149,9 @@ def test_invalid_metrics_are_named(make_setup) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_in_the_second_moment_takes_the_nearest_codes_in_it(make_setup, dtype) -> None:
     """Against a search by hand, with the optimizer's own latent weight and state."""
-    setup = make_setup(AdditiveCodebooks(2, 2, in_group=2, beam_size=4), dtype=dtype)
+    setup = make_setup(
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, beam_size=4), dtype=dtype
+    )
     base = torch.optim.Adam(setup.model.parameters(), lr=0.3)
     options = {"subspace": AllGroups(), "latent_decay": 0.0, "metric": SecondMoment()}
     optimizer = PVOptimizer(base, setup.weights, **options)
@@ -184,7 +186,9 @@ def calibrated(seed: int) -> tuple[nn.Module, str, Tensor, Tensor]:
     return language_model.model, name + ".weight", inputs, inputs.T @ inputs
 
 
-@pytest.mark.parametrize("parametrization", [UniformGrid(2), AdditiveCodebooks(2, 4, in_group=8)])
+@pytest.mark.parametrize(
+    "parametrization", [UniformGrid(bits=2), AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8)]
+)
 def test_on_a_real_layer_the_metric_of_its_inputs_beats_the_euclidean(parametrization) -> None:
     """Codes of a V step towards the dense weight: the outputs' error, and no step raises it."""
     model, name, inputs, hessian = calibrated(0)

@@ -15,7 +15,7 @@ def weights(rule, seed: int, counts: list[int]) -> list[ValueStep]:
     source = torch.Generator().manual_seed(seed)
     steps = []
     for i, count in enumerate(counts):
-        parametrization = (SharedValues(4), UniformGrid(2))[i % 2]
+        parametrization = (SharedValues(num_values=4), UniformGrid(bits=2))[i % 2]
         rep = parametrization.fit(torch.randn(3, 8, generator=source), generator=source)
         state = {"values_step": torch.tensor(count)}
         for name, value in rep.values.items():

@@ -104,7 +104,7 @@ def problem() -> tuple[nn.Parameter, Representation, np.ndarray, np.ndarray]:
     matrix = generator.standard_normal((SIZE, SIZE))
     matrix = matrix @ matrix.T / SIZE + np.eye(SIZE)
     rep = Representation(
-        SharedValues(LEVELS),
+        SharedValues(num_values=LEVELS),
         torch.from_numpy(codes).to(torch.uint8).view(1, SIZE, 1),
         {"values": torch.from_numpy(values.copy())},
         (SIZE,),

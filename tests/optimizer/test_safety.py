@@ -134,7 +134,7 @@ def test_infinities_that_cancel_are_found(make_setup):
 
 def test_large_finite_gradients_are_no_error(make_setup):
     """Their sum overflows, no entry does."""
-    setup = make_setup(UniformGrid(2))
+    setup = make_setup(UniformGrid(bits=2))
     base = torch.optim.Adam(setup.model.parameters(), lr=1e-3)
     optimizer = PVOptimizer(base, setup.weights, subspace=AllGroups(), latent_decay=0.0)
     setup.backward()

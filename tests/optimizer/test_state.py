@@ -43,7 +43,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stochastic": {"rounding": Stochastic(), "subspace": AllGroups()},
     "proportional": {"subspace": Proportional(0.4), "latent_decay": 0.3},
     "uniform-forced": {"subspace": Uniform(0.2), "rounding": Forced()},
-    "alternate": {"schedule": Alternate(2, 1), "values": SGDValues(momentum=0.9)},
+    "alternate": {"schedule": Alternate(p=2, v=1), "values": SGDValues(momentum=0.9)},
 }
 
 
@@ -275,7 +275,7 @@ def test_a_foreign_state_is_refused_and_changes_nothing(make_setup, assert_same,
 
 
 def test_the_state_of_another_grid_is_refused(make_setup):
-    four, two = make_setup(UniformGrid(4)), make_setup(UniformGrid(2))
+    four, two = make_setup(UniformGrid(bits=4)), make_setup(UniformGrid(bits=2))
     with pytest.raises(ValueError, match=r"'0.weight'.*UniformGrid\(bits=2"):
         make(two).load_state_dict(make(four).state_dict())
     two.check_decoded()
@@ -363,7 +363,9 @@ def test_every_step_and_every_weight_draws_anew():
     """Two equal weights, put back to the same start after each step."""
     rule = Stochastic("linear")
     weights = [nn.Parameter(torch.zeros(200)) for _ in range(2)]
-    reps = {weight: SharedValues(2).fit(torch.arange(200.0) // 100) for weight in weights}
+    reps = {
+        weight: SharedValues(num_values=2).fit(torch.arange(200.0) // 100) for weight in weights
+    }
     base = torch.optim.SGD([{"params": weights, "freeze_values": True}], lr=1.0)
     optimizer = PVOptimizer(base, reps, rounding=rule, subspace=AllGroups())
     draws = set()
@@ -439,7 +441,9 @@ def test_codes_stay_exact_beyond_the_integers_of_half_precision():
     def make_model(seed: int) -> tuple[nn.Module, PVOptimizer]:
         torch.manual_seed(seed)
         model = nn.Linear(64, 32, bias=False).to(torch.bfloat16)
-        weights = quantize_(model, AdditiveCodebooks(1, 10, in_group=2, refine_iterations=0))
+        weights = quantize_(
+            model, AdditiveCodebooks(num_codebooks=1, bits=10, in_group=2, refine_iterations=0)
+        )
         base = torch.optim.SGD(model.parameters(), lr=0.1)
         return model, PVOptimizer(base, weights, rounding=Nearest())
 

@@ -441,8 +441,8 @@ def test_a_convolution_and_a_vector_are_tuned_like_a_matrix():
     generator = torch.Generator().manual_seed(0)
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     spec = {
-        "0.weight": AdditiveCodebooks(2, 2, in_group=3, out_group=2),
-        "2": UniformGrid(2, group_size=4),
+        "0.weight": AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2),
+        "2": UniformGrid(bits=2, group_size=4),
     }
     weights = quantize_(model, spec)
     optimizer = PVOptimizer(

@@ -30,41 +30,60 @@ Case = tuple[Parametrization, tuple[int, ...]]
 
 # Every combination of codes can be enumerated; the beams of sums are wide enough to be exact.
 CASES: dict[str, Case] = {
-    "shared": (SharedValues(5), (4, 6)),
-    "shared-single": (SharedValues(1), (2, 3)),
-    "shared-vector": (SharedValues(3), (7,)),
-    "grid": (UniformGrid(2, group_size=3), (4, 6)),
-    "grid-row": (UniformGrid(3), (3, 5)),
-    "grid-symmetric": (UniformGrid(2, group_size=2, symmetric=True), (4, 6)),
-    "grid-binary": (UniformGrid(1), (3, 4)),
+    "shared": (SharedValues(num_values=5), (4, 6)),
+    "shared-single": (SharedValues(num_values=1), (2, 3)),
+    "shared-vector": (SharedValues(num_values=3), (7,)),
+    "grid": (UniformGrid(bits=2, group_size=3), (4, 6)),
+    "grid-row": (UniformGrid(bits=3), (3, 5)),
+    "grid-symmetric": (UniformGrid(bits=2, group_size=2, symmetric=True), (4, 6)),
+    "grid-binary": (UniformGrid(bits=1), (3, 4)),
     "binary": (Binary(), (3, 5)),
     "binary-group": (Binary(group_size=3), (4, 6)),
     "ternary": (Ternary(group_size=2), (4, 6)),
     "ternary-row": (Ternary(), (2, 3, 2)),
-    "sparse": (Sparse(0.5), (3, 5)),
-    "sparse-few": (Sparse(0.2), (2, 6)),
-    "sparse-all": (Sparse(1.0), (2, 3)),
-    "sparse-tensor": (Sparse(0.4, per="tensor"), (2, 4)),
-    "sparse-conv": (Sparse(0.3), (2, 2, 3, 1)),
-    "sparse-nm": (SparseNM(2, 4), (3, 8)),
-    "sparse-1m": (SparseNM(1, 3), (2, 6)),
-    "nonzeros-nm": (QuantizedNonzeros(SparseNM(2, 4), UniformGrid(1)), (3, 4)),
-    "nonzeros-row": (QuantizedNonzeros(Sparse(0.5), Ternary()), (3, 4)),
-    "nonzeros-tensor": (QuantizedNonzeros(Sparse(0.4, per="tensor"), Binary()), (2, 4)),
+    "sparse": (Sparse(density=0.5), (3, 5)),
+    "sparse-few": (Sparse(density=0.2), (2, 6)),
+    "sparse-all": (Sparse(density=1.0), (2, 3)),
+    "sparse-tensor": (Sparse(density=0.4, per="tensor"), (2, 4)),
+    "sparse-conv": (Sparse(density=0.3), (2, 2, 3, 1)),
+    "sparse-nm": (SparseNM(nonzeros=2, group_size=4), (3, 8)),
+    "sparse-1m": (SparseNM(nonzeros=1, group_size=3), (2, 6)),
+    "nonzeros-nm": (
+        QuantizedNonzeros(support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=1)),
+        (3, 4),
+    ),
+    "nonzeros-row": (QuantizedNonzeros(support=Sparse(density=0.5), inner=Ternary()), (3, 4)),
+    "nonzeros-tensor": (
+        QuantizedNonzeros(support=Sparse(density=0.4, per="tensor"), inner=Binary()),
+        (2, 4),
+    ),
     "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
     "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
     "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
-    "additive": (AdditiveCodebooks(2, 2, in_group=2, beam_size=4), (4, 6)),
-    "additive-out": (AdditiveCodebooks(2, 2, in_group=2, out_group=2, beam_size=4), (4, 6)),
+    "additive": (AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, beam_size=4), (4, 6)),
+    "additive-out": (
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2, beam_size=4),
+        (4, 6),
+    ),
     "additive-scale-group": (
-        AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4, beam_size=4),
+        AdditiveCodebooks(
+            num_codebooks=2, bits=2, in_group=2, out_group=2, scale_group=4, beam_size=4
+        ),
         (4, 8),
     ),
-    "additive-three": (AdditiveCodebooks(3, 1, in_group=4, beam_size=4), (2, 8)),
-    "additive-conv": (AdditiveCodebooks(2, 2, in_group=3, out_group=2, beam_size=4), (4, 2, 3, 1)),
-    "incoherent-grid": (Incoherent(UniformGrid(2, group_size=3)), (4, 6)),
+    "additive-three": (AdditiveCodebooks(num_codebooks=3, bits=1, in_group=4, beam_size=4), (2, 8)),
+    "additive-conv": (
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2, beam_size=4),
+        (4, 2, 3, 1),
+    ),
+    "incoherent-grid": (Incoherent(UniformGrid(bits=2, group_size=3)), (4, 6)),
     "incoherent-vector": (Incoherent(VectorCodebook(bits=2, group_size=4), seed=3), (3, 12)),
-    "incoherent-conv": (Incoherent(AdditiveCodebooks(2, 2, 3, 2, beam_size=4)), (4, 2, 3, 1)),
+    "incoherent-conv": (
+        Incoherent(
+            AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2, beam_size=4)
+        ),
+        (4, 2, 3, 1),
+    ),
 }
 
 

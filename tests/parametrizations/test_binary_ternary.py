@@ -84,9 +84,9 @@ def test_settings(kind):
     ("text", "parametrization"),
     [
         ("binary", Binary()),
-        ("binary:g64", Binary(64)),
+        ("binary:g64", Binary(group_size=64)),
         ("ternary", Ternary()),
-        ("ternary:g32", Ternary(32)),
+        ("ternary:g32", Ternary(group_size=32)),
     ],
 )
 def test_short_names(text, parametrization):

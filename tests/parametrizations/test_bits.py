@@ -32,10 +32,10 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
     """M B / N + 16 M 2^B N / (rows cols) + 16 / cols."""
     rows, columns = shape
     expected = books * bits / group + 16 * books * 2**bits * group / (rows * columns) + 16 / columns
-    found = AdditiveCodebooks(books, bits, in_group=group).bits_per_weight(shape)
+    found = AdditiveCodebooks(num_codebooks=books, bits=bits, in_group=group).bits_per_weight(shape)
     assert found == pytest.approx(expected, rel=1e-12)
     if books == 1:
-        vector = VectorCodebook(bits, group).bits_per_weight(shape)
+        vector = VectorCodebook(bits=bits, group_size=group).bits_per_weight(shape)
         assert vector == pytest.approx(expected, rel=1e-12)
 
 
@@ -43,35 +43,45 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
     ("parametrization", "shape", "bits"),
     [
         # 24 codes of 3 bits, 5 values of 16
-        (SharedValues(5), (4, 6), (24 * 3 + 5 * 16) / 24),
-        (SharedValues(4), (4, 6), (24 * 2 + 4 * 16) / 24),
+        (SharedValues(num_values=5), (4, 6), (24 * 3 + 5 * 16) / 24),
+        (SharedValues(num_values=4), (4, 6), (24 * 2 + 4 * 16) / 24),
         # 24 codes of 2 bits, 8 scales and 8 zeros of 16
-        (UniformGrid(2, group_size=3), (4, 6), (24 * 2 + 16 * 16) / 24),
-        (UniformGrid(2, group_size=3, symmetric=True), (4, 6), (24 * 2 + 8 * 16) / 24),
-        (UniformGrid(4), (4, 6), (24 * 4 + 8 * 16) / 24),
+        (UniformGrid(bits=2, group_size=3), (4, 6), (24 * 2 + 16 * 16) / 24),
+        (UniformGrid(bits=2, group_size=3, symmetric=True), (4, 6), (24 * 2 + 8 * 16) / 24),
+        (UniformGrid(bits=4), (4, 6), (24 * 4 + 8 * 16) / 24),
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),
         (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),
         # a mask and 4 x 2 values; a mask and 6 values; 8 groups of 2 bits and a value
-        (Sparse(0.3), (4, 6), (24 + 8 * 16) / 24),
-        (Sparse(0.25, per="tensor"), (4, 6), (24 + 6 * 16) / 24),
-        (SparseNM(1, 3), (4, 6), (8 * 2 + 8 * 16) / 24),
-        (SparseNM(2, 4), (3, 8), (6 * 3 + 12 * 16) / 24),
+        (Sparse(density=0.3), (4, 6), (24 + 8 * 16) / 24),
+        (Sparse(density=0.25, per="tensor"), (4, 6), (24 + 6 * 16) / 24),
+        (SparseNM(nonzeros=1, group_size=3), (4, 6), (8 * 2 + 8 * 16) / 24),
+        (SparseNM(nonzeros=2, group_size=4), (3, 8), (6 * 3 + 12 * 16) / 24),
         # 6 supports of 3 bits in 3 bytes, 12 codes of 2 bits, 3 scales and 3 zeros
-        (QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2)), (3, 8), (24 + 12 * 2 + 6 * 16) / 24),
+        (
+            QuantizedNonzeros(
+                support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2)
+            ),
+            (3, 8),
+            (24 + 12 * 2 + 6 * 16) / 24,
+        ),
         # a mask, 8 signs, 4 scales
-        (QuantizedNonzeros(Sparse(0.3), Binary()), (4, 6), (24 + 8 + 4 * 16) / 24),
+        (
+            QuantizedNonzeros(support=Sparse(density=0.3), inner=Binary()),
+            (4, 6),
+            (24 + 8 + 4 * 16) / 24,
+        ),
         # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
-        (VectorCodebook(2, 3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
+        (VectorCodebook(bits=2, group_size=3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
         # 8 groups of 2 x 2 bits, 2 x 4 entries of 4 numbers, 2 block rows x 2 scales
         (
-            AdditiveCodebooks(2, 2, in_group=2, out_group=2, scale_group=4),
+            AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2, scale_group=4),
             (4, 8),
             (8 * 4 + 16 * (32 + 4)) / 32,
         ),
         # a convolution is a matrix [4, 6]: 4 groups of 2 x 2 bits, 8 entries of 6, 2 scales
         (
-            AdditiveCodebooks(2, 2, in_group=3, out_group=2),
+            AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2),
             (4, 2, 3, 1),
             (4 * 4 + 16 * (48 + 2)) / 24,
         ),

@@ -186,7 +186,7 @@ def test_exhaustive_beam_equals_enumeration_and_single_codebooks_are_exact(seed)
     """Keeping K^(M-1) combinations loses nothing; with M = 1 any beam is exact."""
     generator = torch.Generator().manual_seed(seed)
     for books, bits, beam in ((1, 3, 1), (2, 2, 4), (3, 1, 4), (3, 2, 16)):
-        p = AdditiveCodebooks(books, bits, in_group=2, beam_size=beam)
+        p = AdditiveCodebooks(num_codebooks=books, bits=bits, in_group=2, beam_size=beam)
         codes = torch.randint(1 << bits, (3, 2, books), generator=generator).to(torch.uint8)
         values = {
             "codebooks": torch.randn(books, 1 << bits, 2, generator=generator, dtype=DOUBLE),
@@ -202,7 +202,7 @@ def test_exhaustive_beam_equals_enumeration_and_single_codebooks_are_exact(seed)
 
 def random_sum(books: int, bits: int, beam: int) -> tuple[Representation, Tensor]:
     generator = torch.Generator().manual_seed(5)
-    p = AdditiveCodebooks(books, bits, in_group=4, beam_size=beam)
+    p = AdditiveCodebooks(num_codebooks=books, bits=bits, in_group=4, beam_size=beam)
     values = {
         "codebooks": torch.randn(books, 1 << bits, 4, generator=generator, dtype=DOUBLE),
         "scales": torch.ones(20, 1, dtype=DOUBLE),
@@ -249,7 +249,7 @@ def test_the_order_of_codebooks_comes_from_the_generator():
 
 def shared(values: list[float], codes: list[int]) -> Representation:
     return Representation(
-        SharedValues(len(values)),
+        SharedValues(num_values=len(values)),
         torch.tensor(codes, dtype=torch.uint8).view(1, -1, 1),
         {"values": torch.tensor(values, dtype=DOUBLE)},
         (1, len(codes)),
@@ -265,7 +265,7 @@ def test_ties_keep_the_current_code():
     for current in range(4):
         code = torch.tensor([[[current % 2, current // 2]]], dtype=torch.uint8)
         tied = Representation(
-            AdditiveCodebooks(2, 1, in_group=1),
+            AdditiveCodebooks(num_codebooks=2, bits=1, in_group=1),
             code,
             {"codebooks": books, "scales": torch.ones(1, 1, dtype=DOUBLE)},
             (1, 1),
@@ -283,7 +283,7 @@ def test_targets_of_many_chunks_are_searched_alike():
     values = torch.randn(1024, generator=generator)
     shape = (3, 1000)
     codes = torch.zeros(*shape, 1, dtype=torch.int32)
-    rep = Representation(SharedValues(1024), codes, {"values": values}, shape)
+    rep = Representation(SharedValues(num_values=1024), codes, {"values": values}, shape)
     target = torch.randn(3000, 1, generator=generator)
     found = rep.parametrization.candidates(target, rep, None, 1)
     wanted = (target - values).square().amin(1)
@@ -292,7 +292,7 @@ def test_targets_of_many_chunks_are_searched_alike():
 
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_grid_targets_far_outside_take_the_ends(symmetric):
-    p = UniformGrid(2, symmetric=symmetric)
+    p = UniformGrid(bits=2, symmetric=symmetric)
     rep = p.fit(torch.tensor([[-1.0, 0.0, 0.4, 1.0]], dtype=DOUBLE))
     ends = p.candidates(torch.tensor([[-1e5], [1e5]], dtype=DOUBLE), rep, torch.tensor([0, 1]))
     assert ends.codes.flatten().tolist() == [0, 3]
@@ -301,9 +301,9 @@ def test_grid_targets_far_outside_take_the_ends(symmetric):
 @pytest.mark.parametrize(
     "parametrization",
     [
-        SharedValues(4),
-        UniformGrid(2, group_size=2),
-        UniformGrid(2, symmetric=True),
+        SharedValues(num_values=4),
+        UniformGrid(bits=2, group_size=2),
+        UniformGrid(bits=2, symmetric=True),
         Binary(),
         Ternary(group_size=2),
     ],
@@ -347,7 +347,10 @@ def test_bracket_of_an_exact_hit_contains_it_at_distance_zero():
 
 
 def test_vector_codes_have_no_bracket():
-    for p in (VectorCodebook(1, 2), AdditiveCodebooks(1, 1, in_group=2)):
+    for p in (
+        VectorCodebook(bits=1, group_size=2),
+        AdditiveCodebooks(num_codebooks=1, bits=1, in_group=2),
+    ):
         rep = p.fit(torch.randn(2, 4))
         with pytest.raises(TypeError, match=f"{type(p).__name__}.*power"):
             p.bracket(torch.zeros(1, 2), rep, None)

@@ -45,7 +45,7 @@ def random_rep(p: E8P, seed: int, shape: tuple[int, ...] = (4, 16)) -> Represent
 @some
 @given(seed=SEEDS, bits=st.sampled_from([2, 3, 4]), per=st.sampled_from(["row", "group", "all"]))
 def test_decode_equals_the_formula(table, seed, bits, per):
-    p = E8P(bits, scale_group=8 if per == "group" else None, per_tensor=per == "all")
+    p = E8P(bits=bits, scale_group=8 if per == "group" else None, per_tensor=per == "all")
     rep = random_rep(p, seed)
     found, scales = rep.decode(), rep.values["scales"]
     for i, j in itertools.product(range(4), range(2)):
@@ -62,7 +62,7 @@ def test_decode_equals_the_formula(table, seed, bits, per):
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_gradients_equal_finite_differences(bits):
-    rep = random_rep(E8P(bits, scale_group=8), 5)
+    rep = random_rep(E8P(bits=bits, scale_group=8), 5)
     gradient = gaussian(6, 4, 16)
     found = rep.parametrization.value_gradients(rep, gradient)["scales"]
     expected, value = torch.empty_like(found), rep.values["scales"]
@@ -90,7 +90,7 @@ def test_gradients_equal_finite_differences(bits):
 )
 def test_two_bits_are_exact(table, seed, k, grid, with_metric):
     """The V step finds a code of the same error as a scan of all 2^16, also where many tie."""
-    rep = random_rep(E8P(2), seed)
+    rep = random_rep(E8P(bits=2), seed)
     target = 2 * gaussian(seed, 8, 8)
     if grid:  # multiples of a quarter in units of the scale: ties between signs and shifts
         rep.values["scales"].copy_(torch.tensor([[0.5], [-1.0], [2.0], [1.0]]))
@@ -120,7 +120,7 @@ def every_error(table: Tensor, target: Tensor, bits: int) -> Tensor:
 def test_three_bits_come_close_to_the_best_of_all(table):
     """The beam is not exact: what is claimed is what is measured here."""
     rep = Representation(
-        E8P(3),
+        E8P(bits=3),
         torch.zeros(1, 6, 3, dtype=torch.uint8),
         {"scales": torch.ones(1, 1, dtype=DOUBLE)},
         (1, 48),
@@ -129,7 +129,7 @@ def test_three_bits_come_close_to_the_best_of_all(table):
     best = torch.stack([every_error(table, t, 3) for t in target])
     means = []
     for beam in (1, 4, 64):
-        rep.parametrization = E8P(3, beam_size=beam)
+        rep.parametrization = E8P(bits=3, beam_size=beam)
         found = rep.parametrization.candidates(target, rep, None).errors[:, 0]
         assert bool((found >= best - 1e-9).all())
         means.append(float(found.mean() / best.mean()))
@@ -142,7 +142,7 @@ def test_three_bits_come_close_to_the_best_of_all(table):
 @some
 @given(seed=SEEDS)
 def test_a_search_returns_distinct_codes_in_order_and_never_loses(bits, seed):
-    rep = random_rep(E8P(bits, beam_size=2), seed)
+    rep = random_rep(E8P(bits=bits, beam_size=2), seed)
     target = gaussian(seed, 8, 8)
     p = rep.parametrization
     before = (p.decode_groups(rep) - target).square().sum(1)
@@ -155,7 +155,7 @@ def test_a_search_returns_distinct_codes_in_order_and_never_loses(bits, seed):
 
 @pytest.mark.parametrize("bits", [3, 4])
 def test_the_search_obeys_a_metric(bits):
-    rep = random_rep(E8P(bits), 1)
+    rep = random_rep(E8P(bits=bits), 1)
     rep.values["scales"].fill_(1.0)
     target, metric = gaussian(2, 8, 8), gaussian(3, 8, 8).square().square()
     p = rep.parametrization
@@ -174,7 +174,7 @@ def test_the_search_obeys_a_metric(bits):
 
 
 def test_more_candidates_than_a_beam_has():
-    rep = random_rep(E8P(3, beam_size=1), 1)
+    rep = random_rep(E8P(bits=3, beam_size=1), 1)
     found = rep.parametrization.candidates(gaussian(4, 8, 8), rep, None, 300)
     assert bool(found.errors.isfinite().all())
     assert len({tuple(code) for code in found.codes[0].tolist()}) == 300
@@ -184,14 +184,14 @@ def test_more_candidates_than_a_beam_has():
 def test_distortion_of_gaussian_weights(bits, low, high):
     """The rate-distortion bound is 4^-bits: 0.0625 and 0.0156."""
     weight = gaussian(1, 32, 256).float()
-    rep = E8P(bits, per_tensor=True).fit(weight)
+    rep = E8P(bits=bits, per_tensor=True).fit(weight)
     relative = float((rep.decode() - weight).square().sum() / weight.square().sum())
     assert low < relative < high
 
 
 def test_distortion_of_gaussian_weights_with_four_bits():
     weight = gaussian(2, 16, 256).float()
-    rep = E8P(4, per_tensor=True).fit(weight)
+    rep = E8P(bits=4, per_tensor=True).fit(weight)
     relative = float((rep.decode() - weight).square().sum() / weight.square().sum())
     assert 0.0039 < relative < 0.0082
 
@@ -202,7 +202,7 @@ def test_rounds_of_the_fit_lower_the_error_or_leave_it(with_metric):
     metric = gaussian(4, 8, 32).square() if with_metric else None
     errors = []
     for rounds in range(4):
-        rep = E8P(2, refine_iterations=rounds).fit(weight, metric=metric)
+        rep = E8P(bits=2, refine_iterations=rounds).fit(weight, metric=metric)
         squares = (rep.decode() - weight).square()
         errors.append(float((squares if metric is None else squares * metric).sum()))
     assert all(b <= a for a, b in itertools.pairwise(errors))
@@ -212,9 +212,9 @@ def test_rounds_of_the_fit_lower_the_error_or_leave_it(with_metric):
 @pytest.mark.parametrize(
     ("p", "bits"),
     [
-        (E8P(2), 2 + 16 / 512),
-        (E8P(3, scale_group=64), 3 + 16 / 64),
-        (E8P(4, per_tensor=True), 4 + 16 / (512 * 64)),
+        (E8P(bits=2), 2 + 16 / 512),
+        (E8P(bits=3, scale_group=64), 3 + 16 / 64),
+        (E8P(bits=4, per_tensor=True), 4 + 16 / (512 * 64)),
     ],
     ids=str,
 )

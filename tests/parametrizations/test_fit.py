@@ -33,25 +33,27 @@ from pvopt.parametrizations.sparse_support import SparseSupport
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)
 PARAMETRIZATIONS = [
-    SharedValues(4),
-    UniformGrid(2, group_size=4),
-    UniformGrid(3),
-    UniformGrid(2, group_size=4, symmetric=True),
-    UniformGrid(1, symmetric=True),
+    SharedValues(num_values=4),
+    UniformGrid(bits=2, group_size=4),
+    UniformGrid(bits=3),
+    UniformGrid(bits=2, group_size=4, symmetric=True),
+    UniformGrid(bits=1, symmetric=True),
     Binary(group_size=4),
     Ternary(),
-    Sparse(0.5),
-    Sparse(0.5, per="tensor"),
-    SparseNM(2, 4),
-    QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=4)),
-    QuantizedNonzeros(Sparse(0.5), VectorCodebook(bits=3, group_size=2)),
+    Sparse(density=0.5),
+    Sparse(density=0.5, per="tensor"),
+    SparseNM(nonzeros=2, group_size=4),
+    QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2, group_size=4)
+    ),
+    QuantizedNonzeros(support=Sparse(density=0.5), inner=VectorCodebook(bits=3, group_size=2)),
     VectorCodebook(bits=3, group_size=2),
     VectorCodebook(bits=3, group_size=2, scale_group=4),
-    AdditiveCodebooks(2, 3, in_group=4),
-    AdditiveCodebooks(2, 3, in_group=2, out_group=2, scale_group=4),
-    E8P(2),
-    E8P(3, scale_group=8),
-    E8P(4, per_tensor=True),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, scale_group=4),
+    E8P(bits=2),
+    E8P(bits=3, scale_group=8),
+    E8P(bits=4, per_tensor=True),
 ]
 each = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
 
@@ -190,7 +192,7 @@ def test_a_zero_weight_is_exact(parametrization):
 @each
 @pytest.mark.parametrize("constant", [0.3, -0.02, 1e-4, 40.0])
 def test_a_constant_weight_is_exact_up_to_rounding(parametrization, constant):
-    if parametrization == UniformGrid(1, symmetric=True) and constant > 0:
+    if parametrization == UniformGrid(bits=1, symmetric=True) and constant > 0:
         pytest.skip("the one-bit symmetric grid {-s, 0} has no level above zero")
     if isinstance(parametrization, SparseSupport | QuantizedNonzeros):
         pytest.skip("a sparse weight is not constant")
@@ -201,7 +203,12 @@ def test_a_constant_weight_is_exact_up_to_rounding(parametrization, constant):
 
 @pytest.mark.parametrize(
     "parametrization",
-    [SharedValues(3), UniformGrid(2), VectorCodebook(2, 1), AdditiveCodebooks(2, 2, 1, 2)],
+    [
+        SharedValues(num_values=3),
+        UniformGrid(bits=2),
+        VectorCodebook(bits=2, group_size=1),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=1, out_group=2),
+    ],
     ids=str,
 )
 def test_a_single_column(parametrization):
@@ -234,7 +241,7 @@ def test_shared_values_recover_a_weight_of_few_distinct_entries(seed, distinct, 
         codes = torch.where(rare, codes, 0)
         codes.view(-1)[:distinct] = torch.arange(distinct)
     weight = table[codes]
-    rep = SharedValues(8).fit(weight)
+    rep = SharedValues(num_values=8).fit(weight)
     torch.testing.assert_close(rep.decode(), weight, rtol=1e-12, atol=1e-12)
 
 
@@ -254,7 +261,7 @@ def test_uniform_grid_is_never_worse_than_round_to_nearest(seed, bits, symmetric
         low = weight.amin(1, True)
         scale = (weight.amax(1, True) - low) / top
         nearest = low + scale * ((weight - low) / scale).round()
-    rep = UniformGrid(bits, symmetric=symmetric).fit(weight)
+    rep = UniformGrid(bits=bits, symmetric=symmetric).fit(weight)
     assert error(rep, weight) <= float((nearest - weight).square().sum()) * (1 + 1e-9)
 
 
@@ -267,7 +274,7 @@ def test_uniform_grid_recovers_weights_on_a_grid(seed, symmetric):
     scale = torch.rand(4, 1, generator=generator, dtype=torch.float64) + 0.1
     zero = 2.0 if symmetric else 3 * torch.rand(4, 1, generator=generator, dtype=torch.float64)
     weight = scale * (codes - zero)
-    rep = UniformGrid(2, symmetric=symmetric).fit(weight)
+    rep = UniformGrid(bits=2, symmetric=symmetric).fit(weight)
     torch.testing.assert_close(rep.decode(), weight, rtol=1e-10, atol=1e-10)
 
 
@@ -277,16 +284,19 @@ def test_codebooks_recover_their_own_entries():
     codes = torch.randint(4, (6, 8), generator=generator)
     scales = torch.rand(6, 1, 1, generator=generator) + 0.5
     weight = (scales * book[codes]).flatten(1)
-    for p in (VectorCodebook(2, 2), AdditiveCodebooks(1, 2, in_group=2)):
+    for p in (
+        VectorCodebook(bits=2, group_size=2),
+        AdditiveCodebooks(num_codebooks=1, bits=2, in_group=2),
+    ):
         torch.testing.assert_close(p.fit(weight).decode(), weight, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
     "parametrization",
     [
-        VectorCodebook(3, 2),
-        AdditiveCodebooks(2, 3, in_group=4),
-        AdditiveCodebooks(2, 3, in_group=2, out_group=2, scale_group=4),
+        VectorCodebook(bits=3, group_size=2),
+        AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4),
+        AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, scale_group=4),
     ],
     ids=str,
 )
@@ -310,7 +320,10 @@ def test_every_refinement_lowers_the_error_or_leaves_it(parametrization, with_me
 def test_a_wide_search_in_the_last_round_pays():
     weight = gaussian(15, 32, 32, dtype=torch.float64)
     narrow, wide = (
-        error(AdditiveCodebooks(3, 3, in_group=4, fit_beam_size=beam).fit(weight), weight)
+        error(
+            AdditiveCodebooks(num_codebooks=3, bits=3, in_group=4, fit_beam_size=beam).fit(weight),
+            weight,
+        )
         for beam in (1, 16)
     )
     assert wide < narrow
@@ -318,7 +331,11 @@ def test_a_wide_search_in_the_last_round_pays():
 
 def test_more_codes_than_groups():
     weight = gaussian(12, 2, 4, dtype=torch.float64)
-    for p in (SharedValues(64), VectorCodebook(6, 2), AdditiveCodebooks(2, 6, in_group=2)):
+    for p in (
+        SharedValues(num_values=64),
+        VectorCodebook(bits=6, group_size=2),
+        AdditiveCodebooks(num_codebooks=2, bits=6, in_group=2),
+    ):
         rep = p.fit(weight)
         check_valid(rep)
         torch.testing.assert_close(rep.decode(), weight, rtol=1e-9, atol=1e-9)
@@ -351,11 +368,11 @@ def test_bad_metrics_are_refused(parametrization):
 @pytest.mark.parametrize(
     ("parametrization", "name"),
     [
-        (UniformGrid(2, group_size=4), "group_size=4"),
-        (VectorCodebook(2, group_size=4), "group_size=4"),
-        (VectorCodebook(2, group_size=2, scale_group=4), "scale_group=4"),
-        (AdditiveCodebooks(2, 2, in_group=4), "in_group=4"),
-        (AdditiveCodebooks(2, 2, in_group=2, scale_group=4), "scale_group=4"),
+        (UniformGrid(bits=2, group_size=4), "group_size=4"),
+        (VectorCodebook(bits=2, group_size=4), "group_size=4"),
+        (VectorCodebook(bits=2, group_size=2, scale_group=4), "scale_group=4"),
+        (AdditiveCodebooks(num_codebooks=2, bits=2, in_group=4), "in_group=4"),
+        (AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, scale_group=4), "scale_group=4"),
     ],
     ids=str,
 )
@@ -366,7 +383,7 @@ def test_groups_that_do_not_divide_are_refused_by_their_own_name(parametrization
 
 def test_out_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"out_group=4\b.*\[6, 10\].*\[1, 2, 3, 6\]"):
-        AdditiveCodebooks(2, 2, in_group=2, out_group=4).fit(torch.ones(6, 10))
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=4).fit(torch.ones(6, 10))
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=15, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 INNER = [
-    UniformGrid(3, group_size=4),
+    UniformGrid(bits=3, group_size=4),
     VectorCodebook(bits=3, group_size=4),
-    AdditiveCodebooks(2, 3, in_group=4),
-    E8P(2),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4),
+    E8P(bits=2),
 ]
 # The signs of seed 7, from NumPy's PCG64.
 LEFT = [-1, 1, 1, 1, -1, 1, -1, -1]
@@ -65,7 +65,7 @@ def kurtosis(x: Tensor) -> float:
     shape=st.sampled_from([(6, 8), (1, 12), (24, 16), (5, 7), (16, 3, 2, 2), (8,), (16, 1)]),
 )
 def test_rotation_is_an_isometry_and_unrotation_its_inverse_and_adjoint(seed, shape):
-    p = Incoherent(UniformGrid(2), seed=seed)
+    p = Incoherent(UniformGrid(bits=2), seed=seed)
     weight, other = gaussian(seed % 1000, *shape), gaussian(seed % 1000 + 1, *shape)
     rotated = p.rotate(weight)
     assert rotated.shape == weight.shape
@@ -78,7 +78,7 @@ def test_rotation_is_an_isometry_and_unrotation_its_inverse_and_adjoint(seed, sh
 
 def test_rotation_is_the_product_with_two_matrices():
     """U W V' with U = H diag(s), read off the unit matrices."""
-    p, weight = Incoherent(UniformGrid(2), seed=4), gaussian(0, 12, 8)
+    p, weight = Incoherent(UniformGrid(bits=2), seed=4), gaussian(0, 12, 8)
     left, right = transform(torch.eye(12, dtype=DOUBLE)), transform(torch.eye(8, dtype=DOUBLE))
     signs_left = (left @ p.rotate(torch.eye(12, 8, dtype=DOUBLE)) @ right).diagonal().sign()
     assert set(signs_left.tolist()) == {-1.0, 1.0}
@@ -89,11 +89,11 @@ def test_rotation_is_the_product_with_two_matrices():
 
 def test_signs_are_the_same_for_ever():
     """Checkpoints store the seed alone."""
-    p = Incoherent(UniformGrid(2), seed=7)
+    p = Incoherent(UniformGrid(bits=2), seed=7)
     left, right = p._signs(torch.zeros(8, 16, dtype=torch.int64))
     assert left.tolist() == LEFT
     assert right.tolist() == RIGHT
-    other = Incoherent(UniformGrid(2), seed=8)._signs(torch.zeros(8, 16, dtype=torch.int64))
+    other = Incoherent(UniformGrid(bits=2), seed=8)._signs(torch.zeros(8, 16, dtype=torch.int64))
     assert other[1].tolist() != RIGHT
     # longer weights begin alike, so nothing depends on a total
     assert p._signs(torch.zeros(8, 999, dtype=torch.int64))[1][:16].tolist() == RIGHT
@@ -149,7 +149,7 @@ def test_gradients_equal_autograd_through_decode(inner):
 @given(seed=SEEDS)
 def test_a_metric_that_rows_share_is_rotated_exactly(seed):
     """||X W'|| is the norm of rows in the rotated metric."""
-    p = Incoherent(VectorCodebook(2, 2), seed=seed)
+    p = Incoherent(VectorCodebook(bits=2, group_size=2), seed=seed)
     weight, inputs = gaussian(seed, 6, 10), gaussian(seed + 1, 20, 10)
     hessian = p.split_hessian(inputs.T @ inputs, (6, 10))
     rotated = p.rotate(weight)
@@ -161,7 +161,7 @@ def test_a_metric_that_rows_share_is_rotated_exactly(seed):
 
 def test_a_search_in_a_metric_lowers_the_layer_error():
     weight, inputs = gaussian(7, 16, 24), gaussian(8, 40, 24) @ gaussian(9, 24, 24)
-    rep = Incoherent(E8P(2)).fit(weight)
+    rep = Incoherent(E8P(bits=2)).fit(weight)
 
     def error() -> float:
         return float((inputs @ (rep.decode() - weight).T).square().sum())
@@ -174,11 +174,11 @@ def test_a_search_in_a_metric_lowers_the_layer_error():
 @pytest.mark.parametrize(
     ("how", "inner"),
     [
-        (Fit(), E8P(2)),
-        (Fit(weighted=True), E8P(2)),
-        (GPTQ(), E8P(2)),
-        (GPTQ(), E8P(4, per_tensor=True)),
-        (GPTQ(), UniformGrid(2, group_size=8)),
+        (Fit(), E8P(bits=2)),
+        (Fit(weighted=True), E8P(bits=2)),
+        (GPTQ(), E8P(bits=2)),
+        (GPTQ(), E8P(bits=4, per_tensor=True)),
+        (GPTQ(), UniformGrid(bits=2, group_size=8)),
         (GPTQ(), VectorCodebook(bits=3, group_size=4)),
     ],
     ids=str,
@@ -198,7 +198,7 @@ def test_calibrated_starts_work_in_the_rotated_space(how, inner):
 
 
 def test_diagonal_metrics_are_refused():
-    p, weight = Incoherent(E8P(2)), gaussian(10, 8, 8)
+    p, weight = Incoherent(E8P(bits=2)), gaussian(10, 8, 8)
     words = "Incoherent takes no diagonal metric"
     with pytest.raises(TypeError, match=words):
         p.fit(weight, metric=torch.ones_like(weight))
@@ -210,7 +210,7 @@ def test_kurtosis_drops_to_that_of_gaussian_entries():
     for seed in range(20):
         weight = with_outliers(seed, 64, 96)
         assert kurtosis(weight) > 50
-        for rotated in (Incoherent(E8P(2), seed=seed).rotate(weight), gaussian(seed, 64, 96)):
+        for rotated in (Incoherent(E8P(bits=2), seed=seed).rotate(weight), gaussian(seed, 64, 96)):
             assert kurtosis(rotated) < 3.6
 
 
@@ -218,14 +218,14 @@ def test_the_largest_entry_is_small():
     """Incoherence of QuIP#: max |W_ij| <= mu ||W|| / sqrt(mn), mu = 2 log(4 mn / delta)."""
     weight = torch.zeros(64, 96, dtype=DOUBLE)
     weight[3, 5] = 1.0  # the worst case has a single entry
-    rotated = Incoherent(E8P(2)).rotate(weight)
+    rotated = Incoherent(E8P(bits=2)).rotate(weight)
     torch.testing.assert_close(rotated.abs(), torch.full_like(rotated, (64 * 96) ** -0.5))
 
 
 def test_outliers_cost_less_in_the_rotated_space():
     for seed in range(5):
         weight = with_outliers(seed, 32, 64)
-        for inner in (E8P(2), E8P(3), E8P(2, per_tensor=True)):
+        for inner in (E8P(bits=2), E8P(bits=3), E8P(bits=2, per_tensor=True)):
             plain, rotated = (
                 float((p.fit(weight).decode() - weight).square().sum())
                 for p in (inner, Incoherent(inner))
@@ -234,7 +234,7 @@ def test_outliers_cost_less_in_the_rotated_space():
 
 
 def test_scalar_codes_have_brackets_and_others_have_none():
-    rep = Incoherent(UniformGrid(2)).fit(gaussian(11, 4, 8))
+    rep = Incoherent(UniformGrid(bits=2)).fit(gaussian(11, 4, 8))
     target = rep.parametrization.split(gaussian(12, 4, 8))
     found = rep.parametrization.bracket(target, rep, None)
     levels = [rep.parametrization.decode_groups(rep, None, found.codes[:, slot]) for slot in (0, 1)]
@@ -242,10 +242,12 @@ def test_scalar_codes_have_brackets_and_others_have_none():
     outside = (levels[0] == levels[1]).logical_and(~inside)
     assert bool((inside | outside).all())
     with pytest.raises(TypeError, match="E8P has no scalar levels"):
-        Incoherent(E8P(2)).bracket(target, Incoherent(E8P(2)).fit(gaussian(13, 4, 8)), None)
-    assert Stochastic("linear").check(Incoherent(UniformGrid(2))) is None
+        Incoherent(E8P(bits=2)).bracket(
+            target, Incoherent(E8P(bits=2)).fit(gaussian(13, 4, 8)), None
+        )
+    assert Stochastic("linear").check(Incoherent(UniformGrid(bits=2))) is None
     with pytest.raises(TypeError):
-        Stochastic("linear").check(Incoherent(E8P(2)))
+        Stochastic("linear").check(Incoherent(E8P(bits=2)))
 
 
 def test_everything_that_a_parametrization_may_override_is_delegated():
@@ -261,25 +263,25 @@ def test_everything_that_a_parametrization_may_override_is_delegated():
 
 def test_bad_settings_cannot_be_made():
     with pytest.raises(TypeError, match="inner must be a Parametrization other than Incoherent"):
-        Incoherent(Incoherent(E8P(2)))
+        Incoherent(Incoherent(E8P(bits=2)))
     with pytest.raises(TypeError, match="inner must be a Parametrization"):
         Incoherent("e8p:2")  # type: ignore[arg-type]
     for seed in (-1, 1 << 63):
         with pytest.raises(ValueError, match="seed must be in"):
-            Incoherent(E8P(2), seed)
-    assert Incoherent(SharedValues(3)) == Incoherent(SharedValues(3), 0)
+            Incoherent(E8P(bits=2), seed)
+    assert Incoherent(SharedValues(num_values=3)) == Incoherent(SharedValues(num_values=3), 0)
 
 
 def test_weights_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="does not divide the 12 columns"):
-        Incoherent(E8P(2)).fit(torch.ones(4, 12))
+        Incoherent(E8P(bits=2)).fit(torch.ones(4, 12))
     with pytest.raises(ValueError, match="weight must be finite"):
-        Incoherent(E8P(2)).fit(torch.full((8, 8), torch.nan))
+        Incoherent(E8P(bits=2)).fit(torch.full((8, 8), torch.nan))
     with pytest.raises(ValueError, match="size 50257"):
-        Incoherent(UniformGrid(2)).layout((50257, 8))
+        Incoherent(UniformGrid(bits=2)).layout((50257, 8))
 
 
 def test_a_representation_survives_a_copy():
-    rep = Incoherent(E8P(2), seed=9).fit(gaussian(14, 8, 16))
-    twin = Representation(Incoherent(E8P(2), seed=9), rep.codes, rep.values, rep.shape)
+    rep = Incoherent(E8P(bits=2), seed=9).fit(gaussian(14, 8, 16))
+    twin = Representation(Incoherent(E8P(bits=2), seed=9), rep.codes, rep.values, rep.shape)
     assert torch.equal(twin.decode(), rep.clone().decode())

@@ -36,12 +36,21 @@ SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=20, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 KINDS = [
-    QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=8)),
-    QuantizedNonzeros(SparseNM(1, 4), VectorCodebook(3, 2)),
-    QuantizedNonzeros(Sparse(0.5), AdditiveCodebooks(2, 2, in_group=4)),
-    QuantizedNonzeros(Sparse(0.25), Ternary(group_size=4)),
-    QuantizedNonzeros(Sparse(0.5, per="tensor"), Binary()),
-    QuantizedNonzeros(SparseNM(2, 4), QuantizedScales(E8P(2, scale_group=8), bits=2)),
+    QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2, group_size=8)
+    ),
+    QuantizedNonzeros(
+        support=SparseNM(nonzeros=1, group_size=4), inner=VectorCodebook(bits=3, group_size=2)
+    ),
+    QuantizedNonzeros(
+        support=Sparse(density=0.5), inner=AdditiveCodebooks(num_codebooks=2, bits=2, in_group=4)
+    ),
+    QuantizedNonzeros(support=Sparse(density=0.25), inner=Ternary(group_size=4)),
+    QuantizedNonzeros(support=Sparse(density=0.5, per="tensor"), inner=Binary()),
+    QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4),
+        inner=QuantizedScales(inner=E8P(bits=2, scale_group=8), bits=2),
+    ),
 ]
 each = pytest.mark.parametrize("parametrization", KINDS, ids=str)
 
@@ -150,7 +159,9 @@ def test_the_file_has_the_true_bits(parametrization, tmp_path):
 def test_a_search_in_the_metric_of_the_inputs_lowers_the_layer_error():
     weight, inputs = gaussian(5, 16, 32), gaussian(6, 64, 32) @ gaussian(7, 32, 32)
     hessian = inputs.T @ inputs
-    parametrization = QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, group_size=8))
+    parametrization = QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2, group_size=8)
+    )
     fitted = parametrization.fit(weight)
     start = layer_error(weight, fitted.decode(), hessian)
     assert row_metric_search(fitted, weight, hessian) > 0
@@ -166,8 +177,10 @@ def test_the_optimal_brain_surgeon_chooses_the_support(method):
     """The support and the nonzeros are those of the sparse weight, then these are quantized."""
     weight, inputs = gaussian(8, 16, 32), gaussian(9, 64, 32) @ gaussian(10, 32, 32)
     hessian = inputs.T @ inputs
-    dense = method.start(weight, SparseNM(2, 4), hessian=hessian).decode()
-    parametrization = QuantizedNonzeros(SparseNM(2, 4), UniformGrid(4, group_size=8))
+    dense = method.start(weight, SparseNM(nonzeros=2, group_size=4), hessian=hessian).decode()
+    parametrization = QuantizedNonzeros(
+        support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=4, group_size=8)
+    )
     rep = method.start(weight, parametrization, hessian=hessian)
     decoded = rep.decode()
     assert torch.equal(decoded[dense == 0], torch.zeros_like(decoded[dense == 0]))
@@ -182,9 +195,17 @@ def test_the_optimal_brain_surgeon_chooses_the_support(method):
     ("arguments", "error", "words"),
     [
         ((Binary(), Binary()), TypeError, "support must be Sparse or SparseNM, got Binary"),
-        ((SparseNM(2, 4), Sparse(0.5)), TypeError, "inner must be.*got Sparse"),
-        ((SparseNM(2, 4), Incoherent(Binary())), TypeError, "inner must be.*got Incoherent"),
-        ((SparseNM(2, 4), 2), TypeError, "inner must be.*got int"),
+        (
+            (SparseNM(nonzeros=2, group_size=4), Sparse(density=0.5)),
+            TypeError,
+            "inner must be.*got Sparse",
+        ),
+        (
+            (SparseNM(nonzeros=2, group_size=4), Incoherent(Binary())),
+            TypeError,
+            "inner must be.*got Incoherent",
+        ),
+        ((SparseNM(nonzeros=2, group_size=4), 2), TypeError, "inner must be.*got int"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(arguments, error, words):
@@ -194,12 +215,19 @@ def test_settings_that_make_no_sense_are_refused(arguments, error, words):
 
 def test_groups_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match=r"group_size=8 does not divide the 12 columns"):
-        QuantizedNonzeros(SparseNM(2, 4), UniformGrid(2, 8)).fit(torch.ones(2, 24))
+        QuantizedNonzeros(
+            support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2, group_size=8)
+        ).fit(torch.ones(2, 24))
     with pytest.raises(ValueError, match="groups inside of rows, got 2 rows"):
-        QuantizedNonzeros(SparseNM(2, 4), AdditiveCodebooks(1, 2, 2, 2)).fit(torch.ones(2, 8))
+        QuantizedNonzeros(
+            support=SparseNM(nonzeros=2, group_size=4),
+            inner=AdditiveCodebooks(num_codebooks=1, bits=2, in_group=2, out_group=2),
+        ).fit(torch.ones(2, 8))
 
 
 def test_a_support_of_another_size_is_refused():
     weight, support = gaussian(1, 2, 8), torch.zeros(2, 8, dtype=torch.bool)
     with pytest.raises(ValueError, match="support must have 2 entries"):
-        QuantizedNonzeros(SparseNM(2, 4), Binary()).represent(weight, support)
+        QuantizedNonzeros(support=SparseNM(nonzeros=2, group_size=4), inner=Binary()).represent(
+            weight, support
+        )

@@ -25,10 +25,10 @@ from pvopt import (
 DOUBLE = torch.float64
 INNER = [
     VectorCodebook(bits=3, group_size=2, scale_group=4),
-    AdditiveCodebooks(2, 3, in_group=4, scale_group=8),
-    AdditiveCodebooks(2, 9, in_group=2, out_group=2),
-    E8P(2, scale_group=16),
-    E8P(3, per_tensor=True),
+    AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4, scale_group=8),
+    AdditiveCodebooks(num_codebooks=2, bits=9, in_group=2, out_group=2),
+    E8P(bits=2, scale_group=16),
+    E8P(bits=3, per_tensor=True),
     VectorCodebook(bits=2, group_size=4),
 ]
 each = pytest.mark.parametrize("inner", INNER, ids=str)
@@ -56,7 +56,7 @@ def with_plain_scales(rep: Representation) -> Representation:
 
 @each
 def test_it_decodes_as_the_inner_one_with_scales_from_the_table(inner):
-    rep = QuantizedScales(inner, bits=2).fit(gaussian(0, 8, 32))
+    rep = QuantizedScales(inner=inner, bits=2).fit(gaussian(0, 8, 32))
     plain = with_plain_scales(rep)
     assert torch.equal(rep.decode(), plain.decode())
     groups = torch.tensor([3, 0, 5])
@@ -67,7 +67,7 @@ def test_it_decodes_as_the_inner_one_with_scales_from_the_table(inner):
 
 @each
 def test_gradients_equal_finite_differences(inner):
-    rep, gradient = QuantizedScales(inner, bits=2).fit(gaussian(1, 4, 16)), gaussian(2, 4, 16)
+    rep, gradient = QuantizedScales(inner=inner, bits=2).fit(gaussian(1, 4, 16)), gaussian(2, 4, 16)
     found = rep.parametrization.value_gradients(rep, gradient)
     assert list(found) == list(rep.values)
     for name, value in rep.values.items():
@@ -85,7 +85,7 @@ def test_gradients_equal_finite_differences(inner):
 
 @each
 def test_a_v_step_moves_groups_as_the_inner_one_does_and_leaves_scales(inner):
-    rep = QuantizedScales(inner, bits=2).fit(gaussian(3, 8, 32))
+    rep = QuantizedScales(inner=inner, bits=2).fit(gaussian(3, 8, 32))
     target = gaussian(4, 8, 32)
     plain, before = with_plain_scales(rep), rep.codes.clone()
     rules = {"rounding": Nearest(), "subspace": AllGroups()}
@@ -99,7 +99,7 @@ def test_a_v_step_moves_groups_as_the_inner_one_does_and_leaves_scales(inner):
 @each
 def test_a_search_in_a_metric_leaves_scales(inner):
     weight, inputs = gaussian(5, 8, 32), gaussian(6, 50, 32)
-    rep = QuantizedScales(inner, bits=2).fit(weight)
+    rep = QuantizedScales(inner=inner, bits=2).fit(weight)
     before = rep.codes[..., -1].clone()
 
     def layer_error() -> float:
@@ -113,9 +113,11 @@ def test_a_search_in_a_metric_leaves_scales(inner):
 
 def test_more_bits_come_closer_to_scales_of_full_precision():
     weight = gaussian(7, 32, 64) * gaussian(8, 32, 8).exp().repeat_interleave(8, 1)
-    for inner in (VectorCodebook(4, 2, scale_group=8), E8P(2, scale_group=8)):
+    for inner in (VectorCodebook(bits=4, group_size=2, scale_group=8), E8P(bits=2, scale_group=8)):
         plain = error(inner.fit(weight), weight)
-        errors = [error(QuantizedScales(inner, b).fit(weight), weight) for b in (1, 3, 5, 7)]
+        errors = [
+            error(QuantizedScales(inner=inner, bits=b).fit(weight), weight) for b in (1, 3, 5, 7)
+        ]
         assert all(b < a for a, b in itertools.pairwise(errors))
         assert errors[-1] < 1.01 * plain
 
@@ -123,24 +125,24 @@ def test_more_bits_come_closer_to_scales_of_full_precision():
 def test_a_metric_is_obeyed_and_zero_weights_are_exact():
     weight, metric = gaussian(9, 16, 32), torch.ones(16, 32, dtype=DOUBLE)
     metric[:, ::4] = 100.0
-    p = QuantizedScales(VectorCodebook(4, 4, scale_group=8), bits=4)
+    p = QuantizedScales(inner=VectorCodebook(bits=4, group_size=4, scale_group=8), bits=4)
     squares = [(p.fit(weight, metric=m).decode() - weight).square() for m in (None, metric)]
     assert float((squares[1] * metric).sum()) < 0.9 * float((squares[0] * metric).sum())
-    for inner in (VectorCodebook(2, 2), E8P(2)):
-        rep = QuantizedScales(inner, 3).fit(torch.zeros(4, 16))
+    for inner in (VectorCodebook(bits=2, group_size=2), E8P(bits=2)):
+        rep = QuantizedScales(inner=inner, bits=3).fit(torch.zeros(4, 16))
         assert float(rep.decode().abs().max()) == 0.0
 
 
 def test_true_bits():
     """2 bits of codes, 6 for each 64 weights, a table of 64 values of 16."""
-    p = QuantizedScales(E8P(2, scale_group=64), bits=6)
+    p = QuantizedScales(inner=E8P(bits=2, scale_group=64), bits=6)
     expected = 2 + 6 / 64 + 16 * 64 / (128 * 256)
     assert p.bits_per_weight((128, 256)) == pytest.approx(expected, rel=1e-12)
     assert Incoherent(p).bits_per_weight((128, 256)) == p.bits_per_weight((128, 256))
 
 
 def test_codes_that_do_not_exist_are_refused():
-    p = QuantizedScales(VectorCodebook(bits=2, group_size=2), bits=1)
+    p = QuantizedScales(inner=VectorCodebook(bits=2, group_size=2), bits=1)
     codes = torch.tensor([[[3, 0], [1, 0]], [[2, 1], [0, 1]]])
     p.check_codes(codes, (2, 4))
     own, scales = p.parts(codes, (2, 4))
@@ -157,10 +159,14 @@ def test_codes_that_do_not_exist_are_refused():
 @pytest.mark.parametrize(
     ("arguments", "error_kind", "words"),
     [
-        ((UniformGrid(2),), TypeError, "inner must be VectorCodebook, AdditiveCodebooks or E8P"),
-        ((Incoherent(E8P(2)),), TypeError, "inner must be"),
-        ((E8P(2), 0), ValueError, r"bits must be in 1\.\.8, got 0"),
-        ((E8P(2), 2.0), TypeError, "bits must be an int"),
+        (
+            (UniformGrid(bits=2),),
+            TypeError,
+            "inner must be VectorCodebook, AdditiveCodebooks or E8P",
+        ),
+        ((Incoherent(E8P(bits=2)),), TypeError, "inner must be"),
+        ((E8P(bits=2), 0), ValueError, r"bits must be in 1\.\.8, got 0"),
+        ((E8P(bits=2), 2.0), TypeError, "bits must be an int"),
     ],
 )
 def test_bad_settings_cannot_be_made(arguments, error_kind, words):

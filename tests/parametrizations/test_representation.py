@@ -50,11 +50,11 @@ def test_copy_overwrites_in_place(case, draw_rep):
 
 
 def test_copy_refuses_other_settings_and_shapes():
-    rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
+    rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
     with pytest.raises(ValueError, match="SharedValues"):
-        rep.copy_(SharedValues(3).fit(torch.tensor([[0.0, 1.0]])))
+        rep.copy_(SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0]])))
     with pytest.raises(ValueError, match=r"\[1, 2\].*\[2, 1\]"):
-        rep.copy_(SharedValues(2).fit(torch.tensor([[0.0], [1.0]])))
+        rep.copy_(SharedValues(num_values=2).fit(torch.tensor([[0.0], [1.0]])))
     assert rep.decode().tolist() == [[0.0, 1.0]]
 
 
@@ -92,12 +92,12 @@ CODES = torch.zeros(2, 3, 1, dtype=torch.uint8)
 )
 def test_parts_that_do_not_fit_are_refused(codes, values, shape, kind, words):
     with pytest.raises(kind, match=words):
-        Representation(SharedValues(2), codes, values, shape)
+        Representation(SharedValues(num_values=2), codes, values, shape)
 
 
 def test_bits_count_the_values_at_their_dtype():
     weight = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
-    rep = UniformGrid(2, group_size=4).fit(weight)
+    rep = UniformGrid(bits=2, group_size=4).fit(weight)
     # 32 codes of 2 bits, 8 scales and 8 zeros of 32 bits
     assert rep.bits_per_weight() == (32 * 2 + 16 * 32) / 32
     assert rep.to(dtype=torch.bfloat16).bits_per_weight() == (32 * 2 + 16 * 16) / 32
@@ -105,6 +105,9 @@ def test_bits_count_the_values_at_their_dtype():
 
 def test_codes_take_the_narrowest_dtype_that_indexes():
     weight = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
-    assert SharedValues(256).fit(weight).codes.dtype == torch.uint8
-    assert SharedValues(257).fit(weight).codes.dtype == torch.int32
-    assert AdditiveCodebooks(1, 9, in_group=2).fit(weight).codes.dtype == torch.int32
+    assert SharedValues(num_values=256).fit(weight).codes.dtype == torch.uint8
+    assert SharedValues(num_values=257).fit(weight).codes.dtype == torch.int32
+    assert (
+        AdditiveCodebooks(num_codebooks=1, bits=9, in_group=2).fit(weight).codes.dtype
+        == torch.int32
+    )

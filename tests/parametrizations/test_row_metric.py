@@ -216,7 +216,11 @@ def test_float32_and_a_nearly_singular_metric_stay_monotone(outlier, share):
     inputs[:, 10] = inputs[:, 11] + 1e-3 * inputs[:, 12]
     hessian = inputs.T @ inputs
     weight = torch.randn(32, 64, generator=generator)
-    for p in (UniformGrid(2), AdditiveCodebooks(2, 4, in_group=8), VectorCodebook(4, 4)):
+    for p in (
+        UniformGrid(bits=2),
+        AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8),
+        VectorCodebook(bits=4, group_size=4),
+    ):
         rep = p.fit(weight)
         errors = [row_error(rep, weight, hessian)]
         for _ in range(4):
@@ -231,7 +235,7 @@ def test_a_wider_beam_may_be_asked_for_and_passes_add_up():
     weight = torch.randn(16, 32, generator=generator)
     inputs = torch.randn(64, 32, generator=generator)
     hessian = inputs.T @ inputs
-    start = AdditiveCodebooks(2, 4, in_group=8, beam_size=1).fit(weight)
+    start = AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8, beam_size=1).fit(weight)
     errors = []
     for beam in (None, 1, 16):
         rep = start.clone()
@@ -246,7 +250,7 @@ def test_a_wider_beam_may_be_asked_for_and_passes_add_up():
 
 
 def test_forced_rounding_moves_every_group_that_may():
-    rep = UniformGrid(2).fit(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
+    rep = UniformGrid(bits=2).fit(torch.randn(3, 4, generator=torch.Generator().manual_seed(0)))
     before = rep.codes.clone()
     target, hessian = rep.decode(), torch.eye(4)
     assert row_metric_search(rep, target, hessian) == 0
@@ -255,7 +259,7 @@ def test_forced_rounding_moves_every_group_that_may():
 
 
 def test_invalid_arguments_are_named():
-    rep = SharedValues(2).fit(torch.tensor([[0.0, 1.0]]))
+    rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
     target, eye = torch.zeros(1, 2), torch.eye(2)
     with pytest.raises(ValueError, match="passes must be at least 1, got 0"):
         row_metric_search(rep, target, eye, passes=0)

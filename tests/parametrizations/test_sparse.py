@@ -37,7 +37,13 @@ from pvopt.tuning.formats import format_name, parse_format
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=25, deadline=None, derandomize=True)
 DOUBLE = torch.float64
-KINDS = [Sparse(0.5), Sparse(0.25), Sparse(0.3, per="tensor"), SparseNM(2, 4), SparseNM(1, 8)]
+KINDS = [
+    Sparse(density=0.5),
+    Sparse(density=0.25),
+    Sparse(density=0.3, per="tensor"),
+    SparseNM(nonzeros=2, group_size=4),
+    SparseNM(nonzeros=1, group_size=8),
+]
 each = pytest.mark.parametrize("parametrization", KINDS, ids=str)
 
 
@@ -132,9 +138,9 @@ def test_a_move_keeps_what_stays_and_takes_what_enters(parametrization, seed):
 def test_forced_swaps_the_weakest_kept_for_the_strongest_dropped(seed):
     """Where the target is the weight plus little, the second best support differs in one entry."""
     weight = gaussian(seed, 3, 8)
-    rep = Sparse(0.5).fit(weight)
+    rep = Sparse(density=0.5).fit(weight)
     old, target = rep.decode(), weight
-    decoded = Sparse(0.5).decode_groups(rep)
+    decoded = Sparse(density=0.5).decode_groups(rep)
     assert v_step(rep, target, decoded, rounding=Forced(), subspace=AllGroups()) == 3
     for before, after, row in zip(old.numpy(), rep.decode().numpy(), target.numpy(), strict=True):
         kept, dropped = np.flatnonzero(before), np.flatnonzero(before == 0)
@@ -205,7 +211,13 @@ def test_moments_follow_their_nonzeros(parametrization, values):
 
 @pytest.mark.parametrize(
     "parametrization",
-    [Sparse(0.37), Sparse(0.2, per="tensor"), SparseNM(2, 4), SparseNM(4, 8), Ternary(8)],
+    [
+        Sparse(density=0.37),
+        Sparse(density=0.2, per="tensor"),
+        SparseNM(nonzeros=2, group_size=4),
+        SparseNM(nonzeros=4, group_size=8),
+        Ternary(group_size=8),
+    ],
     ids=str,
 )
 def test_a_file_has_the_stated_bits(parametrization, tmp_path):
@@ -229,25 +241,27 @@ def test_a_file_has_the_stated_bits(parametrization, tmp_path):
 def test_masks_of_another_number_of_ones_are_refused(tmp_path):
     mask = torch.tensor([[[1, 1, 0, 0]], [[1, 0, 0, 0]]], dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"codes must keep 2 of 4 entries.*got 1..2"):
-        Sparse(0.5).check_codes(mask, (2, 4))
+        Sparse(density=0.5).check_codes(mask, (2, 4))
     with pytest.raises(ValueError, match=r"codes must keep 2 of 4 entries"):
-        unpack_codes(torch.tensor([0b0111], dtype=torch.uint8), Sparse(0.5), (1, 4), torch.uint8)
+        unpack_codes(
+            torch.tensor([0b0111], dtype=torch.uint8), Sparse(density=0.5), (1, 4), torch.uint8
+        )
     parameter = nn.Parameter(torch.randn(2, 4))
-    rep = Sparse(0.5).fit(parameter)
+    rep = Sparse(density=0.5).fit(parameter)
     optimizer = PVOptimizer(torch.optim.SGD([parameter], lr=0.1), {parameter: rep})
     saved = optimizer.state_dict()
     saved["state"][0]["pv.codes"] = mask
     with pytest.raises(ValueError, match=r"parameter 0.*Sparse.*codes must keep 2 of 4"):
         optimizer.load_state_dict(saved)
     model = nn.Linear(4, 2, bias=False)
-    broken = Representation(Sparse(0.5), mask, {"values": torch.ones(2, 2)}, (2, 4))
+    broken = Representation(Sparse(density=0.5), mask, {"values": torch.ones(2, 2)}, (2, 4))
     with pytest.raises((ValueError, CheckpointError), match="codes must keep 2 of 4"):
         save(tmp_path / "x", model, QuantizedWeights(model, {"weight": broken}))
 
 
 def test_represent_refuses_supports_of_another_size():
     with pytest.raises(ValueError, match="support must have 2 entries in every group"):
-        Sparse(0.5).represent(torch.ones(2, 4), torch.eye(2, 4).bool())
+        Sparse(density=0.5).represent(torch.ones(2, 4), torch.eye(2, 4).bool())
 
 
 @pytest.mark.parametrize(
@@ -271,26 +285,26 @@ def test_bad_settings_cannot_be_made(kind, arguments, error, words):
 
 def test_groups_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match=r"group_size=4 does not divide the 6 columns"):
-        SparseNM(2, 4).fit(torch.ones(2, 6))
+        SparseNM(nonzeros=2, group_size=4).fit(torch.ones(2, 6))
 
 
 def test_codes_per_group_depend_on_the_shape():
-    assert Sparse(0.5).code_shape((3, 8)) == (3, 1, 8)
-    assert Sparse(0.5, per="tensor").code_shape((3, 8)) == (1, 1, 24)
-    assert SparseNM(2, 4).code_shape((3, 8)) == (3, 2, 1)
+    assert Sparse(density=0.5).code_shape((3, 8)) == (3, 1, 8)
+    assert Sparse(density=0.5, per="tensor").code_shape((3, 8)) == (1, 1, 24)
+    assert SparseNM(nonzeros=2, group_size=4).code_shape((3, 8)) == (3, 2, 1)
     with pytest.raises(TypeError, match="code_shape"):
-        _ = Sparse(0.5).codes_per_group
+        _ = Sparse(density=0.5).codes_per_group
 
 
 @pytest.mark.parametrize(
     ("text", "parametrization"),
     [
-        ("sparse:50%", Sparse(0.5)),
-        ("sparse:33.3%", Sparse(0.333)),
-        ("sparse:7%", Sparse(0.07)),
-        ("sparse:10%:tensor", Sparse(0.1, per="tensor")),
-        ("2:4", SparseNM(2, 4)),
-        ("1:16", SparseNM(1, 16)),
+        ("sparse:50%", Sparse(density=0.5)),
+        ("sparse:33.3%", Sparse(density=0.333)),
+        ("sparse:7%", Sparse(density=0.07)),
+        ("sparse:10%:tensor", Sparse(density=0.1, per="tensor")),
+        ("2:4", SparseNM(nonzeros=2, group_size=4)),
+        ("1:16", SparseNM(nonzeros=1, group_size=16)),
     ],
 )
 def test_short_names(text, parametrization):

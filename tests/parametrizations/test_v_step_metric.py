@@ -233,7 +233,7 @@ def test_gain_lowers_the_bound_most(case, draw_rep, kind, seed):
 def test_every_selected_group_moves_by_any_rounding():
     """Forced and random roundings get the groups worth moving; no place is lost."""
     generator = torch.Generator().manual_seed(0)
-    rep = UniformGrid(2).fit(torch.randn(8, 16, generator=generator))
+    rep = UniformGrid(bits=2).fit(torch.randn(8, 16, generator=generator))
     target = rep.decode() + 2 * torch.randn(8, 16, generator=generator)
     for rounding in (Nearest(), Forced()):
         fresh = rep.clone()

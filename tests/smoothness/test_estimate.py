@@ -385,7 +385,7 @@ def test_steps_lost_in_rounding_are_refused(generator):
 
 def test_quantized_weights_may_also_be_drawn_by_coordinates(network):
     model, loss, _ = network
-    weights = quantize_(model, UniformGrid(3))
+    weights = quantize_(model, UniformGrid(bits=3))
     assert isinstance(weights, QuantizedWeights)
     plan = SmoothnessSettings(fractions=(1.0,), estimators=("quotient",), path_steps=1)
     by = [

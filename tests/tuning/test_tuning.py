@@ -23,26 +23,42 @@ from pvopt.tuning import (
 @pytest.mark.parametrize(
     ("text", "parametrization"),
     [
-        ("2x8g8", pvopt.AdditiveCodebooks(2, 8, 8)),
-        ("1x16g8", pvopt.AdditiveCodebooks(1, 16, 8)),
-        ("2x8g2x4", pvopt.AdditiveCodebooks(2, 8, 4, out_group=2)),
-        ("vq:8g4", pvopt.VectorCodebook(8, 4)),
-        ("grid:2g64", pvopt.UniformGrid(2, 64)),
-        ("grid:4g128s", pvopt.UniformGrid(4, 128, symmetric=True)),
-        ("grid:4", pvopt.UniformGrid(4)),
-        ("grid:4s", pvopt.UniformGrid(4, symmetric=True)),
-        ("values:4", pvopt.SharedValues(4)),
-        ("e8p:3", pvopt.E8P(3)),
-        ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(2))),
-        ("q6+2x8g8", pvopt.QuantizedScales(pvopt.AdditiveCodebooks(2, 8, 8))),
+        ("2x8g8", pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)),
+        ("1x16g8", pvopt.AdditiveCodebooks(num_codebooks=1, bits=16, in_group=8)),
+        ("2x8g2x4", pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=4, out_group=2)),
+        ("vq:8g4", pvopt.VectorCodebook(bits=8, group_size=4)),
+        ("grid:2g64", pvopt.UniformGrid(bits=2, group_size=64)),
+        ("grid:4g128s", pvopt.UniformGrid(bits=4, group_size=128, symmetric=True)),
+        ("grid:4", pvopt.UniformGrid(bits=4)),
+        ("grid:4s", pvopt.UniformGrid(bits=4, symmetric=True)),
+        ("values:4", pvopt.SharedValues(num_values=4)),
+        ("e8p:3", pvopt.E8P(bits=3)),
+        ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(bits=2))),
+        (
+            "q6+2x8g8",
+            pvopt.QuantizedScales(
+                inner=pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)
+            ),
+        ),
         (
             "had+sparse:25%+vq:8g4",
             pvopt.Incoherent(
-                pvopt.QuantizedNonzeros(pvopt.Sparse(0.25), pvopt.VectorCodebook(8, 4))
+                pvopt.QuantizedNonzeros(
+                    support=pvopt.Sparse(density=0.25),
+                    inner=pvopt.VectorCodebook(bits=8, group_size=4),
+                )
             ),
         ),
-        ("had+q4/64+e8p:2", pvopt.Incoherent(pvopt.QuantizedScales(pvopt.E8P(2, 64), 4))),
-        ("had+2x8g8", pvopt.Incoherent(pvopt.AdditiveCodebooks(2, 8, 8))),
+        (
+            "had+q4/64+e8p:2",
+            pvopt.Incoherent(
+                pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=64), bits=4)
+            ),
+        ),
+        (
+            "had+2x8g8",
+            pvopt.Incoherent(pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)),
+        ),
     ],
 )
 def test_formats_and_their_names(text, parametrization):
@@ -52,7 +68,10 @@ def test_formats_and_their_names(text, parametrization):
 
 
 def test_nonzeros_of_another_form():
-    parametrization = pvopt.QuantizedNonzeros(pvopt.SparseNM(2, 4), pvopt.UniformGrid(2, 64))
+    parametrization = pvopt.QuantizedNonzeros(
+        support=pvopt.SparseNM(nonzeros=2, group_size=4),
+        inner=pvopt.UniformGrid(bits=2, group_size=64),
+    )
     assert parse_format("2:4+grid:2g64") == parametrization
     assert format_name(parametrization) == "2:4+grid:2g64"
 
@@ -132,7 +151,7 @@ def test_every_setting_is_explained_on_the_command_line():
 def test_zero_weights_have_a_learning_rate_and_adafactor_scales_by_itself():
     model = nn.Sequential(nn.Linear(8, 4, bias=False), nn.Linear(4, 2, bias=False))
     nn.init.zeros_(model[0].weight)
-    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
     for base in ("adamw", "adafactor"):
         settings = TuneSettings(base=base, code_lr=0.5, values_lr=0.1)
         groups = build_optimizer(weights, settings).param_groups
@@ -146,7 +165,7 @@ def test_zero_weights_have_a_learning_rate_and_adafactor_scales_by_itself():
 
 def test_settings_reach_the_optimizer():
     model = nn.Linear(8, 4)
-    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
     settings = TuneSettings(fraction=0.2, trust_ratio=0.3, latent_decay=0.4, seed=5)
     for group in build_optimizer(weights, settings).param_groups:
         found = [group[name] for name in ("fraction", "trust_ratio", "latent_decay", "seed")]
@@ -158,7 +177,7 @@ def test_settings_reach_the_optimizer():
 @pytest.mark.parametrize("base", ["adafactor", "adam", "rmsprop"])
 def test_subspace_and_metric_reach_the_optimizer(base):
     model = nn.Linear(16, 8)
-    weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
     settings = TuneSettings(subspace="gain", metric="second-moment", base=base, fraction=0.2)
     optimizer = build_optimizer(weights, settings)
     assert isinstance(optimizer.subspace, pvopt.Gain)

@@ -78,7 +78,7 @@ def save(
     Example:
         >>> import tempfile, pvopt
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
-        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(2))
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> _ = save(folder, model, weights, metadata={"step": 3})
         >>> loaded = load(folder, nn.Linear(8, 4))
         >>> loaded.metadata, torch.equal(loaded.model.weight, model.weight)
@@ -126,7 +126,7 @@ def load(
     Example:
         >>> import tempfile, pvopt
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
-        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> loaded = load(save(folder, model, weights), nn.Linear(8, 4))
         >>> torch.equal(loaded.weights["weight"].codes, weights["weight"].codes)
         True
@@ -177,7 +177,7 @@ def load_training_state(folder: str | Path) -> dict[str, Any]:
     Example:
         >>> import tempfile, pvopt
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
-        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> load_training_state(save(folder, model, weights, training_state={"step": 7}))
         {'step': 7}
     """
@@ -207,7 +207,7 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
     Example:
         >>> import tempfile, pvopt
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
-        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(4))
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
         {'text': 'pydoc'}
     """

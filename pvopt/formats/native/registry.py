@@ -56,7 +56,7 @@ def parametrization_to_json(parametrization: Parametrization) -> dict[str, Any]:
         CheckpointError: if it is no dataclass or a setting is of another kind.
 
     Example:
-        >>> parametrization_to_json(UniformGrid(2))
+        >>> parametrization_to_json(UniformGrid(bits=2))
         {'class': 'UniformGrid', 'bits': 2, 'group_size': None, 'symmetric': False}
     """
     name = type(parametrization).__name__
@@ -95,7 +95,7 @@ def parametrization_from_json(
     Example:
         >>> parametrization_from_json({"class": "SharedValues", "num_values": 3})
         SharedValues(num_values=3)
-        >>> nested = Incoherent(SharedValues(3), seed=5)
+        >>> nested = Incoherent(SharedValues(num_values=3), seed=5)
         >>> parametrization_from_json(parametrization_to_json(nested)) == nested
         True
     """

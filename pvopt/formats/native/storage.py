@@ -117,7 +117,7 @@ def storage_report(folder: str | Path) -> StorageReport:
         >>> import tempfile, torch, pvopt
         >>> from pvopt.formats.native import save
         >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(64, 64, bias=False)
-        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(2, 32))
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2, group_size=32))
         >>> report = storage_report(save(folder, model, weights))
         >>> report.bits_per_weight, report.bits_per_weight_16  # scale and zero per 32 weights
         (4.0, 3.0)

@@ -81,7 +81,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         >>> from pvopt import SharedValues, checkpoints, quantize_
         >>> from pvopt.llm import load_model
         >>> tiny, folder = load_model("tiny-llama"), tempfile.mkdtemp()
-        >>> weights = quantize_(tiny.model, SharedValues(4))
+        >>> weights = quantize_(tiny.model, SharedValues(num_values=4))
         >>> _ = checkpoints.save(folder, tiny.model, weights, tokenizer=tiny.tokenizer)
         >>> load_tokenizer(folder).encode("Hi")
         [72, 105]
