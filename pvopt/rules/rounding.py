@@ -24,6 +24,8 @@ class Rounding(ABC):
     """Propose candidates for the selected groups, then choose one code for each."""
 
     num_candidates: int = 1
+    #: Whether the rule always takes the first candidate.
+    takes_first: bool = False
 
     def check(self, parametrization: Parametrization) -> None:  # noqa: B027 (a hook, not abstract)
         """Raise a TypeError if the rule cannot work with a parametrization."""
@@ -78,6 +80,8 @@ class Nearest(Rounding):
     References:
         PV-Tuning (arXiv 2405.14852), section 3.2: the linearized V step.
     """
+
+    takes_first = True
 
     def choose(
         self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
