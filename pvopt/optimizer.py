@@ -190,8 +190,9 @@ class PVOptimizer(Optimizer):
         self.phases = phases
         self.metric = metric
         self.search = search
+        self._bindings = list(_bindings(representations, values))
         if metric is not None:
-            metric.check(base, {name: rep for name, _, rep in self.named_representations()})
+            metric.check(base, {binding.name: binding.rep for binding in self._bindings})
         self.report = StepReport({}, {})
         self._default_settings = settings
         # Hooks that were registered with the base must see final weights: they move up here.
@@ -217,7 +218,6 @@ class PVOptimizer(Optimizer):
 
     def _bind(self) -> None:
         """Make the state of every quantized weight, and stack those that are alike."""
-        self._bindings = list(_bindings(self.representations, self.values))
         self._stacks = stacks_of(self._bindings)
         by_id = {id(binding.parameter): binding for binding in self._bindings}
         for group in self.param_groups:

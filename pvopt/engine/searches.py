@@ -125,8 +125,13 @@ class DenseSearch(GroupSearch):
         self.coupled = self.costs.coupled
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
-        self.magnitudes = (2 * self._norms.bounds(self.error)).sqrt_()[None]
-        self.squared_norms = (2 * self._norms.bounds(self.decoded)).sum()[None]
+        self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
+        whole = (
+            rep.decode().square()
+            if self._norms.coupled
+            else self._norms.squared_norms(self.decoded)
+        )
+        self.squared_norms = whole.sum()[None]
 
     def _costs(self, metric: Metric | None) -> GroupCosts:
         rep = self.rep
@@ -136,10 +141,7 @@ class DenseSearch(GroupSearch):
         return inside.costs(rep.layout, self.decoded)
 
     def squared_changes(self, moves: Moves) -> Tensor:
-        metric = self._norms.goal(0, moves.groups, self.target, self.decoded, self.error)[1]
-        if metric is None:
-            return super().squared_changes(moves)
-        return metric.squared_norms(moves.changes)
+        return self._norms.squared_norms(moves.changes, moves.groups)
 
     def moves(self, groups: Tensor) -> Moves:
         groups = groups.flatten()
