@@ -168,7 +168,7 @@ class Parametrization(ABC):
         else:
             codes = self.search(query)
         if count == 1:
-            return self._nearest(query, codes)
+            return self._better(query, codes)
         errors = self.errors(query, codes)
         errors, order = errors.sort(dim=1, stable=True)
         errors, order = errors[:, :count], order[:, :count]
@@ -179,7 +179,7 @@ class Parametrization(ABC):
             errors = torch.cat([errors, errors.new_full((len(errors), missing), math.inf)], dim=1)
         return Candidates(codes, errors)
 
-    def _nearest(self, query: Query, codes: Tensor) -> Candidates:
+    def _better(self, query: Query, codes: Tensor) -> Candidates:
         """Return the best of the codes ``[n, j, codes_per_group]`` and the present one."""
         if codes.shape[1] > 1:
             order = self.errors(query, codes).sort(dim=1, stable=True).indices[:, :1]
