@@ -86,7 +86,9 @@ def check_list(
         TypeError: if a tensor is not floating.
     """
     if len(tensors) != count:
-        raise ValueError(f"{name} must have {count} tensors, one for each weight, got {len(tensors)}")
+        raise ValueError(
+            f"{name} must have {count} tensors, one for each weight, got {len(tensors)}"
+        )
     for i, tensor in enumerate(tensors):
         if tensor.shape != shape or tensor.dtype not in FLOATING or tensor.device != device:
             place = f"{name}[{i}]"

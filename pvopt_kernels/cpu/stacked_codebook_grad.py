@@ -56,7 +56,9 @@ def codebook_grad_listed(
     count = min(count, rows * scales.shape[2])
     together = weights if count == 1 else max(1, _TABLES // (count * entry_rows * group_size))
     kernel, add = codebook_grad_kernel(group_size, number, out_group), tables_kernel(group_size)
-    tables = torch.empty(0 if count == 1 else min(together, weights) * count * entry_rows, group_size)
+    tables = torch.empty(
+        0 if count == 1 else min(together, weights) * count * entry_rows, group_size
+    )
     for first in range(0, weights, together):
         part = slice(first, first + together)
         books = of_books[part].view(-1).numpy()

@@ -57,16 +57,12 @@ def scatter_groups(
 
 
 @torch.library.custom_op("pvopt::scatter_groups", mutates_args={"outs"})
-def _op(
-    outs: list[Tensor], groups: Tensor, rows: Tensor, out_group: int, in_group: int
-) -> None:
+def _op(outs: list[Tensor], groups: Tensor, rows: Tensor, out_group: int, in_group: int) -> None:
     check_group_values(outs, groups, out_group, in_group)
     implementation("scatter_groups", rows)(outs, groups, rows, out_group, in_group)
     mark_written(outs)
 
 
 @_op.register_fake
-def _fake(
-    outs: list[Tensor], groups: Tensor, rows: Tensor, out_group: int, in_group: int
-) -> None:
+def _fake(outs: list[Tensor], groups: Tensor, rows: Tensor, out_group: int, in_group: int) -> None:
     return None
