@@ -102,7 +102,7 @@ def beam_search_kernel(
     ROWS: tl.constexpr = BLOCK_N * SLOTS
     w = tl.program_id(1).to(tl.int64)
     codebooks += w * weight_stride
-    first = w * n + tl.program_id(0) * BLOCK_N
+    first = (tl.program_id(1) * n + tl.program_id(0) * BLOCK_N).to(tl.int64)
     rest = n - tl.program_id(0) * BLOCK_N  # groups of the weight from there on
     groups = first + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     inside = tl.arange(0, BLOCK_N) < rest
