@@ -240,7 +240,9 @@ def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, 
     slots = triton.next_power_of_2(beams)
     width = max(8, triton.next_power_of_2(g))
     rows, block_k = _TILES[width]
-    if slots > rows:
+    # The codes of more than two codebooks take registers: groups of 16 with a metric spill 8 bytes
+    # on sm_90 with 64 entries.
+    if slots > rows or (books > 2 and width == 16):
         block_k = 32
     return {
         "G": g,
