@@ -53,10 +53,9 @@ def assign_kernel(
     HALF: tl.constexpr,  # products of 16-bit operands, on tensor cores
 ):
     w = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = rows < n
-    rows += w * n
     codebook += w * codebook_weight
+    rows = w * n + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < w * n + n
     first = tl.program_id(1) * slice_size
     last = tl.minimum(first + slice_size, entries)
     slot = tl.arange(0, SLOTS)[None, :]

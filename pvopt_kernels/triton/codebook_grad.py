@@ -124,7 +124,7 @@ def segment_sums(
     groups = rows * cols
     entries, size = codebooks.shape[2:]
     flat = unsigned(codes).view(weights, groups, books).mT.to(torch.int32)
-    flat = flat.reshape(weights * books, groups)
+    flat = flat.reshape(weights * books, groups).contiguous()
     ordered, order = flat.sort(dim=1, stable=True)
     edges = torch.arange(entries + 1, dtype=torch.int32, device=codes.device)
     starts = torch.searchsorted(ordered, edges.expand(len(flat), -1).contiguous())  # [W M, K + 1]

@@ -17,7 +17,14 @@ from ._lists import Listed, kind_of
 from ._tiles import dense_of, piece_columns, source_of
 from ._weights import Weight, codebook_weight
 
-__all__ = ["compile_specs", "decode", "decode_kernel", "decode_specs", "write_dense", "write_listed"]
+__all__ = [
+    "compile_specs",
+    "decode",
+    "decode_kernel",
+    "decode_specs",
+    "write_dense",
+    "write_listed",
+]
 
 # Weights of one program: 16 of each of its 128 threads, two stores of 16 bytes in half precision.
 _TILE = 2048

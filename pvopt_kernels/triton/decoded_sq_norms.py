@@ -1,5 +1,8 @@
 """Squared norms between targets and a stack of weights: every program decodes a tile of groups."""
 
+# Inside kernels pyright sees constexpr where there are numbers.
+# pyright: reportOperatorIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
