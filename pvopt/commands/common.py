@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from tqdm import tqdm
 
-__all__ = ["PARTS", "names_bar", "print_table", "progress_bar", "text_part"]
+__all__ = [
+    "PARTS",
+    "add_dtype",
+    "names_bar",
+    "prepare_dtype",
+    "print_table",
+    "progress_bar",
+    "text_part",
+]
 
 PARTS = ("held-out", "train", "all")
 
@@ -31,6 +40,29 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         print("  ".join(cells).rstrip())
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the dtype of the computation."""
+    from pvopt.tuning.settings import DTYPES
+
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="of the computation; default auto: the one that a checkpoint was tuned in, else that "
+        "of a model in half precision, else bfloat16 where the hardware multiplies it",
+    )
+
+
+def prepare_dtype(wanted: str, model: Any, metadata: Mapping[str, Any]) -> str:
+    """Return the dtype to compute in, by its name; float32 widens a model in half precision."""
+    from pvopt.tuning import computing_dtype
+
+    dtype = computing_dtype(wanted, model, metadata)
+    if dtype == "float32":
+        model.float()
+    return dtype
 
 
 def text_part(text: str, part: str) -> str:

@@ -5,7 +5,7 @@ from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .plots import plot_curves
 from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run
-from .settings import TuneSettings, autocast_dtype
+from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .signals import StopRequest
 from .trainer import Trainer
 
@@ -19,6 +19,7 @@ __all__ = [
     "TuneSettings",
     "autocast_dtype",
     "build_optimizer",
+    "computing_dtype",
     "find_checkpoint",
     "format_name",
     "load_student",

@@ -18,7 +18,7 @@ from pvopt.weights import QuantizedWeights, quantize_
 
 from .formats import parse_format
 from .optimizers import with_beam_size
-from .settings import TuneSettings
+from .settings import TuneSettings, computing_dtype
 from .trainer import Trainer
 
 __all__ = ["Inputs", "find_checkpoint", "load_student", "resume_run", "start_run"]
@@ -140,7 +140,8 @@ def start_run(
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, parametrization, seed=settings.seed, progress=progress)
     else:
-        student, weights, _ = load_student(inputs.checkpoint)
+        student, weights, found = load_student(inputs.checkpoint)
+        settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         teacher = load_model(inputs.model, dtype=_dtype(student))
         batches, held_out = _texts(inputs, settings, teacher)
     if settings.beam is not None:

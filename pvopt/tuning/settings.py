@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import nn
 
 from pvopt import recipes
 from pvopt.llm import native_autocast_dtype
@@ -20,6 +23,7 @@ __all__ = [
     "SUBSPACES",
     "TuneSettings",
     "autocast_dtype",
+    "computing_dtype",
 ]
 
 RECIPES = tuple(sorted(recipes.__all__))
@@ -28,7 +32,7 @@ LOSSES = ("kl", "ce")
 SUBSPACES = ("greedy", "gain", "uniform", "proportional")
 METRICS = ("euclidean", "second-moment")
 SCHEDULES = ("constant", "linear", "cosine")
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 _WITH_FRACTION = ("subspace_pv", "subspace_pv_ste")
 
@@ -70,8 +74,9 @@ class TuneSettings:
         eval_every: steps between evaluations; 0: only before the first step and after the last.
         eval_windows: windows of the held-out text to evaluate on.
         eval_length: tokens per window of evaluation; None: ``length``.
-        dtype: of the computation: ``float32``, ``bfloat16`` (autocast), or ``auto`` for bfloat16
-            where the hardware multiplies it.
+        dtype: of the computation: ``float32``, ``bfloat16`` or ``float16`` (autocast), or ``auto``:
+            that of a tuned checkpoint to start from, that of a model in half precision, bfloat16
+            where the hardware multiplies it, else float32. A run keeps what that turned out to be.
 
     Raises:
         ValueError: for a setting out of range.
@@ -192,17 +197,52 @@ class TuneSettings:
         return (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0
 
 
-def autocast_dtype(dtype: str, device: torch.device | str = "cpu") -> torch.dtype | None:
-    """Return the autocast dtype that a setting stands for, None for float32.
+def computing_dtype(dtype: str, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:
+    """Return the name of the dtype that a setting stands for with a model, on this machine.
+
+    ``auto`` depends on the machine: whoever computes with the result keeps it, so that what is
+    compared with it later, on any machine, can be computed alike.
 
     Args:
         dtype: a name in ``DTYPES``.
-        device: where the computation runs.
+        model: what computes.
+        metadata: of the checkpoint that the model comes from. The dtype that it was tuned in goes
+            before the model's own and the machine's.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(2, 2)
+        >>> computing_dtype("auto", model, {"settings": {"dtype": "bfloat16"}})
+        'bfloat16'
+        >>> computing_dtype("auto", model.half()), computing_dtype("float32", model)
+        ('float16', 'float32')
+    """
+    if dtype != "auto":
+        return dtype
+    settings = (metadata or {}).get("settings")
+    recorded = settings.get("dtype") if isinstance(settings, Mapping) else None
+    if recorded in DTYPES and recorded != "auto":
+        return recorded
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return str(weight.dtype).removeprefix("torch.")
+    return "float32" if native_autocast_dtype(weight.device) is None else "bfloat16"
+
+
+def autocast_dtype(dtype: str) -> torch.dtype | None:
+    """Return the autocast dtype of a computation, None for float32.
+
+    Args:
+        dtype: a name in ``DTYPES`` other than ``auto``, as :func:`computing_dtype` returns it.
+
+    Raises:
+        ValueError: for any other name.
 
     Example:
         >>> autocast_dtype("bfloat16"), autocast_dtype("float32")
         (torch.bfloat16, None)
     """
-    if dtype == "auto":
-        return native_autocast_dtype(device)
-    return torch.bfloat16 if dtype == "bfloat16" else None
+    known = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return known[dtype]

@@ -22,7 +22,7 @@ from triton import knobs
 
 from pvopt_kernels.ahead_of_time import CompileSpec
 
-from ._launch import launch
+from ._launch import launch, least_columns
 
 __all__ = ["assign", "compile_specs", "nearest"]
 
@@ -157,11 +157,11 @@ _MAX_BEST = 1024
 
 
 def _blocks(g: int, k: int, half: bool) -> dict[str, int]:
-    """Return the constants: at least 8 columns (16 of 16 bits), the least that a product takes."""
+    """Return the constants: 8 columns (16 of 16 bits), or the least that a product takes."""
     slots = triton.next_power_of_2(k)
     return {
         "G": g,
-        "WIDTH": 16 if half or 8 < g <= 16 else 8,
+        "WIDTH": 16 if half or 8 < g <= 16 else least_columns(),
         "BLOCK_N": max(8, min(_BLOCK_N, 512 // slots)),
         "BLOCK_K": _BLOCK_K,
         "BEST": k,

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pvopt_kernels.ahead_of_time import CompileSpec
 
-from ._launch import launch
+from ._launch import launch, least_columns
 from .assign import nearest
 
 __all__ = ["beam_search", "compile_specs"]
@@ -238,7 +238,7 @@ _MAX_ROWS = 1024  # times width, where the beams of one group are more rows than
 
 def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, int]:
     slots = triton.next_power_of_2(beams)
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     rows, block_k = _TILES[width]
     # The codes of more than two codebooks take registers: groups of 16 with a metric spill 8 bytes
     # on sm_90 with 64 entries.
@@ -259,7 +259,7 @@ def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, 
 
 
 def _check_limits(books: int, g: int, beams: int) -> None:
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     limits = [
         ("weights of a group", g, max(_TILES)),
         ("codebooks", books, 1 << _ORDER_BITS),
