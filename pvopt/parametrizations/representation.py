@@ -301,8 +301,9 @@ class Representation:
                 f"other must be {self.scheme} of shape {list(self.shape)}, "
                 f"got {other.scheme} of shape {list(other.shape)}"
             )
-        for (_, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
+        theirs = dict(other.tensors())
+        for name, mine in self.tensors():
+            mine.copy_(theirs[name])
         return self
 
     @staticmethod
