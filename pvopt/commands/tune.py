@@ -137,7 +137,7 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
             bar.write(f"step {step}: perplexity of the {model} {result.perplexity:.5g}")
 
         trainer.run(stop=stop, on_step=on_step, on_evaluation=on_evaluation)
-    records = trainer.metrics.read()
+    records = trainer.records.read()
     curves = trainer.folder / "curves.png"
     plot_curves(records, curves, title=settings.recipe)
     rows = [
@@ -147,7 +147,7 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
     ]
     print_table(["model", "step", "nats per token", "perplexity"], rows)
     print(f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows")
-    for path in (trainer.checkpoint, trainer.metrics.path, curves):
+    for path in (trainer.checkpoint, trainer.records.path, curves):
         print(path)
 
 

@@ -231,9 +231,9 @@ class Registry(Generic[T]):
                     raise ValueError(f"{self.kind} {text!r}: {error}") from error
         examples = [word for form in self.forms for word in form.example.split(", ")]
         near = get_close_matches(text, examples, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         forms = ", ".join(form.form for form in self.forms)
-        raise ValueError(f"{self.kind} {text!r} is unknown{hint} The forms are {forms}")
+        raise ValueError(f"{self.kind} {text!r} is unknown{hint}; the forms are {forms}")
 
     def _build(self, form: ShortForm[T], text: str) -> T:
         match = re.fullmatch(form.pattern, text)

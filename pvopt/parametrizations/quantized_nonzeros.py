@@ -102,6 +102,10 @@ class QuantizedNonzeros(Parametrization):
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
 
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         """The supports of a group, and what the inner parametrization needs for its nonzeros."""
         layout = self.layout(shape)

@@ -161,7 +161,7 @@ def start_run(
     # Nothing was deleted until everything else had succeeded.
     for name in ("checkpoint", ".checkpoint.previous"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    trainer.metrics.path.unlink(missing_ok=True)
+    trainer.records.path.unlink(missing_ok=True)
     return trainer
 
 

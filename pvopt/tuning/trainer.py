@@ -26,7 +26,7 @@ from pvopt.llm import (
 )
 from pvopt.weights import QuantizedWeights
 
-from .records import MetricsFile, StepRecord
+from .records import RecordsFile, StepRecord
 from .optimizers import build_optimizer
 from .settings import TuneSettings, autocast_dtype
 
@@ -87,7 +87,7 @@ class Trainer:
         self.teacher = teacher.requires_grad_(False)
         self.settings = settings
         self.folder = Path(folder)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.records = RecordsFile(self.folder / "metrics.jsonl")
         self.resumable = resumable
         self.step = 0
         self._metadata = dict(metadata or {})
@@ -115,7 +115,7 @@ class Trainer:
         self.optimizer.load_state_dict(training_state["optimizer"])
         self.step = int(training_state["step"])
         self._scheduler = self._new_scheduler()
-        self.metrics.forget_after(self.step)
+        self.records.forget_after(self.step)
 
     def run(
         self,
@@ -145,7 +145,7 @@ class Trainer:
                 break
             record = self._train_step()
             self.step += 1
-            self.metrics.append("step", self.step, **asdict(record))
+            self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
             every = self.settings.checkpoint_every
@@ -222,7 +222,7 @@ class Trainer:
     ) -> None:
         every = self.settings.eval_every
         due = self.step in (0, self.settings.steps) or (every > 0 and self.step % every == 0)
-        done = {(r["model"], r["step"]) for r in self.metrics.read() if r["kind"] == "evaluation"}
+        done = {(r["model"], r["step"]) for r in self.records.read() if r["kind"] == "evaluation"}
         wanted = [("teacher", self.teacher)] * (not any(name == "teacher" for name, _ in done))
         if due and ("student", self.step) not in done:
             wanted.append(("student", self.student.model))
@@ -242,7 +242,7 @@ class Trainer:
                 progress=check,
             )
             seconds = time.perf_counter() - start
-            self.metrics.append(
+            self.records.append(
                 "evaluation", self.step, model=name, **asdict(result), seconds=seconds
             )
             if on_evaluation is not None:
