@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .common import names_bar, progress_bar
 
 if TYPE_CHECKING:
-    from pvopt import Parametrization, QuantizedWeights
+    from pvopt import QuantizedWeights, Scheme
     from pvopt.llm import LanguageModel
 
 __all__ = ["add_parser", "run"]
@@ -19,12 +19,13 @@ __all__ = ["add_parser", "run"]
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
     from pvopt.calibration import METHODS
-    from pvopt.tuning import FORMATS
+    from pvopt.parametrizations import PARAMETRIZATIONS
+    from pvopt.spaces import SPACES
 
     parser = commands.add_parser("quantize", help="quantize a model, with or without a text")
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
-    forms = ", ".join(FORMATS).replace("%", "%%")  # argparse formats its help
-    parser.add_argument("--format", default="2x8g8", help=forms + "; default 2x8g8")
+    parser.explained = (PARAMETRIZATIONS, SPACES)
+    parser.add_argument("--format", default="2x8g8", help="a form below; default 2x8g8")
     parser.add_argument("--calibration", metavar="TEXT", help="file, hub:NAME or pydoc")
     parser.add_argument(
         "--calibration-tokens", type=int, default=65536, metavar="N", help="default 65536"
@@ -61,10 +62,10 @@ def run(args: argparse.Namespace) -> int:
 
     from pvopt.formats.native import save, storage_report
     from pvopt.llm import load_model
+    from pvopt.parametrizations import parse_scheme
     from pvopt.weights import quantize_
-    from pvopt.tuning import parse_format
 
-    parametrization = parse_format(args.format)
+    scheme = parse_scheme(args.format)
     metadata = {"model": args.model, "format": args.format, "seed": args.seed}
     if args.calibration is None:
         for name in ("method", "work", "fine_tune"):
@@ -73,9 +74,9 @@ def run(args: argparse.Namespace) -> int:
     loaded = load_model(args.model, dtype=getattr(torch, args.dtype))
     start = time.perf_counter()
     if args.calibration is None:
-        weights = quantize_(loaded.model, parametrization, seed=args.seed, progress=names_bar)
+        weights = quantize_(loaded.model, scheme, seed=args.seed, progress=names_bar)
     else:
-        weights = _calibrated(args, loaded, parametrization, metadata)
+        weights = _calibrated(args, loaded, scheme, metadata)
     seconds = time.perf_counter() - start
     save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
     report = storage_report(args.out)
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 def _calibrated(
     args: argparse.Namespace,
     loaded: LanguageModel,
-    parametrization: Parametrization,
+    scheme: Scheme,
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
     """Quantize on a text; say how in the metadata."""
@@ -108,11 +109,11 @@ def _calibrated(
             f"the text to calibrate on has {len(tokens)} tokens, less than one sequence of "
             f"{length}: take a longer one or a smaller --calibration-length"
         )
-    method = args.method or default_method(parametrization)
+    method = args.method or default_method(scheme)
     result = calibrate_(
         loaded.model,
         tokens[: count * length].view(count, length),
-        parametrization,
+        scheme,
         parse_method(method),
         fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
         work=args.work,

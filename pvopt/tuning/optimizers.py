@@ -6,6 +6,7 @@ from typing import Any
 
 from pvopt import recipes
 from pvopt.optimizer import PVOptimizer
+from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.rules.metric_sources import SecondMoment
 from pvopt.rules.rounding import ROUNDINGS
@@ -15,7 +16,7 @@ from pvopt.weights import QuantizedWeights
 from .bases import BASES
 from .settings import TuneSettings
 
-__all__ = ["build_optimizer"]
+__all__ = ["build_optimizer", "check_fits"]
 
 # Codes answer to the present gradient; the latent weights themselves average over time.
 _CODE_BETAS = (0.0, 0.95)
@@ -41,8 +42,7 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
         The recipe's optimizer over all trainable parameters.
 
     Raises:
-        TypeError: if the rounding cannot work with a representation.
-        ValueError: if a setting is out of range.
+        ValueError: if the recipe cannot work with a setting or a representation.
 
     Example:
         >>> import torch
@@ -83,4 +83,35 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
     if settings.metric == "second-moment":
         options["metric"] = SecondMoment()
     recipe = getattr(recipes, settings.recipe)
-    return recipe(base.make(groups, weight_decay=settings.weight_decay), weights, **options)
+    lifted = base.make(groups, weight_decay=settings.weight_decay)
+    try:
+        return recipe(lifted, weights, **options)
+    except TypeError as error:  # a rounding or a metric does not fit a representation
+        raise ValueError(str(error)) from error
+
+
+def check_fits(settings: TuneSettings, parametrization: Parametrization) -> None:
+    """Refuse, before any work, settings that a parametrization cannot work with.
+
+    Args:
+        settings: the run's.
+        parametrization: of quantized weights.
+
+    Raises:
+        ValueError: if there is no beam to set, or the rounding does not fit.
+
+    Example:
+        >>> from pvopt import UniformGrid
+        >>> check_fits(TuneSettings(beam=3), UniformGrid(bits=2))
+        Traceback (most recent call last):
+        ...
+        ValueError: beam does not fit UniformGrid, whose search is exact
+    """
+    name = type(parametrization).__name__
+    if settings.beam is not None and parametrization.usual_beam == 1:
+        raise ValueError(f"beam does not fit {name}, whose search is exact")
+    if settings.rounding is not None:
+        try:
+            ROUNDINGS.parse(settings.rounding).check(parametrization)
+        except TypeError as error:
+            raise ValueError(str(error)) from error

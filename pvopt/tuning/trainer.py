@@ -26,8 +26,8 @@ from pvopt.llm import (
 )
 from pvopt.weights import QuantizedWeights
 
-from .records import RecordsFile, StepRecord
 from .optimizers import build_optimizer
+from .records import RecordsFile, StepRecord
 from .settings import TuneSettings, autocast_dtype
 
 __all__ = ["Trainer"]
