@@ -106,7 +106,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     peak = peak_bytes()
     sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
     bits = [
-        rep.parametrization.bits_per_weight(rep.shape, value_bits=16) * sizes[n]
+        rep.bits_per_weight(value_bits=16) * sizes[n]
         for n, rep in result.weights.items()
     ]
     if row.two_bits:  # a tuned point may start from it, now or in a later run

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pvopt import Parametrization, UniformGrid
+from pvopt import Scheme, UniformGrid, parse_scheme
 from pvopt.calibration import parse_method
 from pvopt.starts import Initialization
-from pvopt.tuning import parse_format
 
 __all__ = ["ROWS", "Row"]
 
-Spec = dict[str, Parametrization]
+Spec = dict[str, Scheme]
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class Row:
     Args:
         name: as ``--formats`` takes it.
         method: short name of the start.
-        build: parametrizations of a model's linear layers, by pattern.
+        build: schemes of a model's linear layers, by pattern.
         two_bits: whether it is of about 2 bits, and so gets a tuned point.
     """
 
@@ -43,7 +42,9 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
 
     def build(model: nn.Module) -> Spec:
         return {
-            name: UniformGrid(bits=bits, group_size=128 if layer.in_features % 128 == 0 else 64)
+            name: Scheme(
+                UniformGrid(bits=bits, group_size=128 if layer.in_features % 128 == 0 else 64)
+            )
             for name, layer in model.named_modules()
             if isinstance(layer, nn.Linear) and name.rpartition(".")[2] != "lm_head"
         }
@@ -52,7 +53,7 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
 
 
 def _named(text: str) -> Callable[[nn.Module], Spec]:
-    return lambda model: {"*": parse_format(text)}
+    return lambda model: {"*": parse_scheme(text)}
 
 
 # The most telling ones first: an interrupted run keeps what it has.

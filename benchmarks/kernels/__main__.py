@@ -1,8 +1,8 @@
 """How fast are the operations on this CPU, against others and against the floor?
 
 ``python -m benchmarks.kernels [--quick] [--json FILE] [--plots DIR] [--clock wall|cpu]
-[--threads N]``; with ``--roofline`` it counts what GPUs need in place of timing (:mod:`benchmarks.kernels.roofline`), and
-``python -m benchmarks.kernels.gpu`` times on a GPU.
+[--threads N]``; with ``--roofline`` it counts what GPUs need in place of timing
+(:mod:`benchmarks.kernels.roofline`), and ``python -m benchmarks.kernels.gpu`` times on a GPU.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if chosen.roofline:
         from benchmarks.kernels import roofline  # needs Triton
 
-        return roofline.report_of(quick=chosen.quick, json=chosen.json)
+        return roofline.report_of(quick=chosen.quick, json=chosen.json, plots=chosen.plots)
     torch.set_num_threads(chosen.threads)
     machine = Machine.measure(quick=chosen.quick, clock=chosen.clock)
     settings = {

@@ -1,6 +1,6 @@
 """How fast are the kernels on this GPU, against torch on the same GPU and against the floor?
 
-``python -m benchmarks.kernels.gpu [--quick] [--json FILE]``; `make gpu` runs it after the tests.
+``python -m benchmarks.kernels.gpu [--quick] [--json FILE] [--plots DIR]``; `make gpu` runs it after the tests.
 Without a GPU it says so and exits with status 1.
 """
 
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bars import bars
 from benchmarks.kernels.calls import call_of
 from benchmarks.kernels.roofline import GPUS, floor
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
@@ -141,6 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.format_checks())
     if options.json:
         report.write_json(options.json)
+    if options.plots:
+        named = [{**row, "name": f"{row['operation']} {row['case']}"} for row in report.rows]
+        file, title = options.plots / "kernels-gpu.png", settings["gpu"]
+        print(bars(named, "name", "median_us", file, title=title, unit="us"))
     return 0
 
 

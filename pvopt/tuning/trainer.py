@@ -42,9 +42,9 @@ class _Stopped(Exception):
 class Trainer:
     """Tune a quantized language model and write what happens into a folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The state
-    after ``n`` steps is a function of the settings, the start and the texts only, however often
-    the run was interrupted.
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The
+    state after ``n`` steps is a function of the settings, the start and the texts only, however
+    often the run was interrupted.
 
     Args:
         student: the model to tune; it is kept in evaluation mode, dropout would need a saved
