@@ -57,6 +57,10 @@ class Stack:
     def __post_init__(self) -> None:
         self._build()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy stacks its own weights: pickle does not keep what tensors share.
+        return Stack, (self.bindings,)
+
     def _build(self) -> None:
         self.rep = Representation.stack([binding.rep for binding in self.bindings])
         self._views = self._present()
