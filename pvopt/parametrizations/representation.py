@@ -15,14 +15,12 @@ from pvopt.core.streams import CodeStream
 from pvopt.spaces.contract import Space
 from pvopt.spaces.identity import Identity
 
-from .scheme import Scheme
+from .scheme import SPACE, Scheme
 
 if TYPE_CHECKING:
     from .contract import Parametrization
 
 __all__ = ["Representation"]
-
-_SPACE = "space."
 
 
 @dataclass(eq=False)
@@ -91,14 +89,12 @@ class Representation:
     @cached_property
     def streams(self) -> dict[str, CodeStream]:
         """The streams of codes of one weight, of the parametrization and of the space."""
-        own = self.parametrization.streams(self.inner_shape)
-        return own | {_SPACE + n: s for n, s in self.space.streams(self.shape).items()}
+        return self.scheme.streams(self.shape)
 
     @cached_property
     def value_shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the values of one weight, of the parametrization and of the space."""
-        own = self.parametrization.value_shapes(self.inner_shape)
-        return own | {_SPACE + n: s for n, s in self.space.value_shapes(self.shape).items()}
+        return self.scheme.value_shapes(self.shape)
 
     @cached_property
     def inner_shape(self) -> tuple[int, ...]:
@@ -176,7 +172,7 @@ class Representation:
 
     def _owned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what belongs to the space, by the space's own names."""
-        return {n.removeprefix(_SPACE): t for n, t in tensors.items() if n.startswith(_SPACE)}
+        return {n.removeprefix(SPACE): t for n, t in tensors.items() if n.startswith(SPACE)}
 
     @property
     def owned(self) -> dict[str, Tensor]:
@@ -232,7 +228,7 @@ class Representation:
             if self.space.value_shapes(self.shape):
                 inner = self.layout.merge(self.parametrization.decode_groups(member))
                 own = self.space.pull_values(gradient, inner, owned)
-                found = found | {_SPACE + name: tensor for name, tensor in own.items()}
+                found = found | {SPACE + name: tensor for name, tensor in own.items()}
             parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in self.values}
 
@@ -258,8 +254,8 @@ class Representation:
         """
         return Representation(
             self.parametrization,
-            self.codes | {_SPACE + name: tensor for name, tensor in codes.items()},
-            self.values | {_SPACE + name: tensor for name, tensor in values.items()},
+            self.codes | {SPACE + name: tensor for name, tensor in codes.items()},
+            self.values | {SPACE + name: tensor for name, tensor in values.items()},
             shape,
             space,
             self.count,
