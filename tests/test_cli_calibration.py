@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
 from pvopt.calibration import METHODS, default_method, parse_method
-from pvopt.formats.native import read_metadata
+from pvopt.formats import read_metadata
 from pvopt.cli import main
 from pvopt.commands import quantize
 from pvopt.starts import AQLM, GPTQ, Initialization, layer_error

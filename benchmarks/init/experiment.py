@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt.calibration import FineTuning, calibrate_
-from pvopt.formats import native
+from pvopt import formats
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
@@ -105,13 +105,10 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     quantize_s = time.perf_counter() - begin
     peak = peak_bytes()
     sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
-    bits = [
-        rep.bits_per_weight(value_bits=16) * sizes[n]
-        for n, rep in result.weights.items()
-    ]
+    bits = [rep.bits_per_weight(value_bits=16) * sizes[n] for n, rep in result.weights.items()]
     if row.two_bits:  # a tuned point may start from it, now or in a later run
         start = folder / name
-        native.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
+        formats.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
     errors = list(result.layer_errors.values())
     return {
         "format": name,

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pvopt
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt.formats import native
+from pvopt import formats
 from pvopt.llm import (
     LanguageModel,
     TokenBatches,
@@ -148,7 +148,7 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     begin = time.perf_counter()
     weights = pvopt.quantize_(teacher.model, spec, seed=settings.seed)
     quantize_s = time.perf_counter() - begin
-    native.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
+    formats.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
     return {
         "teacher_ppl": teacher_ppl,
         "start_ppl": text_perplexity(settings, teacher.model, test),
@@ -183,7 +183,7 @@ def _tune_settings(settings: Settings, recipe: str, *, beams: bool) -> TuneSetti
 
 def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> dict[str, Any]:
     """Tune the start of that name by one recipe and return its row."""
-    loaded = native.load(folder / start)
+    loaded = formats.load(folder / start)
     model, weights = loaded.model, loaded.weights
     kept = torch.load(folder / _TEACHER, mmap=True, weights_only=True)
     beams = any(rep.parametrization.usual_beam > 1 for rep in weights.values())

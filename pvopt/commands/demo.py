@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize, tune, save, load again, compare."""
     import torch
 
-    from pvopt.formats.native import storage_report
+    from pvopt.formats import storage_report
     from pvopt.llm import perplexity
     from pvopt.tuning import (
         Inputs,

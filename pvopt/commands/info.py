@@ -19,7 +19,7 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of all weights and the sums."""
-    from pvopt.formats.native import storage_report
+    from pvopt.formats import storage_report
     from pvopt.tuning import find_checkpoint
 
     folder = find_checkpoint(args.checkpoint)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize and save."""
     import torch
 
-    from pvopt.formats.native import save, storage_report
+    from pvopt.formats import save, storage_report
     from pvopt.llm import load_model
     from pvopt.parametrizations import parse_scheme
     from pvopt.weights import quantize_

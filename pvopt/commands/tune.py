@@ -133,7 +133,7 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
     """Complete the inputs by the original of a checkpoint."""
-    from pvopt.formats.native import CheckpointError, read_metadata
+    from pvopt.formats import CheckpointError, read_metadata
     from pvopt.tuning import find_checkpoint
 
     if "checkpoint" in inputs and "format" in inputs:

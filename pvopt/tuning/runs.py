@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvopt.formats.native import CheckpointError, load, load_tokenizer, load_training_state
+from pvopt.formats import CheckpointError, load, load_tokenizer, load_training_state
 from pvopt.llm import LanguageModel, TokenBatches, load_model, load_text, split_text
 from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_

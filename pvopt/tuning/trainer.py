@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pvopt.formats.native import save
+from pvopt.formats import save
 from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
@@ -42,7 +42,7 @@ class _Stopped(Exception):
 class Trainer:
     """Tune a quantized language model and write what happens into a folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats`). The
     state after ``n`` steps is a function of the settings, the start and the texts only, however
     often the run was interrupted.
 
