@@ -135,7 +135,7 @@ def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys):
     assert "tokens/s" in shown.err
     assert "codes changed" in shown.err
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    student, weights, metadata = load_student(out)
+    student, _, metadata = load_student(out)
     assert metadata["step"] == 3
     assert metadata["inputs"]["text"] == text
     assert metadata["settings"]["beam"] == 2
