@@ -63,6 +63,7 @@ docs: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-timing
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
