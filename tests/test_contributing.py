@@ -15,6 +15,7 @@ import pvopt
 from pvopt.rules.rounding import ROUNDINGS
 from pvopt.rules.subspace import SUBSPACES
 from pvopt.spaces import SPACES
+from pvopt.starts import STARTS, Fit
 
 GUIDE = Path(__file__).parents[1] / "CONTRIBUTING.md"
 
@@ -36,7 +37,7 @@ def parts(tmp_path_factory):
                     registry.forget(cls)
 
 
-REGISTRIES = (pvopt.PARAMETRIZATIONS, SPACES, ROUNDINGS, SUBSPACES)
+REGISTRIES = (pvopt.PARAMETRIZATIONS, SPACES, ROUNDINGS, SUBSPACES, STARTS)
 SCHEMES = ["powers:3", "pairs+powers:2", "pairs+grid:2g8", "pairs+vq:4g2", "had+powers:4"]
 
 
@@ -55,7 +56,9 @@ def test_names_are_lossless(parts, text):
 
 
 @pytest.mark.parametrize(
-    ("registry", "text"), [(ROUNDINGS, "lazy:0.25"), (SUBSPACES, "run:0.1")], ids=str
+    ("registry", "text"),
+    [(ROUNDINGS, "lazy:0.25"), (SUBSPACES, "run:0.1"), (STARTS, "tempered:0.75")],
+    ids=lambda value: getattr(value, "kind", value),
 )
 def test_rules_have_names(parts, registry, text):
     assert registry.name(registry.parse(text)) == text
@@ -114,6 +117,20 @@ def test_the_space_keeps_norms_and_metrics(parts):
 
 
 @pytest.mark.parametrize("text", SCHEMES)
+def test_the_start_works_in_every_space(parts, text):
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(12, 16, generator=generator)
+    inputs = torch.randn(40, 16, generator=generator) * torch.logspace(-1, 1, 16)
+    metric, scheme = pvopt.Row(inputs.T @ inputs), pvopt.parse_scheme(text)
+    rep = STARTS.parse("tempered:1.0").start(weight, scheme, metric=metric)
+    assert rep.scheme == scheme
+    if text == "pairs+grid:2g8":
+        plain = Fit().start(weight, scheme)
+        errors = [metric.squared_norm(found.decode() - weight) for found in (rep, plain)]
+        assert errors[0] < errors[1]
+
+
+@pytest.mark.parametrize("text", SCHEMES)
 def test_state_and_checkpoint(parts, text, tmp_path):
     from pvopt import formats
 
@@ -155,6 +172,10 @@ def test_command_line(parts, tmp_path, capsys):
     flags = ["--model", "tiny-llama", "--format", "pairs+powers:3"]
     assert main([*imported, "quantize", *flags, "--out", start]) == 0
     assert main([*imported, "info", "--checkpoint", start]) == 0
+    calibrated = str(tmp_path / "calibrated")
+    more = ["--calibration", "pydoc", "--calibration-tokens", "64", "--calibration-length", "32"]
+    more += ["--start", "tempered:0.5", "--out", calibrated]
+    assert main([*imported, "quantize", *flags, *more]) == 0
     assert "pairs+powers:3" in capsys.readouterr().out
     flags = ["--steps", "2", "--batch", "2", "--length", "16", "--eval-windows", "1"]
     flags += ["--subspace", "run:0.1", "--rounding", "lazy:0.5", "--base", "adamw"]

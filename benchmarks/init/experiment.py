@@ -98,7 +98,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         loaded.model,
         calibration,
         row.build(loaded.model),
-        row.initialization(),
+        row.parsed_start(),
         fine_tuning=FineTuning(settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )
@@ -112,7 +112,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     errors = list(result.layer_errors.values())
     return {
         "format": name,
-        "method": row.method,
+        "start": row.start,
         "bits_per_weight": sum(bits) / sum(sizes.values()),
         "ppl": text_perplexity(settings, loaded.model, test),
         "layer_error": statistics.mean(errors),

@@ -18,13 +18,13 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    from pvopt.calibration import METHODS
     from pvopt.parametrizations import PARAMETRIZATIONS
     from pvopt.spaces import SPACES
+    from pvopt.starts import STARTS
 
     parser = commands.add_parser("quantize", help="quantize a model, with or without a text")
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
-    parser.explained = (PARAMETRIZATIONS, SPACES)
+    parser.explained = (PARAMETRIZATIONS, SPACES, STARTS)
     parser.add_argument("--format", default="2x8g8", help="a form below; default 2x8g8")
     parser.add_argument("--calibration", metavar="TEXT", help="file, hub:NAME or pydoc")
     parser.add_argument(
@@ -38,7 +38,8 @@ def add_parser(commands: Any) -> None:
         help="tokens per sequence; default 1024",
     )
     parser.add_argument(
-        "--method", choices=METHODS, help="of a calibrated start; default: what suits the format"
+        "--start",
+        help="how calibration starts weights, a form below; default: what suits the format",
     )
     parser.add_argument(
         "--fine-tune",
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     scheme = parse_scheme(args.format)
     metadata = {"model": args.model, "format": args.format, "seed": args.seed}
     if args.calibration is None:
-        for name in ("method", "work", "fine_tune"):
+        for name in ("start", "work", "fine_tune"):
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} needs a text: --calibration TEXT")
     loaded = load_model(args.model, dtype=getattr(torch, args.dtype))
@@ -94,8 +95,9 @@ def _calibrated(
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
     """Quantize on a text; say how in the metadata."""
-    from pvopt.calibration import FineTuning, calibrate_, default_method, parse_method
+    from pvopt.calibration import FineTuning, calibrate_
     from pvopt.llm import load_text
+    from pvopt.starts import parse_start, usual_start
 
     tokens = loaded.encode(load_text(args.calibration))
     length = args.calibration_length
@@ -109,12 +111,12 @@ def _calibrated(
             f"the text to calibrate on has {len(tokens)} tokens, less than one sequence of "
             f"{length}: take a longer one or a smaller --calibration-length"
         )
-    method = args.method or default_method(scheme)
+    start = parse_start(args.start) if args.start else usual_start(scheme)
     result = calibrate_(
         loaded.model,
         tokens[: count * length].view(count, length),
         scheme,
-        parse_method(method),
+        start,
         fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
         work=args.work,
         seed=args.seed,
@@ -123,11 +125,11 @@ def _calibrated(
     metadata["calibration"] = {
         "text": args.calibration,
         "tokens": count * length,
-        "method": method,
+        "start": start.name,
         "fine_tune": args.fine_tune,
     }
     print(
-        f"{method} on {count * length:,} tokens: mean relative error of a layer's outputs "
+        f"{start.name} on {count * length:,} tokens: mean relative error of a layer's outputs "
         f"{statistics.mean(result.layer_errors.values()):.4f}"
     )
     return result.weights
