@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt.calibration import FineTuning, calibrate_
 from pvopt import formats
+from pvopt.calibration import FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS

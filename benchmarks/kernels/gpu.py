@@ -1,7 +1,7 @@
 """How fast are the kernels on this GPU, against torch on the same GPU and against the floor?
 
-``python -m benchmarks.kernels.gpu [--quick] [--json FILE] [--plots DIR]``; `make gpu` runs it after the tests.
-Without a GPU it says so and exits with status 1.
+``python -m benchmarks.kernels.gpu [--quick] [--json FILE] [--plots DIR]``; `make gpu` runs it after
+the tests. Without a GPU it says so and exits with status 1.
 """
 
 from __future__ import annotations
