@@ -103,6 +103,10 @@ class QuantizedNonzeros(OnSupport):
         return self.inner.stacks
 
     @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
+    @property
     def sparsity(self) -> SparseSupport:
         return self.support
 
