@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .checks import check_codes, check_shape
 
 __all__ = ["pack_rows", "row_bytes", "unpack_rows"]
 
-_MAX_BITS = 16
+_MAX_BITS = 24  # and 7 bits of shift: int32 holds 31
 
 
 def row_bytes(columns: int, bits: int) -> int:
@@ -17,7 +18,7 @@ def row_bytes(columns: int, bits: int) -> int:
 
     Args:
         columns: codes of a row.
-        bits: width of one code, 1 to 16.
+        bits: width of one code, 1 to 24.
 
     Raises:
         ValueError: if ``bits`` is out of range.
@@ -43,7 +44,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     Args:
         codes: ``[rows, columns]``, any integer dtype, each in ``0 .. 2**bits - 1``; higher bits
             are dropped.
-        bits: width ``b`` of one code, 1 to 16.
+        bits: width ``b`` of one code, 1 to 24.
 
     Returns:
         ``[rows, ceil(columns * bits / 8)]`` uint8, on the codes' device.
@@ -60,16 +61,17 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     check_shape("codes", codes, "rows", "columns")
     rows, columns = codes.shape
     size = row_bytes(columns, bits)
-    eights = torch.nn.functional.pad(codes.to(torch.int32), (0, -columns % 8))
-    # 8 codes are as many bytes as bits
-    eights = (eights & ((1 << bits) - 1)).view(rows, -(-columns // 8), 8)
-    packed = eights.new_zeros(rows, eights.shape[1], bits)
+    if columns % 8:
+        codes = pad(codes, (0, -columns % 8))
+    eights = codes.unflatten(1, (-(-columns // 8), 8))  # 8 codes are as many bytes as bits
+    packed = torch.zeros(*eights.shape[:2], bits, dtype=torch.uint8, device=codes.device)
     for place in range(8):
         byte, shift, reach = _place(place, bits)
-        shifted = eights[..., place] << shift
+        # An eighth of the codes at a time is all that is ever wide.
+        shifted = (eights[..., place].int() & ((1 << bits) - 1)) << shift
         for k in range(reach):
-            packed[..., byte + k] |= (shifted >> 8 * k) & 255
-    return packed.to(torch.uint8).flatten(1)[:, :size].contiguous()
+            packed[..., byte + k] |= ((shifted >> 8 * k) & 255).to(torch.uint8)
+    return packed.flatten(1)[:, :size].contiguous()
 
 
 def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
@@ -77,7 +79,7 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
 
     Args:
         packed: ``[rows, ceil(columns * bits / 8)]`` uint8.
-        bits: width of one code, 1 to 16.
+        bits: width of one code, 1 to 24.
         columns: codes of a row.
 
     Returns:
@@ -98,14 +100,15 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
     rows = packed.shape[0]
     dtype = torch.uint8 if bits <= 8 else torch.int32
     eights = -(-columns // 8)
-    streams = torch.nn.functional.pad(packed, (0, eights * bits - size))
-    wide = streams.to(torch.int32).view(rows, eights, bits)
+    if columns % 8:
+        packed = pad(packed, (0, eights * bits - size))
+    streams = packed.view(rows, eights, bits)
     codes = torch.empty(rows, eights, 8, dtype=dtype, device=packed.device)
     for place in range(8):
         byte, shift, reach = _place(place, bits)
-        window = wide[..., byte]
+        window = streams[..., byte].int()
         for k in range(1, reach):
-            window = window | wide[..., byte + k] << 8 * k
+            window |= streams[..., byte + k].int() << 8 * k
         codes[..., place] = (window >> shift) & ((1 << bits) - 1)
     return codes.flatten(1)[:, :columns].contiguous()
 

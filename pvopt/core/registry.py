@@ -26,7 +26,8 @@ class ShortForm(Generic[T]):
         pattern: regular expression that the whole name matches, without settings in brackets.
         build: makes the settings of the groups of the match.
         write: returns the short name. It need not hold every setting: those that it leaves out
-            follow in brackets, as in ``"grid:2g64[symmetric=True]"``.
+            follow in brackets, as in ``"grid:2g64[symmetric=True]"``. A name that ends with that
+            of other settings holds all of its own, as brackets belong to the last name.
     """
 
     form: str
@@ -222,19 +223,24 @@ class Registry(Generic[T]):
         Raises:
             ValueError: if no form fits, or a setting is out of range.
         """
-        plain, settings = _brackets(text.strip(), self._value)
-        for form in self._forms.values():
-            if re.fullmatch(form.pattern, plain):
-                found = self._build(form, plain)
-                try:
-                    return replace(found, **settings) if settings else found  # type: ignore[type-var]
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{self.kind} {text!r}: {error}") from error
+        text = text.strip()
+        failed: ValueError | None = None
+        # Brackets belong to the last of several names; to the whole only where that fails.
+        for plain, settings in ((text, {}), _brackets(text, self._value)):
+            for form in self._forms.values():
+                if re.fullmatch(form.pattern, plain):
+                    try:
+                        found = self._build(form, plain)
+                        return replace(found, **settings) if settings else found  # type: ignore[type-var]
+                    except (TypeError, ValueError) as error:
+                        failed = failed or ValueError(f"{self.kind} {text!r}: {error}")
+        if failed is not None:
+            raise failed
         examples = [word for form in self.forms for word in form.example.split(", ")]
         near = get_close_matches(text, examples, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         forms = ", ".join(form.form for form in self.forms)
-        raise ValueError(f"{self.kind} {text!r} is unknown{hint} The forms are {forms}")
+        raise ValueError(f"{self.kind} {text!r} is unknown{hint}; the forms are {forms}")
 
     def _value(self, node: ast.expr) -> Any:
         """Return a literal, or the registered settings that a call of their class describes."""

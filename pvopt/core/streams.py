@@ -143,14 +143,14 @@ class CodeStream:
         Returns:
             ``[stored_bytes]`` uint8 on the same device.
         """
-        flat = codes.reshape(-1).int()
+        words = codes.reshape(1, -1)
         if self.codes_per_word > 1:
-            padded = torch.nn.functional.pad(flat, (0, -len(flat) % self.codes_per_word))
+            padded = torch.nn.functional.pad(words, (0, -self.count % self.codes_per_word))
             digits = padded.view(-1, self.codes_per_word).unbind(1)
-            flat = torch.zeros_like(digits[0])
+            words = torch.zeros(1, len(digits[0]), dtype=torch.int32, device=codes.device)
             for digit in reversed(digits):
-                flat.mul_(self.num_codes).add_(digit)
-        return pack_rows(flat[None], self.word_bits)[0]
+                words.mul_(self.num_codes).add_(digit)
+        return pack_rows(words, self.word_bits)[0]
 
     def unpack(self, packed: Tensor, *, check: bool = True) -> Tensor:
         """Read codes back, the inverse of :meth:`pack`.
@@ -174,16 +174,18 @@ class CodeStream:
                 f"{self.num_codes} kinds, got {list(packed.shape)}"
             )
         words = -(-self.count // self.codes_per_word)
-        rest = unpack_rows(packed[None], self.word_bits, words)[0].int()
+        rest = unpack_rows(packed[None], self.word_bits, words)[0]
         if self.codes_per_word == 1:
-            codes = rest
-            rest = codes >= self.num_codes
+            codes, wrong = rest, rest[:0]
+            if check and self.num_codes < 1 << self.word_bits:
+                wrong = rest >= self.num_codes
         else:
-            digits = []
-            for _ in range(self.codes_per_word):
-                digits.append(rest % self.num_codes)
+            rest = rest.int()
+            digits = torch.empty(words, self.codes_per_word, dtype=self.dtype, device=rest.device)
+            for digit in digits.unbind(1):
+                digit.copy_(rest % self.num_codes)
                 rest = rest.div(self.num_codes, rounding_mode="floor")
-            codes = torch.stack(digits, dim=1).reshape(-1)[: self.count]
-        if check and bool(rest.any()):
+            codes, wrong = digits.view(-1)[: self.count], rest
+        if check and bool(wrong.any()):
             raise ValueError(f"packed holds codes beyond {self.num_codes - 1}")
-        return codes.reshape(self.shape).to(self.dtype)
+        return codes.reshape(self.shape)

@@ -90,6 +90,15 @@ class GroupCosts(ABC):
         """
 
     @abstractmethod
+    def squared_norms(self, vectors: Tensor, groups: Tensor | None = None) -> Tensor:
+        """Return the squared norms of weights that are zero but for one group, ``[n]``.
+
+        Args:
+            vectors: ``[n, group_size]``, the groups.
+            groups: ``[n]`` their numbers; None stands for all in order.
+        """
+
+    @abstractmethod
     def bounds(self, error: Tensor) -> Tensor:
         """Return what each group could lower the squared error by if it may take any weights.
 

@@ -103,7 +103,7 @@ class Row(Metric):
             )
         if columns is None:
             return self
-        scale = columns.to(self.hessian)
+        scale = columns.to(self.hessian.device)
         return Row(self.hessian * scale * scale[:, None])
 
     def rotated(self, rotate: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Row:
@@ -214,6 +214,17 @@ class ColumnCosts(GroupCosts):
             slope = rows[index] @ here
         shift = (slope @ block.inverse).flatten(1)
         return decoded.index_select(0, groups) - shift, block
+
+    def squared_norms(self, vectors: Tensor, groups: Tensor | None = None) -> Tensor:
+        layout = self.layout
+        if groups is None:
+            groups = torch.arange(layout.num_groups, device=vectors.device)
+        starts = range(0, layout.cols * layout.in_group, layout.in_group)
+        blocks = torch.stack(
+            [self.hessian[i : i + layout.in_group, i : i + layout.in_group] for i in starts]
+        )
+        rows = vectors.view(len(vectors), layout.out_group, layout.in_group)
+        return (rows @ blocks[groups % layout.cols] * rows).sum((1, 2))
 
     def bounds(self, error: Tensor) -> Tensor:
         layout = self.layout

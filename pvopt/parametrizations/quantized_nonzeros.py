@@ -103,6 +103,10 @@ class QuantizedNonzeros(OnSupport):
         return self.inner.stacks
 
     @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
+    @property
     def sparsity(self) -> SparseSupport:
         return self.support
 
@@ -128,7 +132,8 @@ class QuantizedNonzeros(OnSupport):
 
         Example:
             >>> from pvopt import Binary, Sparse
-            >>> QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary()).nonzero_shape((3, 8))
+            >>> p = QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary())
+            >>> p.nonzero_shape((3, 8))
             (3, 2)
         """
         own = self.support.layout(shape)
@@ -158,7 +163,8 @@ class QuantizedNonzeros(OnSupport):
 
     def check_codes(self, codes: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
         """Raise unless codes of both kinds exist."""
-        support, inner = self._parts(codes, shape, 1)
+        count = len(codes["support"]) // self.layout(shape).rows
+        support, inner = self._parts(codes, shape, count)
         self.support.check_codes(support, shape)
         self.inner.check_codes(inner, self.nonzero_shape(shape))
 
@@ -243,7 +249,10 @@ class QuantizedNonzeros(OnSupport):
             codes = rep.group_codes(groups)
         shape, inner = rep.inner_shape, self._inner(rep)
         cut, count = self._sizes(shape)
-        own = codes[:, cut:].reshape(-1, sum(inner.moving.values()))
+        # Codes of one stream for all inner groups of a group, then those of the next.
+        places = count // inner.layout.group_size
+        parts = codes[:, cut:].split([places * width for width in inner.moving.values()], dim=1)
+        own = torch.cat([part.reshape(len(codes) * places, -1) for part in parts], dim=1)
         nonzeros = self.inner.decode_groups(inner, self._inner_groups(rep, groups), own)
         return spread(nonzeros.view(len(codes), count), self._masks(codes, shape))
 
@@ -316,7 +325,8 @@ class QuantizedNonzeros(OnSupport):
         )
         by_group = found.errors.view(n, count // size, found.errors.shape[1])
         chosen = best_sums(by_group, query.count)
-        codes = take_choices(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
+        taken = take_choices(found.codes, chosen).split(list(inner.moving.values()), dim=3)
+        codes = torch.cat([part.flatten(2) for part in taken], dim=2)  # [n, j, of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
         removed = torch.where(mask, 0.0, target).square()
         removed = (removed if weights is None else removed * weights).sum(1)

@@ -7,8 +7,8 @@ from torch import nn
 import pvopt
 
 SPEC = {
-    "0": pvopt.AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, beam_size=3),
-    "2": pvopt.UniformGrid(bits=3, group_size=4),
+    "0": pvopt.AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2),
+    "2": pvopt.Scheme(pvopt.UniformGrid(bits=3, group_size=4), pvopt.Permutation()),
     "3": pvopt.VectorCodebook(bits=2, group_size=4, scale_group=8),
     "4": pvopt.SharedValues(num_values=5),
     "6": pvopt.VectorCodebook(bits=9, group_size=1),  # codes wider than a byte
@@ -16,7 +16,7 @@ SPEC = {
 
 
 class Network(nn.Module):
-    """All parametrizations, tied weights, a view, buffers, several dtypes."""
+    """Several parametrizations, a space, tied weights, views, buffers, several dtypes."""
 
     def __init__(self, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from pvopt.formats.errors import CheckpointError
+from .errors import CheckpointError
+from .folders import complete_folder
 
 __all__ = ["load_tokenizer", "rebuild_model", "write_transformers_files"]
 
@@ -78,17 +79,16 @@ def load_tokenizer(folder: str | Path) -> Any:
 
     Example:
         >>> import tempfile
-        >>> from pvopt import SharedValues, checkpoints, quantize_
+        >>> from pvopt import SharedValues, quantize_
+        >>> from pvopt.formats import save
         >>> from pvopt.llm import load_model
         >>> tiny, folder = load_model("tiny-llama"), tempfile.mkdtemp()
         >>> weights = quantize_(tiny.model, SharedValues(num_values=4))
-        >>> _ = checkpoints.save(folder, tiny.model, weights, tokenizer=tiny.tokenizer)
+        >>> _ = save(folder, tiny.model, weights, tokenizer=tiny.tokenizer)
         >>> load_tokenizer(folder).encode("Hi")
         [72, 105]
     """
     from transformers import AutoTokenizer
-
-    from .folders import complete_folder
 
     path = complete_folder(folder)
     if not (path / "tokenizer_config.json").is_file():

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pvopt.formats.errors import CheckpointError
+from .errors import CheckpointError
 
 __all__ = ["complete_folder", "replaced_folder"]
 

@@ -1,0 +1,8 @@
+"""Helpers that tests of several folders import: queries, plugins."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
