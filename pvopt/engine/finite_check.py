@@ -37,8 +37,8 @@ def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) 
         ...
         pvopt.engine.finite_check.NonFiniteGradientError: the gradient of 'weight' (parameter 0 ...
     """
-    # A finite norm proves finite entries and reads at memory speed, in one call for all of them; the
-    # exact look is much slower and only needed where a norm overflowed.
+    # A finite norm proves finite entries and reads at memory speed, in one call for all of them;
+    # the exact look is much slower and only needed where a norm overflowed.
     alike: dict[torch.device, dict[torch.dtype, list[Tensor]]] = defaultdict(dict)
     for _, _, _, gradient in _gradients(groups):
         alike[gradient.device].setdefault(gradient.dtype, []).append(gradient)
