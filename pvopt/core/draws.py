@@ -59,6 +59,9 @@ class Draws:
             return source
         return cls([torch.Generator(device).manual_seed(0) if source is None else source])
 
+    def __len__(self) -> int:
+        return len(self._given)
+
     @cached_property
     def _generators(self) -> list[torch.Generator]:
         return [g if isinstance(g, torch.Generator) else g() for g in self._given]

@@ -26,7 +26,8 @@ class ShortForm(Generic[T]):
         pattern: regular expression that the whole name matches, without settings in brackets.
         build: makes the settings of the groups of the match.
         write: returns the short name. It need not hold every setting: those that it leaves out
-            follow in brackets, as in ``"grid:2g64[symmetric=True]"``.
+            follow in brackets, as in ``"grid:2g64[symmetric=True]"``. A name that ends with that
+            of other settings holds all of its own, as brackets belong to the last name.
     """
 
     form: str
@@ -38,7 +39,7 @@ class ShortForm(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Classes of settings by name: each registers itself, in its own file.
+    r"""Classes of settings by name: each registers itself, in its own file.
 
     Args:
         kind: what the classes are, for messages, such as ``"space"``.
@@ -47,7 +48,7 @@ class Registry(Generic[T]):
         >>> from dataclasses import dataclass
         >>> shapes = Registry("shape")
         >>> square = ShortForm(
-        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\\d+)",
+        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\d+)",
         ...     build=lambda n: Square(side=int(n)), write=lambda s: f"square:{s.side}",
         ... )
         >>> @shapes.register(square)
@@ -107,7 +108,8 @@ class Registry(Generic[T]):
         return iter(self._classes)
 
     def __contains__(self, cls: object) -> bool:
-        return cls in self._classes.values()
+        """Tell whether a class, or one of a name, is registered."""
+        return cls in self._classes or cls in self._classes.values()
 
     @property
     def forms(self) -> tuple[ShortForm[T], ...]:
@@ -221,19 +223,33 @@ class Registry(Generic[T]):
         Raises:
             ValueError: if no form fits, or a setting is out of range.
         """
-        plain, settings = _brackets(text.strip())
-        for form in self._forms.values():
-            if re.fullmatch(form.pattern, plain):
-                found = self._build(form, plain)
-                try:
-                    return replace(found, **settings) if settings else found  # type: ignore[type-var]
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f"{self.kind} {text!r}: {error}") from error
+        text = text.strip()
+        failed: ValueError | None = None
+        # Brackets belong to the last of several names; to the whole only where that fails.
+        for plain, settings in ((text, {}), _brackets(text, self._value)):
+            for form in self._forms.values():
+                if re.fullmatch(form.pattern, plain):
+                    try:
+                        found = self._build(form, plain)
+                        return replace(found, **settings) if settings else found  # type: ignore[type-var]
+                    except (TypeError, ValueError) as error:
+                        failed = failed or ValueError(f"{self.kind} {text!r}: {error}")
+        if failed is not None:
+            raise failed
         examples = [word for form in self.forms for word in form.example.split(", ")]
         near = get_close_matches(text, examples, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
         forms = ", ".join(form.form for form in self.forms)
-        raise ValueError(f"{self.kind} {text!r} is unknown{hint} The forms are {forms}")
+        raise ValueError(f"{self.kind} {text!r} is unknown{hint}; the forms are {forms}")
+
+    def _value(self, node: ast.expr) -> Any:
+        """Return a literal, or the registered settings that a call of their class describes."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            for registry in self._nested:
+                if node.func.id in registry:
+                    settings = {str(k.arg): registry._value(k.value) for k in node.keywords}
+                    return registry.from_json({"class": node.func.id, **settings})
+        return ast.literal_eval(node)
 
     def _build(self, form: ShortForm[T], text: str) -> T:
         match = re.fullmatch(form.pattern, text)
@@ -245,7 +261,9 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {text!r} ({form.form}): {error}") from error
 
 
-def _brackets(text: str) -> tuple[str, dict[str, Any]]:
+def _brackets(
+    text: str, value: Callable[[ast.expr], Any] = ast.literal_eval
+) -> tuple[str, dict[str, Any]]:
     """Return a short name without the settings in brackets at its end, and these."""
     if not text.endswith("]"):
         return text, {}
@@ -260,7 +278,7 @@ def _brackets(text: str) -> tuple[str, dict[str, Any]]:
         assert isinstance(call, ast.Call)
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("settings need names")
-        found = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        found = {str(k.arg): value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise ValueError(f"settings {inside!r} of {text!r} must be NAME=VALUE, ...") from error
     return text[:place], found

@@ -125,8 +125,13 @@ class DenseSearch(GroupSearch):
         self.coupled = self.costs.coupled
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
-        self.magnitudes = (2 * self._norms.bounds(self.error)).sqrt_()[None]
-        self.squared_norms = (2 * self._norms.bounds(self.decoded)).sum()[None]
+        self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
+        whole = (
+            rep.decode().square()
+            if self._norms.coupled
+            else self._norms.squared_norms(self.decoded)
+        )
+        self.squared_norms = whole.sum()[None]
 
     def _costs(self, metric: Metric | None) -> GroupCosts:
         rep = self.rep
@@ -136,10 +141,7 @@ class DenseSearch(GroupSearch):
         return inside.costs(rep.layout, self.decoded)
 
     def squared_changes(self, moves: Moves) -> Tensor:
-        metric = self._norms.goal(0, moves.groups, self.target, self.decoded, self.error)[1]
-        if metric is None:
-            return super().squared_changes(moves)
-        return metric.squared_norms(moves.changes)
+        return self._norms.squared_norms(moves.changes, moves.groups)
 
     def moves(self, groups: Tensor) -> Moves:
         groups = groups.flatten()
@@ -147,8 +149,7 @@ class DenseSearch(GroupSearch):
         parts, places = [], []
         for number, index in self.costs.rounds(groups):
             chosen = groups[index]
-            query = self._query(number, chosen, error)
-            found = round_groups(query, self.rounding, self.decoded.index_select(0, chosen))
+            found = round_groups(self._query(number, chosen, error), self.rounding)
             if self.coupled:
                 error.index_add_(0, chosen, found.changes)
             parts.append(found)
@@ -169,6 +170,7 @@ class DenseSearch(GroupSearch):
             metric=metric,
             options=self.options,
             draws=self.draws,
+            decoded=self.decoded.index_select(0, groups),
         )
 
     def bounds(self) -> Tensor:
@@ -191,7 +193,7 @@ class DenseSearch(GroupSearch):
             query = self._query(number, chosen, self.error)
             if self.draws is not None:
                 query = query.but(draws=self.draws.copy())
-            away = query.target - self.decoded.index_select(0, chosen)
+            away = query.target - query.present
             metric = query.metric
             present = away.square().sum(1) if metric is None else metric.squared_norms(away)
             found = self.rep.parametrization.candidates(query)

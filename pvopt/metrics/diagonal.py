@@ -66,9 +66,15 @@ class SeparableCosts(GroupCosts):
     ) -> tuple[Tensor, GroupMetric | None]:
         return target.index_select(0, groups), self._metric(groups)
 
+    def squared_norms(self, vectors: Tensor, groups: Tensor | None = None) -> Tensor:
+        squares = vectors.square()
+        if self.weights is not None:
+            own = self.weights if groups is None else self.weights.index_select(0, groups)
+            squares.mul_(own)
+        return squares.sum(-1)
+
     def bounds(self, error: Tensor) -> Tensor:
-        squares = error.square()
-        return 0.5 * (squares if self.weights is None else squares * self.weights).sum(-1)
+        return 0.5 * self.squared_norms(error)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,9 +129,9 @@ class Diagonal(Metric):
     ) -> Diagonal:
         weights = self._matrix(shape)
         if columns is not None:
-            weights = weights * columns.to(weights).square()
+            weights = weights * columns.to(weights.device).square()
         if rows is not None:
-            weights = weights * rows.to(weights).square()[:, None]
+            weights = weights * rows.to(weights.device).square()[:, None]
         return Diagonal(weights)
 
     def rotated(self, rotate: Callable[[Tensor], Tensor], shape: tuple[int, ...]) -> Row:
@@ -138,13 +144,20 @@ class Diagonal(Metric):
 
     def padded(self, shape: tuple[int, ...], inner: tuple[int, int]) -> Diagonal:
         rows, columns = matrix_shape(shape)
-        weights = self._matrix(shape).expand(rows, columns)
-        return Diagonal(pad(weights, (0, inner[1] - columns, 0, inner[0] - rows)))
+        weights = self._matrix(shape)
+        if inner[0] != rows:  # the rows beyond the weight differ from its own
+            weights = weights.expand(rows, columns)
+        more = inner[0] - rows
+        return Diagonal(pad(weights, (0, inner[1] - columns, 0, more)))
 
     def _matrix(self, shape: tuple[int, ...]) -> Tensor:
         """Return the weights as ``[rows, columns]``, or ``[1, columns]`` where rows share them."""
         self.check(shape)
         return self.weights.reshape(-1, matrix_shape(shape)[1])
 
-    def to(self, device: torch.device | str) -> Diagonal:
-        return Diagonal(self.weights.to(device))
+    def normalized(self) -> Diagonal:
+        mean = self.weights.mean()
+        return Diagonal(torch.where(mean > 0, self.weights / mean, 1.0))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Diagonal:
+        return Diagonal(self.weights.to(device=device, dtype=dtype))

@@ -19,8 +19,8 @@ from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
 
 __all__ = [
-    "PARAMETRIZATIONS",
     "E8P",
+    "PARAMETRIZATIONS",
     "AdditiveCodebooks",
     "Binary",
     "Candidates",

@@ -58,8 +58,9 @@ class E8P(Parametrization):
     a second point of E8P for 4 bits (two more codes); :math:`\rho` is fixed. Made for weights that
     look Gaussian: :class:`pvopt.Rotation` makes them so.
 
-    With 2 bits the V step is exact. With 3 and 4 bits the best first points (``beam_size`` of the search options) each get
-    their exactly best second one, and the best sum wins, which need not be the best of all.
+    With 2 bits the V step is exact. With 3 and 4 bits the best first points (``beam_size`` of the
+    search options) each get their exactly best second one, and the best sum wins, which need not be
+    the best of all.
 
     Args:
         bits: 2, 3 or 4 per weight.
@@ -97,6 +98,10 @@ class E8P(Parametrization):
             )
 
     stacks = True
+
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 if self.bits == 2 else _USUAL_BEAM
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         layout = self.layout(shape)

@@ -22,7 +22,7 @@ from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .sparse_support import SparseSupport, spread
+from .sparse_support import OnSupport, SparseSupport, spread
 from .supports import best_supports
 
 __all__ = ["QuantizedNonzeros"]
@@ -41,7 +41,7 @@ __all__ = ["QuantizedNonzeros"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class QuantizedNonzeros(Parametrization):
+class QuantizedNonzeros(OnSupport):
     r"""A sparse weight, the nonzeros of which are themselves codes and values.
 
     .. math:: w_{g, S_g(j)} = \mathrm{decode}(z, v)_{g j}, \qquad w_{g i} = 0 \;\text{for}\;
@@ -102,6 +102,14 @@ class QuantizedNonzeros(Parametrization):
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
 
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
+    @property
+    def sparsity(self) -> SparseSupport:
+        return self.support
+
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         """The supports of a group, and what the inner parametrization needs for its nonzeros."""
         layout = self.layout(shape)
@@ -124,7 +132,8 @@ class QuantizedNonzeros(Parametrization):
 
         Example:
             >>> from pvopt import Binary, Sparse
-            >>> QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary()).nonzero_shape((3, 8))
+            >>> p = QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary())
+            >>> p.nonzero_shape((3, 8))
             (3, 2)
         """
         own = self.support.layout(shape)
@@ -154,7 +163,8 @@ class QuantizedNonzeros(Parametrization):
 
     def check_codes(self, codes: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
         """Raise unless codes of both kinds exist."""
-        support, inner = self._parts(codes, shape, 1)
+        count = len(codes["support"]) // self.layout(shape).rows
+        support, inner = self._parts(codes, shape, count)
         self.support.check_codes(support, shape)
         self.inner.check_codes(inner, self.nonzero_shape(shape))
 
@@ -193,21 +203,7 @@ class QuantizedNonzeros(Parametrization):
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
-        """Fit the inner parametrization to the entries of a dense weight on a support.
-
-        Args:
-            weight: ``[*shape]``, floating.
-            support: ``[*shape]`` bool, of the right number of entries in every group.
-            metric: whose diagonal weighs the squared errors, or None for 1.
-            options: how hard to try.
-            generator: source of random draws.
-
-        Returns:
-            Codes of the support and of the nonzeros, values of the nonzeros.
-
-        Raises:
-            ValueError: if a group has another number of entries.
-        """
+        """Fit the inner parametrization to the nonzeros."""
         weight, importance, generator = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         streams = self.streams(shape)
@@ -253,7 +249,10 @@ class QuantizedNonzeros(Parametrization):
             codes = rep.group_codes(groups)
         shape, inner = rep.inner_shape, self._inner(rep)
         cut, count = self._sizes(shape)
-        own = codes[:, cut:].reshape(-1, sum(inner.moving.values()))
+        # Codes of one stream for all inner groups of a group, then those of the next.
+        places = count // inner.layout.group_size
+        parts = codes[:, cut:].split([places * width for width in inner.moving.values()], dim=1)
+        own = torch.cat([part.reshape(len(codes) * places, -1) for part in parts], dim=1)
         nonzeros = self.inner.decode_groups(inner, self._inner_groups(rep, groups), own)
         return spread(nonzeros.view(len(codes), count), self._masks(codes, shape))
 
@@ -326,7 +325,8 @@ class QuantizedNonzeros(Parametrization):
         )
         by_group = found.errors.view(n, count // size, found.errors.shape[1])
         chosen = best_sums(by_group, query.count)
-        codes = take_choices(found.codes, chosen).flatten(2)  # [n, j, codes of the nonzeros]
+        taken = take_choices(found.codes, chosen).split(list(inner.moving.values()), dim=3)
+        codes = torch.cat([part.flatten(2) for part in taken], dim=2)  # [n, j, of the nonzeros]
         errors = by_group.gather(2, chosen.transpose(1, 2)).sum(1)
         removed = torch.where(mask, 0.0, target).square()
         removed = (removed if weights is None else removed * weights).sum(1)

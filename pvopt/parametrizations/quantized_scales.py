@@ -22,7 +22,7 @@ from pvopt_kernels import sum_by_code
 from .codebooks import Codebooks
 from .contract import Parametrization
 from .e8p import E8P
-from .options import FitOptions
+from .options import FitOptions, SearchOptions
 from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
@@ -89,6 +89,10 @@ class QuantizedScales(Parametrization):
     @property
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
+
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
 
     @property
     def couples(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -168,6 +172,7 @@ class QuantizedScales(Parametrization):
             target=layout.split(weight),
             rep=rep,
             metric=weights,
+            options=SearchOptions(beam_size=None if options is None else options.beam_size),
             draws=Draws.of(generator, weight.device),
         )
         rep.write_codes_(None, self.inner.candidates(query).codes[:, 0])

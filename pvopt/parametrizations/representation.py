@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -90,6 +90,11 @@ class Representation:
                 raise TypeError(f"codes must be integer tensors, got {codes.dtype} for {name!r}")
         self._compare("codes", self.codes, {n: s.shape for n, s in self.streams.items()})
         self._compare("values", self.values, self.value_shapes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The copy of a weight does not bring along the stack that it lies in.
+        own = {what: _unshared(self.__dict__[what]) for what in ("codes", "values")}
+        return self.__dict__ | own
 
     def _compare(
         self, what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
@@ -285,8 +290,9 @@ class Representation:
                 f"other must be {self.scheme} of shape {list(self.shape)}, "
                 f"got {other.scheme} of shape {list(other.shape)}"
             )
-        for (_, mine), (_, theirs) in zip(self.tensors(), other.tensors(), strict=True):
-            mine.copy_(theirs)
+        theirs = dict(other.tensors())
+        for name, mine in self.tensors():
+            mine.copy_(theirs[name])
         return self
 
     @staticmethod
@@ -337,3 +343,11 @@ class Representation:
         """Yield the weights of a stack one by one, as views."""
         for place in range(self.count):
             yield self.narrow(place, 1)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose memory is their own: copies of those that are part of a larger one."""
+    return {
+        name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t
+        for name, t in tensors.items()
+    }

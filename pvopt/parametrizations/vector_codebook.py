@@ -47,7 +47,7 @@ class VectorCodebook(Codebooks):
         >>> import torch
         >>> weight = torch.tensor([[1.0, -1.0, 2.0, 2.0], [2.0, -2.0, 1.0, 1.0]])
         >>> rep = VectorCodebook(bits=1, group_size=2).fit(weight)
-        >>> rep.codes.shape, rep.values["codebooks"].shape
+        >>> rep.codes["entries"].shape, rep.values["codebooks"].shape
         (torch.Size([2, 2, 1]), torch.Size([1, 2, 2]))
 
     References:

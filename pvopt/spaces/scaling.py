@@ -91,12 +91,12 @@ class Scaling(Space):
         matrix = weight.reshape(matrix_shape(weight.shape))
         # A scale of zero wipes its channel out: any finite weight in the space will do.
         matrix = torch.where(columns == 0, 0.0, matrix / columns)
-        return torch.where(rows == 0, 0.0, matrix / rows).view(weight.shape)
+        return torch.where(rows == 0, 0.0, matrix / rows).reshape(weight.shape)
 
     def leave(self, inner: Tensor, owned: Mapping[str, Tensor], shape: tuple[int, ...]) -> Tensor:
         rows, columns = self._scales(inner, owned)
         matrix = inner.reshape(matrix_shape(inner.shape))
-        return (matrix * columns * rows).view(shape)
+        return (matrix * columns * rows).reshape(shape)
 
     def pull(self, gradient: Tensor, owned: Mapping[str, Tensor]) -> Tensor:
         return self.leave(gradient, owned, tuple(gradient.shape))
