@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pvopt.cli import main
-from pvopt.llm import QuantizedLinear, load_model
+from pvopt.layers import QuantizedLinear
+from pvopt.llm import load_model
 from pvopt.tuning import load_student
 
 PROMPT = ["--prompt", "To be", "--tokens", "12", "--dtype", "float32"]
