@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from pvopt.formats.native.registry import BUILT_IN
 from torch import Tensor, nn
 
 from pvopt import (
@@ -45,7 +46,6 @@ from pvopt import (
     VectorCodebook,
     v_step,
 )
-from pvopt.formats.native.registry import BUILT_IN
 from pvopt.llm import QuantizedLinear
 
 PARAMETRIZATIONS: list[Parametrization] = [

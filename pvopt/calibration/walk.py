@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pvopt.starts import Initialization, relative_layer_error
 from pvopt.evaluation_mode import evaluation_mode
 from pvopt.parametrizations import Parametrization, Representation
+from pvopt.starts import Initialization, relative_layer_error
 from pvopt.weights import QuantizedWeights, match_patterns, select_weights
 
 from .blocks import BlockCall, capture_inputs, find_blocks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from tqdm import tqdm
@@ -14,7 +14,9 @@ from pvopt.core.registry import Registry
 __all__ = [
     "PARTS",
     "CommandParser",
+    "add_dtype",
     "names_bar",
+    "prepare_dtype",
     "print_table",
     "progress_bar",
     "table_lines",
@@ -74,6 +76,29 @@ def table_lines(
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text with aligned columns, the first one to the left."""
     print("\n".join(table_lines(header, rows)))
+
+
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """Add the flag for the dtype of the computation."""
+    from pvopt.tuning.settings import DTYPES
+
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="of the computation; default auto: the one that a checkpoint was tuned in, else that "
+        "of a model in half precision, else bfloat16 where the hardware multiplies it",
+    )
+
+
+def prepare_dtype(wanted: str, model: Any, metadata: Mapping[str, Any]) -> str:
+    """Return the dtype to compute in, by its name; float32 widens a model in half precision."""
+    from pvopt.tuning import computing_dtype
+
+    dtype = computing_dtype(wanted, model, metadata)
+    if dtype == "float32":
+        model.float()
+    return dtype
 
 
 def text_part(text: str, part: str) -> str:

@@ -126,7 +126,10 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
         if r["kind"] == "evaluation"
     ]
     print_table(["model", "step", "nats per token", "perplexity"], rows)
-    print(f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows")
+    print(
+        f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows, "
+        f"{settings.dtype}"
+    )
     for path in (trainer.checkpoint, trainer.records.path, curves):
         print(path)
 

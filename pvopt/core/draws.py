@@ -59,9 +59,7 @@ class Draws:
             return source
         return cls([torch.Generator(device).manual_seed(0) if source is None else source])
 
-    @property
-    def count(self) -> int:
-        """Number of weights."""
+    def __len__(self) -> int:
         return len(self._given)
 
     @cached_property

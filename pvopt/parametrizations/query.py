@@ -25,7 +25,7 @@ class Query:
     .. math:: z_g = \arg\min_z \|t_g - \mathrm{decode}(z, v)_g\|^2
 
     Args:
-        target: ``[n, group_size]``, the weights to come close to, in the values' dtype.
+        target: ``[n, group_size]``, the weights to come close to; searched in the values' dtype.
         rep: current codes and values, of one weight or of several one below the other; there are
             then equally many groups of each, weight after weight.
         groups: ``[n]`` int64 distinct group numbers of the targets; None stands for all in order.
@@ -51,6 +51,7 @@ class Query:
     def __post_init__(self) -> None:
         if self.count < 1:
             raise ValueError(f"count must be at least 1, got {self.count}")
+        object.__setattr__(self, "target", self.target.to(self.rep.dtype))
 
     @property
     def weights(self) -> Tensor | None:

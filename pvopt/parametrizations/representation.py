@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from pvopt.core.layout import GroupLayout
 from pvopt.core.streams import CodeStream
 from pvopt.spaces.contract import Space
-from pvopt.spaces.identity import Identity
+from pvopt.spaces.identity import identity
 
 from .scheme import SPACE, Scheme
 
@@ -44,6 +43,13 @@ class Representation:
         space: where the groups live.
         count: number of weights; each tensor is ``count`` times as long as that of one.
 
+    Attributes:
+        inner_shape: shape of one weight in its space.
+        layout: how one weight is cut into groups there.
+        streams: the streams of codes of one weight, of the parametrization and of the space.
+        value_shapes: the shapes of the values of one weight, alike.
+        moving: codes per group of each stream that moves, by its name, in order.
+
     Raises:
         TypeError: if codes are not integers.
         ValueError: if names or shapes do not fit, or ``count`` is not positive.
@@ -60,11 +66,23 @@ class Representation:
     codes: dict[str, Tensor]
     values: dict[str, Tensor]
     shape: tuple[int, ...]
-    space: Space = field(default_factory=Identity)
+    space: Space = field(default_factory=identity)
     count: int = 1
+    # Set once and for all; no cached properties, whose locks torch.compile does not enter.
+    inner_shape: tuple[int, ...] = field(init=False, repr=False)
+    layout: GroupLayout = field(init=False, repr=False)
+    streams: dict[str, CodeStream] = field(init=False, repr=False)
+    value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
+    moving: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.shape = tuple(self.shape)
+        scheme = self.scheme
+        self.inner_shape = self.space.inner_shape(self.shape)
+        self.layout = self.parametrization.layout(self.inner_shape)
+        self.streams = scheme.streams(self.shape)
+        self.value_shapes = scheme.value_shapes(self.shape)
+        self.moving = {name: s.shape[2] for name, s in self.streams.items() if s.moves}
         if self.count < 1:
             raise ValueError(f"count must be positive, got {self.count}")
         for name, codes in self.codes.items():
@@ -86,26 +104,6 @@ class Representation:
         if shapes != expected:
             raise ValueError(f"{what} must be tensors of shapes {expected}, got {shapes}")
 
-    @cached_property
-    def streams(self) -> dict[str, CodeStream]:
-        """The streams of codes of one weight, of the parametrization and of the space."""
-        return self.scheme.streams(self.shape)
-
-    @cached_property
-    def value_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the values of one weight, of the parametrization and of the space."""
-        return self.scheme.value_shapes(self.shape)
-
-    @cached_property
-    def inner_shape(self) -> tuple[int, ...]:
-        """Shape of the weight in its space."""
-        return self.space.inner_shape(self.shape)
-
-    @cached_property
-    def layout(self) -> GroupLayout:
-        """How one weight is cut into groups, in its space."""
-        return self.parametrization.layout(self.inner_shape)
-
     @property
     def num_groups(self) -> int:
         """Number of groups, of all weights."""
@@ -120,11 +118,6 @@ class Representation:
     def device(self) -> torch.device:
         """Where codes and values are."""
         return next(iter(self.values.values())).device
-
-    @cached_property
-    def moving(self) -> dict[str, int]:
-        """Codes per group of each stream that moves, by its name, in order."""
-        return {name: s.shape[2] for name, s in self.streams.items() if s.moves}
 
     def group_codes(self, groups: Tensor | None = None) -> Tensor:
         """Return the codes of groups that may move, those of all streams side by side.

@@ -14,7 +14,7 @@ from pvopt.core.streams import CodeStream
 from pvopt.metrics.contract import Metric
 from pvopt.spaces.chain import Chain
 from pvopt.spaces.contract import SPACES, Space
-from pvopt.spaces.identity import Identity
+from pvopt.spaces.identity import identity
 
 from .preparation import prepare_weight
 from .registry import PARAMETRIZATIONS
@@ -46,7 +46,7 @@ class Scheme:
     """
 
     parametrization: Parametrization
-    space: Space = field(default_factory=Identity)
+    space: Space = field(default_factory=identity)
 
     @property
     def name(self) -> str:
@@ -221,5 +221,5 @@ def joined(spaces: Iterable[Space]) -> Space:
     """Return one space of several, entered one after the other."""
     found = tuple(spaces)
     if not found:
-        return Identity()
+        return identity()
     return found[0] if len(found) == 1 else Chain(found)

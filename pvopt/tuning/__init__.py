@@ -4,7 +4,7 @@ from .optimizers import build_optimizer
 from .plots import plot_curves
 from .records import RecordsFile, StepRecord
 from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run
-from .settings import TuneSettings, autocast_dtype
+from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .signals import StopRequest
 from .trainer import Trainer
 
@@ -17,6 +17,7 @@ __all__ = [
     "TuneSettings",
     "autocast_dtype",
     "build_optimizer",
+    "computing_dtype",
     "find_checkpoint",
     "load_student",
     "plot_curves",

@@ -18,7 +18,7 @@ from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_
 
 from .optimizers import check_fits
-from .settings import TuneSettings, setting
+from .settings import TuneSettings, computing_dtype, setting
 from .trainer import Trainer
 
 __all__ = ["Inputs", "find_checkpoint", "load_student", "resume_run", "start_run"]
@@ -135,7 +135,8 @@ def start_run(
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
-        student, weights, _ = load_student(inputs.checkpoint)
+        student, weights, found = load_student(inputs.checkpoint)
+        settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
             check_fits(settings, rep.parametrization)
         teacher = load_model(inputs.model, dtype=_dtype(student))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
+from torch import nn
 
 from pvopt import recipes
 from pvopt.llm import native_autocast_dtype
@@ -17,9 +18,9 @@ from pvopt.rules.subspace import SUBSPACES
 
 from .bases import BASES
 
-__all__ = ["DTYPES", "TuneSettings", "autocast_dtype", "setting"]
+__all__ = ["DTYPES", "TuneSettings", "autocast_dtype", "computing_dtype", "setting"]
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def setting(default: Any, help: str, choices: Iterable[str] | None = None) -> Any:
@@ -190,17 +191,52 @@ class TuneSettings:
         return (1 + math.cos(math.pi * done)) / 2 if self.lr_schedule == "cosine" else 1.0
 
 
-def autocast_dtype(dtype: str, device: torch.device | str = "cpu") -> torch.dtype | None:
-    """Return the autocast dtype that a setting stands for, None for float32.
+def computing_dtype(dtype: str, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:
+    """Return the name of the dtype that a setting stands for with a model, on this machine.
+
+    ``auto`` depends on the machine: whoever computes with the result keeps it, so that what is
+    compared with it later, on any machine, can be computed alike.
 
     Args:
         dtype: a name in ``DTYPES``.
-        device: where the computation runs.
+        model: what computes.
+        metadata: of the checkpoint that the model comes from. The dtype that it was tuned in goes
+            before the model's own and the machine's.
+
+    Example:
+        >>> from torch import nn
+        >>> model = nn.Linear(2, 2)
+        >>> computing_dtype("auto", model, {"settings": {"dtype": "bfloat16"}})
+        'bfloat16'
+        >>> computing_dtype("auto", model.half()), computing_dtype("float32", model)
+        ('float16', 'float32')
+    """
+    if dtype != "auto":
+        return dtype
+    settings = (metadata or {}).get("settings")
+    recorded = settings.get("dtype") if isinstance(settings, Mapping) else None
+    if recorded in DTYPES and recorded != "auto":
+        return recorded
+    weight = next(p for p in model.parameters() if p.is_floating_point())
+    if weight.dtype in (torch.bfloat16, torch.float16):
+        return str(weight.dtype).removeprefix("torch.")
+    return "float32" if native_autocast_dtype(weight.device) is None else "bfloat16"
+
+
+def autocast_dtype(dtype: str) -> torch.dtype | None:
+    """Return the autocast dtype of a computation, None for float32.
+
+    Args:
+        dtype: a name in ``DTYPES`` other than ``auto``, as :func:`computing_dtype` returns it.
+
+    Raises:
+        ValueError: for any other name.
 
     Example:
         >>> autocast_dtype("bfloat16"), autocast_dtype("float32")
         (torch.bfloat16, None)
     """
-    if dtype == "auto":
-        return native_autocast_dtype(device)
-    return torch.bfloat16 if dtype == "bfloat16" else None
+    known = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype not in known:
+        raise ValueError(f"dtype must be one of {', '.join(known)}, got {dtype!r}")
+    return known[dtype]

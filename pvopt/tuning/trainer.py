@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from pvopt.weights import QuantizedWeights
 
 from .optimizers import build_optimizer
 from .records import RecordsFile, StepRecord
-from .settings import TuneSettings, autocast_dtype
+from .settings import TuneSettings, autocast_dtype, computing_dtype
 
 __all__ = ["Trainer"]
 
@@ -53,7 +53,7 @@ class Trainer:
         teacher: the full-precision model.
         batches: what to tune on, batch by batch.
         eval_tokens: ``[tokens]`` int64, what to measure perplexity on.
-        settings: how to tune.
+        settings: how to tune; the trainer's own name the dtype that ``auto`` stands for here.
         folder: where results go; made if it does not exist.
         metadata: kept in the checkpoints.
         resumable: whether checkpoints hold the optimizer's state, several times the model's size.
@@ -85,7 +85,9 @@ class Trainer:
         self.student = student
         self.weights = weights
         self.teacher = teacher.requires_grad_(False)
-        self.settings = settings
+        self.settings = settings = replace(
+            settings, dtype=computing_dtype(settings.dtype, student.model)
+        )
         self.folder = Path(folder)
         self.records = RecordsFile(self.folder / "metrics.jsonl")
         self.resumable = resumable
@@ -94,7 +96,12 @@ class Trainer:
         self._batches = batches
         self.eval_tokens = eval_tokens
         self._device = next(student.model.parameters()).device
-        self._autocast_dtype = autocast_dtype(settings.dtype, self._device)
+        self._autocast_dtype = autocast_dtype(settings.dtype)
+        own = next(p.dtype for p in student.model.parameters() if p.is_floating_point())
+        if settings.dtype == "float32" and own in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"dtype must be auto, bfloat16 or float16 to tune a model in {own}, got float32"
+            )
         self.optimizer = build_optimizer(weights, settings)
         self._scheduler = self._new_scheduler()
 
@@ -243,7 +250,12 @@ class Trainer:
             )
             seconds = time.perf_counter() - start
             self.records.append(
-                "evaluation", self.step, model=name, **asdict(result), seconds=seconds
+                "evaluation",
+                self.step,
+                model=name,
+                **asdict(result),
+                dtype=self.settings.dtype,
+                seconds=seconds,
             )
             if on_evaluation is not None:
                 on_evaluation(self.step, name, result)

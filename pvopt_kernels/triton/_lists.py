@@ -47,9 +47,7 @@ class Listed:
 
 
 @functools.lru_cache(maxsize=64)
-def _addresses(
-    places: tuple[int, ...], device: torch.device, stream: int
-) -> tuple[Tensor, Tensor]:
+def _addresses(places: tuple[int, ...], device: torch.device, stream: int) -> tuple[Tensor, Tensor]:
     """Return addresses on the host and on the device, without waiting for it.
 
     Parameters stay where they are, and their gradients mostly too. What was copied for one stream

@@ -31,7 +31,9 @@ def dense_of(dense, w, KIND: tl.constexpr):
 
 
 @triton.jit
-def source_of(source, w, num_rows, IN_GROUP: tl.constexpr, FORMAT: tl.constexpr, KIND: tl.constexpr):
+def source_of(
+    source, w, num_rows, IN_GROUP: tl.constexpr, FORMAT: tl.constexpr, KIND: tl.constexpr
+):
     """Return the source of one weight of a stack of codebooks; without a stack, the source."""
     if KIND is None:
         return source

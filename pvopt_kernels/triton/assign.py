@@ -20,9 +20,8 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
-from ._launch import launch
+from ._compile_spec import CompileSpec
+from ._launch import launch, least_columns
 
 __all__ = ["assign", "compile_specs", "nearest"]
 
@@ -53,10 +52,9 @@ def assign_kernel(
     HALF: tl.constexpr,  # products of 16-bit operands, on tensor cores
 ):
     w = tl.program_id(2).to(tl.int64)
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = rows < n
-    rows += w * n
     codebook += w * codebook_weight
+    rows = w * n + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < w * n + n
     first = tl.program_id(1) * slice_size
     last = tl.minimum(first + slice_size, entries)
     slot = tl.arange(0, SLOTS)[None, :]
@@ -158,11 +156,11 @@ _MAX_BEST = 1024
 
 
 def _blocks(g: int, k: int, half: bool) -> dict[str, int]:
-    """Return the constants: at least 8 columns (16 of 16 bits), the least that a product takes."""
+    """Return the constants: 8 columns (16 of 16 bits), or the least that a product takes."""
     slots = triton.next_power_of_2(k)
     return {
         "G": g,
-        "WIDTH": 16 if half or 8 < g <= 16 else 8,
+        "WIDTH": 16 if half or 8 < g <= 16 else least_columns(),
         "BLOCK_N": max(8, min(_BLOCK_N, 512 // slots)),
         "BLOCK_K": _BLOCK_K,
         "BEST": k,

@@ -20,9 +20,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
-from ._launch import launch
+from ._compile_spec import CompileSpec
+from ._launch import launch, least_columns
 from .assign import nearest
 
 __all__ = ["beam_search", "compile_specs"]
@@ -100,18 +99,17 @@ def beam_search_kernel(
     BLOCK_K: tl.constexpr,
 ):
     ROWS: tl.constexpr = BLOCK_N * SLOTS
-    first = tl.program_id(0).to(tl.int64) * BLOCK_N
     w = tl.program_id(1).to(tl.int64)
     codebooks += w * weight_stride
-    groups = first + tl.arange(0, BLOCK_N)  # [BLOCK_N], of the weight
-    inside = groups < n
-    groups += w * n
+    first = (tl.program_id(1) * n + tl.program_id(0) * BLOCK_N).to(tl.int64)
+    rest = n - tl.program_id(0) * BLOCK_N  # groups of the weight from there on
+    groups = first + tl.arange(0, BLOCK_N)  # [BLOCK_N]
+    inside = tl.arange(0, BLOCK_N) < rest
     slot = tl.arange(0, SLOTS)[None, :]  # [1, SLOTS]
     book = tl.arange(0, BOOKS_WIDTH)[None, None, :]
     group = first + tl.arange(0, ROWS) // SLOTS  # [ROWS]
     column = tl.arange(0, WIDTH)
-    mask = (group < n)[:, None] & (column < G)[None, :]
-    group += w * n
+    mask = (tl.arange(0, ROWS) // SLOTS < rest)[:, None] & (column < G)[None, :]
     weight = tl.full((ROWS, WIDTH), 1.0, tl.float32)
     if metric is not None:
         weight = tl.load(
@@ -239,9 +237,11 @@ _MAX_ROWS = 1024  # times width, where the beams of one group are more rows than
 
 def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, int]:
     slots = triton.next_power_of_2(beams)
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     rows, block_k = _TILES[width]
-    if slots > rows:
+    # The codes of more than two codebooks take registers: groups of 16 with a metric spill 8 bytes
+    # on sm_90 with 64 entries.
+    if slots > rows or (books > 2 and width == 16):
         block_k = 32
     return {
         "G": g,
@@ -258,7 +258,7 @@ def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, 
 
 
 def _check_limits(books: int, g: int, beams: int) -> None:
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     limits = [
         ("weights of a group", g, max(_TILES)),
         ("codebooks", books, 1 << _ORDER_BITS),

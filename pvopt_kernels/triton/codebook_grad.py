@@ -13,9 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
 from ._lists import kind_of
 from ._tiles import dense_of
@@ -124,7 +123,7 @@ def segment_sums(
     groups = rows * cols
     entries, size = codebooks.shape[2:]
     flat = unsigned(codes).view(weights, groups, books).mT.to(torch.int32)
-    flat = flat.reshape(weights * books, groups)
+    flat = flat.reshape(weights * books, groups).contiguous()
     ordered, order = flat.sort(dim=1, stable=True)
     edges = torch.arange(entries + 1, dtype=torch.int32, device=codes.device)
     starts = torch.searchsorted(ordered, edges.expand(len(flat), -1).contiguous())  # [W M, K + 1]

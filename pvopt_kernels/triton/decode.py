@@ -9,15 +9,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
 from ._lists import Listed, kind_of
 from ._tiles import dense_of, piece_columns, source_of
 from ._weights import Weight, codebook_weight
 
-__all__ = ["compile_specs", "decode", "decode_kernel", "decode_specs", "write_dense", "write_listed"]
+__all__ = [
+    "compile_specs",
+    "decode",
+    "decode_kernel",
+    "decode_specs",
+    "write_dense",
+    "write_listed",
+]
 
 # Weights of one program: 16 of each of its 128 threads, two stores of 16 bytes in half precision.
 _TILE = 2048

@@ -1,5 +1,8 @@
 """Squared norms between targets and a stack of weights: every program decodes a tile of groups."""
 
+# Inside kernels pyright sees constexpr where there are numbers.
+# pyright: reportOperatorIssue=false
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -9,9 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
 from ._lists import kind_of, listed
 from ._tiles import dense_of, piece_columns, source_of

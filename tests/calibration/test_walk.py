@@ -12,8 +12,8 @@ from pvopt import SharedValues, UniformGrid
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.calibration.hessians import gather_hessians
 from pvopt.formats.native import CheckpointError
-from pvopt.starts import Fit, Initialization
 from pvopt.llm import load_model
+from pvopt.starts import Fit, Initialization
 
 GRID = UniformGrid(bits=3, group_size=32)
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(0))

@@ -281,8 +281,9 @@ def test_parametrizations_of_the_user_must_be_named(tmp_path):
 
 
 def test_every_parametrization_of_the_library_can_be_saved():
-    from pvopt import parametrizations
     from pvopt.formats.native.registry import BUILT_IN
+
+    from pvopt import parametrizations
 
     public = {getattr(parametrizations, name) for name in parametrizations.__all__}
     concrete = {

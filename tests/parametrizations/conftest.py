@@ -14,10 +14,14 @@ from torch import Tensor
 from pvopt import (
     AdditiveCodebooks,
     Binary,
-    Incoherent,
+    Chain,
     Parametrization,
+    Permutation,
     QuantizedNonzeros,
     Representation,
+    Rotation,
+    Scaling,
+    Scheme,
     SharedValues,
     Sparse,
     SparseNM,
@@ -25,11 +29,12 @@ from pvopt import (
     UniformGrid,
     VectorCodebook,
 )
+from pvopt.parametrizations import as_scheme
 
-Case = tuple[Parametrization, tuple[int, ...]]
+Case = tuple[Scheme, tuple[int, ...]]
 
 # Every combination of codes can be enumerated; the beams of sums are wide enough to be exact.
-CASES: dict[str, Case] = {
+SETTINGS: dict[str, tuple[Parametrization | Scheme, tuple[int, ...]]] = {
     "shared": (SharedValues(num_values=5), (4, 6)),
     "shared-single": (SharedValues(num_values=1), (2, 3)),
     "shared-vector": (SharedValues(num_values=3), (7,)),
@@ -60,36 +65,45 @@ CASES: dict[str, Case] = {
     "vector": (VectorCodebook(bits=2, group_size=3), (4, 6)),
     "vector-scale-group": (VectorCodebook(bits=3, group_size=2, scale_group=4), (3, 8)),
     "vector-scalar": (VectorCodebook(bits=3, group_size=1), (3, 4)),
-    "additive": (AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, beam_size=4), (4, 6)),
+    "additive": (AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2), (4, 6)),
     "additive-out": (
-        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2, beam_size=4),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2),
         (4, 6),
     ),
     "additive-scale-group": (
-        AdditiveCodebooks(
-            num_codebooks=2, bits=2, in_group=2, out_group=2, scale_group=4, beam_size=4
-        ),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2, scale_group=4),
         (4, 8),
     ),
-    "additive-three": (AdditiveCodebooks(num_codebooks=3, bits=1, in_group=4, beam_size=4), (2, 8)),
+    "additive-three": (AdditiveCodebooks(num_codebooks=3, bits=1, in_group=4), (2, 8)),
     "additive-conv": (
-        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2, beam_size=4),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2),
         (4, 2, 3, 1),
     ),
-    "incoherent-grid": (Incoherent(UniformGrid(bits=2, group_size=3)), (4, 6)),
-    "incoherent-vector": (Incoherent(VectorCodebook(bits=2, group_size=4), seed=3), (3, 12)),
-    "incoherent-conv": (
-        Incoherent(
-            AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2, beam_size=4)
-        ),
+    "rotated-grid": (Scheme(UniformGrid(bits=2, group_size=3), Rotation()), (4, 6)),
+    "rotated-vector": (
+        Scheme(VectorCodebook(bits=2, group_size=4), Rotation(seed=3)),
+        (3, 12),
+    ),
+    "rotated-conv": (
+        Scheme(AdditiveCodebooks(num_codebooks=2, bits=2, in_group=3, out_group=2), Rotation()),
+        (4, 2, 3, 1),
+    ),
+    "permuted-grid": (Scheme(UniformGrid(bits=2, group_size=3), Permutation()), (4, 6)),
+    "scaled-vector": (
+        Scheme(VectorCodebook(bits=2, group_size=3), Scaling(inputs=True)),
+        (4, 6),
+    ),
+    "rotated-and-scaled-conv": (
+        Scheme(Ternary(group_size=3), Chain((Rotation(block=2), Scaling(inputs=True)))),
         (4, 2, 3, 1),
     ),
 }
+CASES: dict[str, Case] = {name: (as_scheme(p), shape) for name, (p, shape) in SETTINGS.items()}
 
 
 @pytest.fixture(scope="session", params=list(CASES))
 def case(request: pytest.FixtureRequest) -> Case:
-    """One parametrization and a shape it fits."""
+    """One scheme and a shape it fits."""
     return CASES[request.param]
 
 
@@ -102,7 +116,8 @@ def fixed_case(request: pytest.FixtureRequest) -> Case:
 
 
 @pytest.fixture(
-    scope="session", params=[name for name, (p, _) in CASES.items() if p.values_follow_codes]
+    scope="session",
+    params=[name for name, (s, _) in CASES.items() if s.parametrization.values_follow_codes],
 )
 def sparse_case(request: pytest.FixtureRequest) -> Case:
     """One parametrization whose values follow the codes, and a shape."""
@@ -110,24 +125,38 @@ def sparse_case(request: pytest.FixtureRequest) -> Case:
 
 
 @functools.cache
-def list_codes(parametrization: Parametrization, shape: tuple[int, ...] | None = None) -> Tensor:
+def list_codes(parametrization: Parametrization, shape: tuple[int, ...]) -> Tensor:
     if isinstance(parametrization, QuantizedNonzeros):
-        assert shape is not None
         inner = parametrization.nonzero_shape(shape)
         places = math.prod(inner) // parametrization.layout(shape).num_groups
         own = list_codes(parametrization.support, shape)
         one = list_codes(parametrization.inner, inner)
         rest = torch.tensor(list(itertools.product(one[:, 0].tolist(), repeat=places)))
         return torch.cat([own.repeat_interleave(len(rest), 0), rest.repeat(len(own), 1)], dim=1)
-    single = range(parametrization.num_codes)
-    repeat = (
-        parametrization.codes_per_group if shape is None else parametrization.code_shape(shape)[2]
-    )
-    every = torch.tensor(list(itertools.product(single, repeat=repeat)))
     if isinstance(parametrization, Sparse):  # masks of another number of ones do not exist
-        group_size = every.shape[1]
-        every = every[every.sum(1) == max(1, round(parametrization.density * group_size))]
-    return every
+        size = parametrization.layout(shape).group_size
+        masks = torch.tensor(list(itertools.product((False, True), repeat=size)))
+        return parametrization.codes_of(masks[masks.sum(1) == parametrization.num_nonzeros(shape)])
+    ranges = [
+        range(stream.num_codes)
+        for stream in parametrization.streams(shape).values()
+        for _ in range(stream.shape[2])
+    ]
+    return torch.tensor(list(itertools.product(*ranges)))
+
+
+def draw_codes(scheme: Scheme, shape: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
+    """Return codes of every stream, the permutation of a space last."""
+    inner = scheme.space.inner_shape(shape)
+    every = list_codes(scheme.parametrization, inner)
+    count = scheme.parametrization.layout(inner).num_groups
+    codes = every[torch.randint(len(every), (count,), generator=generator)]
+    streams = scheme.parametrization.streams(inner).values()
+    parts = codes.split([stream.shape[2] for stream in streams], dim=1)
+    found = [p.reshape(s.shape).to(s.dtype) for s, p in zip(streams, parts, strict=True)]
+    for stream in scheme.space.streams(shape).values():
+        found.append(torch.randperm(stream.count, generator=generator).to(stream.dtype))
+    return found
 
 
 @pytest.fixture(scope="session")
@@ -135,32 +164,38 @@ def draw_rep() -> Callable[..., Representation]:
     """Return a function that draws codes and values, scales of both signs and zero included."""
 
     def draw(
-        case: Case, seed: int, *, dtype: torch.dtype = torch.float64, usual: bool = False
+        case: Case | tuple[Parametrization, tuple[int, ...]],
+        seed: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        usual: bool = False,
     ) -> Representation:
-        parametrization, shape = case
+        scheme, shape = as_scheme(case[0]), case[1]
         generator = torch.Generator().manual_seed(seed)
-        every = list_codes(parametrization, shape)
-        size = parametrization.code_shape(shape)
-        codes = every[torch.randint(len(every), size[:2], generator=generator)]
+        space, inner = scheme.space, scheme.space.inner_shape(shape)
+        names = [*scheme.parametrization.streams(inner)]
+        names += [f"space.{name}" for name in space.streams(shape)]
+        codes = dict(zip(names, draw_codes(scheme, shape, generator), strict=True))
+        sizes = scheme.parametrization.value_shapes(inner)
+        sizes |= {f"space.{name}": size for name, size in space.value_shapes(shape).items()}
         values = {
             name: torch.randn(size, generator=generator, dtype=torch.float64)
-            for name, size in parametrization.value_shapes(shape).items()
+            for name, size in sizes.items()
         }
         if "scales" in values and usual:
             values["scales"] = values["scales"].abs() + 0.1
         elif "scales" in values and seed % 3 == 0:
             values["scales"].flatten()[0] = 0.0
-        codes = codes.to(torch.uint8 if parametrization.code_bits <= 8 else torch.int32)
+        for name in values:
+            if name.startswith("space."):
+                values[name] = values[name].abs() + 0.1
         values = {name: value.to(dtype) for name, value in values.items()}
-        return Representation(parametrization, codes, values, shape)
+        return Representation(scheme.parametrization, codes, values, shape, space)
 
     return draw
 
 
 @pytest.fixture(scope="session")
-def all_codes() -> Callable[..., Tensor]:
-    """Return a function that lists every code of a group, ``[N, codes_per_group]``.
-
-    It takes the parametrization and, where the codes depend on it, the weight's shape.
-    """
-    return list_codes
+def all_codes() -> Callable[[Representation], Tensor]:
+    """Return a function that lists every code of a group, ``[N, codes_per_group]``."""
+    return lambda rep: list_codes(rep.parametrization, rep.inner_shape)

@@ -10,9 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import Binary, Ternary
-from pvopt.formats.native.words import pack_codes, unpack_codes
-from pvopt.tuning.formats import format_name, parse_format
+from pvopt import PARAMETRIZATIONS, Binary, Diagonal, Ternary
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=25, deadline=None, derandomize=True)
@@ -44,7 +42,7 @@ def test_the_fit_is_the_best_of_all(kind, levels, seed, size, with_metric, tails
     metric = rng.exponential(size=weight.shape) ** 3 if with_metric else np.ones_like(weight)
     metric[0, 0] = metric[1, 0] = 0.0 if with_metric else 1.0
     rep = kind(group_size=size).fit(
-        torch.from_numpy(weight), metric=torch.from_numpy(metric) if with_metric else None
+        torch.from_numpy(weight), metric=Diagonal(torch.from_numpy(metric)) if with_metric else None
     )
     errors = metric * (rep.decode().numpy() - weight) ** 2
     for row, start in itertools.product(range(4), (0, size)):
@@ -58,17 +56,19 @@ def test_five_ternary_codes_take_a_byte(count):
     p = Ternary()
     codes = torch.randint(3, (1, count, 1), generator=torch.Generator().manual_seed(count))
     codes = codes.to(torch.uint8)
-    packed = pack_codes(codes, p, (1, count))
+    stream = p.streams((1, count))["levels"]
+    packed = stream.pack(codes)
     assert packed.numel() == -(-count // 5)
-    assert 8 * packed.numel() == p.stored_code_bits((1, count))
-    assert torch.equal(unpack_codes(packed, p, (1, count), torch.uint8), codes)
+    assert 8 * packed.numel() == stream.stored_bits
+    assert torch.equal(stream.unpack(packed), codes)
 
 
 def test_codes_that_do_not_exist_are_refused():
-    with pytest.raises(ValueError, match=r"codes must be in 0..2, got 0..3"):
-        pack_codes(torch.tensor([[[0], [3]]]), Ternary(), (1, 2))
-    with pytest.raises(ValueError, match="words beyond"):
-        unpack_codes(torch.tensor([243], dtype=torch.uint8), Ternary(), (1, 5), torch.uint8)
+    rep = Ternary().fit(torch.tensor([[1.0, 0.0]]))
+    with pytest.raises(ValueError, match=r"codes of 'levels' must be in 0..2, got 0..3"):
+        rep.check_codes({"levels": torch.tensor([[[0], [3]]])})
+    with pytest.raises(ValueError, match="codes beyond 2"):
+        Ternary().streams((1, 5))["levels"].unpack(torch.tensor([243], dtype=torch.uint8))
 
 
 @pytest.mark.parametrize("kind", [Binary, Ternary])
@@ -90,5 +90,5 @@ def test_settings(kind):
     ],
 )
 def test_short_names(text, parametrization):
-    assert parse_format(text) == parametrization
-    assert format_name(parametrization) == text
+    assert PARAMETRIZATIONS.parse(text) == parametrization
+    assert PARAMETRIZATIONS.name(parametrization) == text

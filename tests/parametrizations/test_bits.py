@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 
 import pytest
+import torch
 
 from pvopt import (
     AdditiveCodebooks,
     Binary,
+    Chain,
+    Padding,
+    Permutation,
     QuantizedNonzeros,
+    Rotation,
+    Scaling,
+    Scheme,
     SharedValues,
     Sparse,
     SparseNM,
@@ -52,24 +59,25 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),
         (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),
-        # a mask and 4 x 2 values; a mask and 6 values; 8 groups of 2 bits and a value
-        (Sparse(density=0.3), (4, 6), (24 + 8 * 16) / 24),
+        # masks of a byte for each row and 4 x 2 values; a mask of 3 bytes and 6 values
+        (Sparse(density=0.3), (4, 6), (4 * 8 + 8 * 16) / 24),
         (Sparse(density=0.25, per="tensor"), (4, 6), (24 + 6 * 16) / 24),
+        # 8 groups of 2 bits and a value; 6 of 3 bits and 2 values
         (SparseNM(nonzeros=1, group_size=3), (4, 6), (8 * 2 + 8 * 16) / 24),
         (SparseNM(nonzeros=2, group_size=4), (3, 8), (6 * 3 + 12 * 16) / 24),
-        # 6 supports of 3 bits in 3 bytes, 12 codes of 2 bits, 3 scales and 3 zeros
+        # 6 supports of 3 bits, 12 codes of 2 bits, 3 scales and 3 zeros
         (
             QuantizedNonzeros(
                 support=SparseNM(nonzeros=2, group_size=4), inner=UniformGrid(bits=2)
             ),
             (3, 8),
-            (24 + 12 * 2 + 6 * 16) / 24,
+            (6 * 3 + 12 * 2 + 6 * 16) / 24,
         ),
-        # a mask, 8 signs, 4 scales
+        # masks of a byte for each row, 8 signs, 4 scales
         (
             QuantizedNonzeros(support=Sparse(density=0.3), inner=Binary()),
             (4, 6),
-            (24 + 8 + 4 * 16) / 24,
+            (4 * 8 + 8 + 4 * 16) / 24,
         ),
         # 8 groups of one 2-bit code, 4 entries of 3 numbers, 4 scales
         (VectorCodebook(bits=2, group_size=3), (4, 6), (8 * 2 + 16 * (12 + 4)) / 24),
@@ -92,21 +100,43 @@ def test_bits_counted_by_hand(parametrization, shape, bits):
     assert parametrization.bits_per_weight(shape) == pytest.approx(bits, rel=1e-12)
 
 
-def bits_of_codes(p, codes, shape):
-    if isinstance(p, QuantizedNonzeros):
-        support, nonzeros = p.parts(codes, shape)
-        whole_bytes = -(-bits_of_codes(p.support, support, shape) // 8)
-        return 8 * whole_bytes + bits_of_codes(p.inner, nonzeros, p.nonzero_shape(shape))
-    return -(-codes.numel() // p.codes_per_word) * p.word_bits
+@pytest.mark.parametrize(
+    ("space", "bits"),
+    [
+        (Rotation(), 0),
+        (Permutation(), 6 * 3),  # six columns, numbers of three bits
+        (Scaling(inputs=True, outputs=True), (6 + 4) * 16),
+        (Chain((Permutation(), Scaling(outputs=True))), 6 * 3 + 4 * 16),
+    ],
+    ids=str,
+)
+def test_what_a_space_owns_counts(space, bits):
+    grid = UniformGrid(bits=2, group_size=3)
+    expected = grid.bits_per_weight((4, 6)) + bits / 24
+    assert Scheme(grid, space).bits_per_weight((4, 6)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_padding_is_paid_for():
+    found = Scheme(UniformGrid(bits=2), Padding(rows=4, columns=8)).bits_per_weight((3, 5))
+    assert found == pytest.approx((32 * 2 + 8 * 16) / 15, rel=1e-12)
 
 
 def test_bits_equal_the_size_of_the_tensors(case, draw_rep):
     rep = draw_rep(case, 1)
-    p = rep.parametrization
-    codes = bits_of_codes(p, rep.codes, rep.shape)
+    scheme = rep.scheme
+    packed = sum(stream.pack(rep.codes[n]).numel() for n, stream in rep.streams.items())
+    codes = sum(stream.stored_bits for stream in rep.streams.values())
+    assert 0 <= 8 * packed - codes < 8 * len(rep.streams)  # each last byte is filled up
     values = sum(value.numel() for value in rep.values.values())
     for value_bits in (8, 16, 32):
         expected = (codes + value_bits * values) / math.prod(rep.shape)
-        found = p.bits_per_weight(rep.shape, value_bits=value_bits)
+        found = scheme.bits_per_weight(rep.shape, value_bits=value_bits)
         assert found == pytest.approx(expected, rel=1e-12)
-    assert rep.bits_per_weight() == pytest.approx(p.bits_per_weight(rep.shape, value_bits=64))
+    assert rep.bits_per_weight() == pytest.approx(scheme.bits_per_weight(rep.shape, value_bits=64))
+
+
+def test_streams_read_back_what_they_packed(case, draw_rep):
+    rep = draw_rep(case, 2)
+    for name, stream in rep.streams.items():
+        assert rep.codes[name].dtype == stream.dtype
+        assert torch.equal(stream.unpack(stream.pack(rep.codes[name])), rep.codes[name])

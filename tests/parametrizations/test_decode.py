@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from pvopt import (
     Binary,
-    Incoherent,
     QuantizedNonzeros,
     Representation,
     SharedValues,
@@ -30,27 +29,26 @@ some = settings(max_examples=10, deadline=None, derandomize=True)
 def oracle(rep: Representation) -> np.ndarray:
     """Decode entry by entry, straight from the formulas."""
     p = rep.parametrization
-    if isinstance(p, Incoherent):
-        inner = oracle(Representation(p.inner, rep.codes, rep.values, rep.shape))
-        return p.unrotate(torch.from_numpy(inner)).numpy()
+    if not rep.space.trivial:
+        own = {n: c for n, c in rep.codes.items() if not n.startswith("space.")}
+        values = {n: v for n, v in rep.values.items() if not n.startswith("space.")}
+        inner = oracle(Representation(p, own, values, rep.inner_shape))
+        return rep.space.leave(torch.from_numpy(inner), rep.owned, rep.shape).numpy()
     values = {name: value.double().numpy() for name, value in rep.values.items()}
-    codes = rep.codes.numpy().astype(np.int64)
+    codes = {name: codes.numpy().astype(np.int64) for name, codes in rep.codes.items()}
     rows = rep.shape[0] if len(rep.shape) > 1 else 1
     columns = int(np.prod(rep.shape)) // rows
     out = np.empty((rows, columns))
     if isinstance(p, Sparse | SparseNM):
-        return sparse_oracle(p, codes, iter(values["values"].flatten()), rows, columns).reshape(
-            rep.shape
-        )
+        nonzeros = iter(values["values"].flatten())
+        return sparse_oracle(p, codes["support"], nonzeros, rows, columns).reshape(rep.shape)
     if isinstance(p, QuantizedNonzeros):
         shape = p.nonzero_shape(rep.shape)
-        cut = codes.shape[2] - np.prod(shape) // (codes.shape[0] * codes.shape[1])
-        inner = torch.from_numpy(codes[..., cut:].reshape(*shape, 1))
-        nonzeros = oracle(Representation(p.inner, inner, rep.values, shape))
-        own = codes[..., :cut]
-        return sparse_oracle(p.support, own, iter(nonzeros.flatten()), rows, columns).reshape(
-            rep.shape
-        )
+        inner = {name: rep.codes[name].reshape(*shape, 1) for name in p.inner.streams(shape)}
+        nonzeros = iter(oracle(Representation(p.inner, inner, rep.values, shape)).flatten())
+        own = codes["support"]
+        return sparse_oracle(p.support, own, nonzeros, rows, columns).reshape(rep.shape)
+    (codes,) = codes.values()
     for i in range(rows):
         for j in range(columns):
             if isinstance(p, SharedValues):
@@ -69,7 +67,7 @@ def oracle(rep: Representation) -> np.ndarray:
                 s = j // (p.scale_group or columns)
                 total = sum(
                     values["codebooks"][m, codes[block_row, block_column, m], inside]
-                    for m in range(p.codes_per_group)
+                    for m in range(p.num_codebooks)
                 )
                 out[i, j] = values["scales"][block_row, s] * total
     return out.reshape(rep.shape)
@@ -87,7 +85,9 @@ def sparse_oracle(
             for place in supports[codes[i, j, 0]]
         ]
     else:
-        mask = codes.reshape(rows, columns)
+        groups = 1 if p.per == "tensor" else rows
+        bits = np.unpackbits(codes.reshape(groups, -1).astype(np.uint8), axis=1, bitorder="little")
+        mask = bits[:, : rows * columns // groups].reshape(rows, columns)
         kept = [(i, j) for i, j in itertools.product(range(rows), range(columns)) if mask[i, j]]
     out = np.zeros((rows, columns))
     for place in kept:
@@ -119,11 +119,11 @@ def test_decoding_some_groups_equals_taking_them_from_the_whole(case, draw_rep, 
     generator = torch.Generator().manual_seed(seed)
     groups = torch.randint(rep.layout.num_groups, (5,), generator=generator)
     p = rep.parametrization
-    expected = p.split(rep.decode())[groups]
+    expected = rep.split(rep.decode())[groups]
     torch.testing.assert_close(p.decode_groups(rep, groups), expected)
-    torch.testing.assert_close(p.decode_groups(rep, groups, rep.flat_codes[groups]), expected)
-    other = rep.flat_codes.flip(0)
-    swapped = Representation(p, other.view_as(rep.codes).contiguous(), rep.values, rep.shape)
+    torch.testing.assert_close(p.decode_groups(rep, groups, rep.group_codes(groups)), expected)
+    other, swapped = rep.group_codes().flip(0), rep.clone()
+    swapped.write_codes_(None, other)
     torch.testing.assert_close(p.decode_groups(rep, None, other), p.decode_groups(swapped))
 
 
@@ -133,7 +133,8 @@ def test_decode_is_differentiable_in_the_values(case, draw_rep):
 
     def decode(*values: torch.Tensor) -> torch.Tensor:
         named = dict(zip(names, values, strict=True))
-        return Representation(rep.parametrization, rep.codes, named, rep.shape).decode()
+        p, space = rep.parametrization, rep.space
+        return Representation(p, rep.codes, named, rep.shape, space).decode()
 
     leaves = [rep.values[name].clone().requires_grad_() for name in names]
     assert torch.autograd.gradcheck(decode, leaves)
@@ -141,11 +142,11 @@ def test_decode_is_differentiable_in_the_values(case, draw_rep):
 
 @some
 @given(seed=SEEDS)
-def test_value_gradients_equal_finite_differences(case, draw_rep, seed):
+def test_pulled_gradients_equal_finite_differences(case, draw_rep, seed):
     """decode is multilinear: central differences of <gradient, decode(v)> are exact."""
     rep = draw_rep(case, seed)
     gradient = torch.randn(rep.shape, dtype=torch.float64)
-    found = rep.parametrization.value_gradients(rep, gradient)
+    found = rep.pull([gradient])
     assert list(found) == list(rep.values)
     step = 1e-3
     for name, value in rep.values.items():
@@ -163,27 +164,37 @@ def test_value_gradients_equal_finite_differences(case, draw_rep, seed):
         torch.testing.assert_close(found[name], expected, rtol=1e-8, atol=1e-8)
 
 
-def test_value_gradients_change_nothing_and_take_other_dtypes(case, draw_rep):
+def test_pulled_gradients_change_nothing_and_take_other_dtypes(case, draw_rep):
     rep = draw_rep(case, 3, dtype=torch.float32)
     before = rep.clone()
     gradient = torch.randn(rep.shape, dtype=torch.bfloat16)
     copy = gradient.clone()
-    found = rep.parametrization.value_gradients(rep, gradient)
+    found = rep.pull([gradient])
     assert torch.equal(gradient, copy)
     for (name, left), (_, right) in zip(rep.tensors(), before.tensors(), strict=True):
         assert torch.equal(left, right), name
     exact = rep.to(dtype=torch.float64)
-    wanted = exact.parametrization.value_gradients(exact, gradient.double())
+    wanted = exact.pull([gradient.double()])
     for name, value in found.items():
         assert value.dtype == torch.float32
         assert not value.requires_grad
         torch.testing.assert_close(value.double(), wanted[name], rtol=1e-4, atol=1e-4)
 
 
-def test_value_gradients_of_a_non_contiguous_gradient(case, draw_rep):
+def test_pulled_gradients_of_a_non_contiguous_gradient(case, draw_rep):
     rep = draw_rep(case, 4)
     gradient = torch.randn(*rep.shape, 2, dtype=torch.float64)[..., 0]
-    found = rep.parametrization.value_gradients(rep, gradient)
-    wanted = rep.parametrization.value_gradients(rep, gradient.contiguous())
+    found = rep.pull([gradient])
+    wanted = rep.pull([gradient.contiguous()])
     for name in found:
         assert torch.equal(found[name], wanted[name])
+
+
+def test_gradients_of_a_stack_are_those_of_its_members(case, draw_rep):
+    members = [draw_rep(case, seed) for seed in (4, 5, 6)]
+    gradients = [torch.randn(members[0].shape, dtype=torch.float64) for _ in members]
+    wanted = [m.clone().pull([g]) for m, g in zip(members, gradients, strict=True)]
+    found = Representation.stack(members).pull(gradients)
+    for name, value in found.items():
+        parts = torch.cat([w[name] for w in wanted])
+        torch.testing.assert_close(value, parts)

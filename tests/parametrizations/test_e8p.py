@@ -9,9 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queries import candidates
 from torch import Tensor
 
-from pvopt import E8P, Representation
+from pvopt import E8P, Diagonal, FitOptions, Representation
 from pvopt_kernels import e8_ball, e8p_decode
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -39,7 +40,7 @@ def random_rep(p: E8P, seed: int, shape: tuple[int, ...] = (4, 16)) -> Represent
     scales = torch.randn(size, generator=generator, dtype=DOUBLE)
     if seed % 3 == 0:
         scales.view(-1)[0] = 0.0
-    return Representation(p, codes.to(torch.uint8), {"scales": scales}, shape)
+    return Representation(p, {"points": codes.to(torch.uint8)}, {"scales": scales}, shape)
 
 
 @some
@@ -49,7 +50,7 @@ def test_decode_equals_the_formula(table, seed, bits, per):
     rep = random_rep(p, seed)
     found, scales = rep.decode(), rep.values["scales"]
     for i, j in itertools.product(range(4), range(2)):
-        a, b, *rest = rep.codes[i, j].tolist()
+        a, b, *rest = rep.codes["points"][i, j].tolist()
         point = table[256 * a + b].clone()
         if bits == 3:
             point += e8_ball()[rest[0]] / RATIOS[3]
@@ -64,7 +65,7 @@ def test_decode_equals_the_formula(table, seed, bits, per):
 def test_gradients_equal_finite_differences(bits):
     rep = random_rep(E8P(bits=bits, scale_group=8), 5)
     gradient = gaussian(6, 4, 16)
-    found = rep.parametrization.value_gradients(rep, gradient)["scales"]
+    found = rep.pull([gradient])["scales"]
     expected, value = torch.empty_like(found), rep.values["scales"]
     for i in range(value.numel()):
         start, ends = value.view(-1)[i].item(), []
@@ -96,7 +97,7 @@ def test_two_bits_are_exact(table, seed, k, grid, with_metric):
         rep.values["scales"].copy_(torch.tensor([[0.5], [-1.0], [2.0], [1.0]]))
         target = (4 * target).round() / 4
     metric = gaussian(seed + 1, 8, 8).square() if with_metric else None
-    found = rep.parametrization.candidates(target, rep, None, k, metric=metric)
+    found = candidates(rep, target, None, k, metric=metric)
     scales = rep.values["scales"].repeat_interleave(2)
     for g in range(8):
         squares = (scales[g] * table - target[g]).square()
@@ -121,7 +122,7 @@ def test_three_bits_come_close_to_the_best_of_all(table):
     """The beam is not exact: what is claimed is what is measured here."""
     rep = Representation(
         E8P(bits=3),
-        torch.zeros(1, 6, 3, dtype=torch.uint8),
+        {"points": torch.zeros(1, 6, 3, dtype=torch.uint8)},
         {"scales": torch.ones(1, 1, dtype=DOUBLE)},
         (1, 48),
     )
@@ -129,8 +130,7 @@ def test_three_bits_come_close_to_the_best_of_all(table):
     best = torch.stack([every_error(table, t, 3) for t in target])
     means = []
     for beam in (1, 4, 64):
-        rep.parametrization = E8P(bits=3, beam_size=beam)
-        found = rep.parametrization.candidates(target, rep, None).errors[:, 0]
+        found = candidates(rep, target, beam=beam).errors[:, 0]
         assert bool((found >= best - 1e-9).all())
         means.append(float(found.mean() / best.mean()))
     assert means[0] > means[1] >= means[2]
@@ -142,12 +142,12 @@ def test_three_bits_come_close_to_the_best_of_all(table):
 @some
 @given(seed=SEEDS)
 def test_a_search_returns_distinct_codes_in_order_and_never_loses(bits, seed):
-    rep = random_rep(E8P(bits=bits, beam_size=2), seed)
+    rep = random_rep(E8P(bits=bits), seed)
     target = gaussian(seed, 8, 8)
     p = rep.parametrization
     before = (p.decode_groups(rep) - target).square().sum(1)
-    assert bool((p.candidates(target, rep, None).errors[:, 0] <= before).all())
-    found = p.candidates(target, rep, None, 6)
+    assert bool((candidates(rep, target, beam=2).errors[:, 0] <= before).all())
+    found = candidates(rep, target, None, 6, beam=2)
     assert bool((found.errors.diff(dim=1) >= 0).all())
     for row in found.codes.tolist():
         assert len({tuple(code) for code in row}) == 6
@@ -159,10 +159,10 @@ def test_the_search_obeys_a_metric(bits):
     rep.values["scales"].fill_(1.0)
     target, metric = gaussian(2, 8, 8), gaussian(3, 8, 8).square().square()
     p = rep.parametrization
-    found = p.candidates(target, rep, None, 2, metric=metric)
+    found = candidates(rep, target, None, 2, metric=metric)
     decoded = p.decode_groups(rep, None, found.codes[:, 0])
     torch.testing.assert_close(((decoded - target).square() * metric).sum(1), found.errors[:, 0])
-    plain = p.decode_groups(rep, None, p.candidates(target, rep, None, 2).codes[:, 0])
+    plain = p.decode_groups(rep, None, candidates(rep, target, None, 2).codes[:, 0])
     assert float(found.errors[:, 0].sum()) < 0.9 * float(((plain - target).square() * metric).sum())
     # the second stage alone, the first being given, is the best of its points in the metric
     first = e8p_decode(found.codes[:, 0, :2], DOUBLE)
@@ -174,8 +174,8 @@ def test_the_search_obeys_a_metric(bits):
 
 
 def test_more_candidates_than_a_beam_has():
-    rep = random_rep(E8P(bits=3, beam_size=1), 1)
-    found = rep.parametrization.candidates(gaussian(4, 8, 8), rep, None, 300)
+    rep = random_rep(E8P(bits=3), 1)
+    found = candidates(rep, gaussian(4, 8, 8), None, 300, beam=1)
     assert bool(found.errors.isfinite().all())
     assert len({tuple(code) for code in found.codes[0].tolist()}) == 300
 
@@ -200,9 +200,11 @@ def test_distortion_of_gaussian_weights_with_four_bits():
 def test_rounds_of_the_fit_lower_the_error_or_leave_it(with_metric):
     weight = gaussian(3, 8, 32) ** 3
     metric = gaussian(4, 8, 32).square() if with_metric else None
+    weights = None if metric is None else Diagonal(metric)
     errors = []
     for rounds in range(4):
-        rep = E8P(bits=2, refine_iterations=rounds).fit(weight, metric=metric)
+        options = FitOptions(iterations=rounds)
+        rep = E8P(bits=2).fit(weight, metric=weights, options=options)
         squares = (rep.decode() - weight).square()
         errors.append(float((squares if metric is None else squares * metric).sum()))
     assert all(b <= a for a, b in itertools.pairwise(errors))
@@ -230,7 +232,6 @@ def test_true_bits(p, bits):
         ({"scale_group": 12}, ValueError, "scale_group must be a multiple of the group size=8"),
         ({"per_tensor": 1}, TypeError, "per_tensor must be a bool, got 1"),
         ({"scale_group": 8, "per_tensor": True}, ValueError, "scale_group must be None with"),
-        ({"beam_size": 0}, ValueError, "beam_size"),
     ],
 )
 def test_bad_settings_cannot_be_made(arguments, error, words):

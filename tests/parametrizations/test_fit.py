@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queries import candidates, step
 from torch import Tensor
 
 from pvopt import (
@@ -16,17 +17,19 @@ from pvopt import (
     AdditiveCodebooks,
     AllGroups,
     Binary,
+    Diagonal,
+    FitOptions,
     Nearest,
     Parametrization,
     QuantizedNonzeros,
     Representation,
+    SearchOptions,
     SharedValues,
     Sparse,
     SparseNM,
     Ternary,
     UniformGrid,
     VectorCodebook,
-    v_step,
 )
 from pvopt.parametrizations.sparse_support import SparseSupport
 
@@ -70,9 +73,7 @@ def error(rep: Representation, weight: Tensor, metric: Tensor | None = None) -> 
 
 def check_valid(rep: Representation) -> None:
     assert bool(rep.decode().isfinite().all())
-    limit = rep.parametrization.num_codes
-    assert int(rep.codes.max()) < limit
-    assert int(rep.codes.min()) >= 0
+    rep.check_codes()
 
 
 @each
@@ -97,13 +98,11 @@ def test_values_have_at_least_single_precision(parametrization, dtype, values):
 def test_a_fitted_weight_is_a_fixed_point_of_the_v_step(parametrization, seed):
     rep = parametrization.fit(gaussian(seed, 4, 8, dtype=torch.float64))
     check_valid(rep)
-    codes = rep.codes.clone()
-    decoded = parametrization.decode_groups(rep)
-    moved = v_step(rep, rep.decode(), decoded, rounding=Nearest(), subspace=AllGroups())
-    assert moved == 0
-    assert torch.equal(rep.codes, codes)
-    found = parametrization.candidates(parametrization.split(rep.decode()), rep, None)
-    assert torch.equal(found.codes[:, 0], rep.flat_codes.long())
+    codes = rep.group_codes().clone()
+    assert step(rep, rep.decode(), rounding=Nearest(), subspace=AllGroups()) == 0
+    assert torch.equal(rep.group_codes(), codes)
+    found = candidates(rep, rep.split(rep.decode()))
+    assert torch.equal(found.codes[:, 0], codes.long())
 
 
 @each
@@ -111,7 +110,8 @@ def test_the_fit_explains_most_of_a_gaussian_weight(parametrization):
     weight = gaussian(1, 16, 16, dtype=torch.float64)
     relative = error(parametrization.fit(weight), weight) / float(weight.square().sum())
     # the distortion of the one-bit grid {-s, 0}, which sees one sign only, is the largest
-    assert relative < (0.8 if parametrization.code_bits == 1 else 0.4)
+    one_bit = [s.num_codes for s in parametrization.streams((16, 16)).values()] == [2]
+    assert relative < (0.8 if one_bit else 0.4)
 
 
 @each
@@ -143,7 +143,7 @@ def test_a_non_contiguous_weight_is_fitted_alike(parametrization):
 def test_a_constant_metric_changes_nothing(parametrization):
     weight = gaussian(4, 8, 8, dtype=torch.float64)
     plain = parametrization.fit(weight)
-    unit = parametrization.fit(weight, metric=torch.ones_like(weight))
+    unit = parametrization.fit(weight, metric=Diagonal(torch.ones_like(weight)))
     torch.testing.assert_close(unit.decode(), plain.decode())
 
 
@@ -158,7 +158,7 @@ def test_a_metric_lowers_the_error_it_measures(parametrization):
     for seed in range(4):
         weight = gaussian(seed, 16, 16, dtype=torch.float64)
         plain += error(parametrization.fit(weight), weight, metric)
-        fitted += error(parametrization.fit(weight, metric=metric), weight, metric)
+        fitted += error(parametrization.fit(weight, metric=Diagonal(metric)), weight, metric)
     assert fitted < 0.95 * plain
 
 
@@ -166,7 +166,7 @@ def test_a_metric_lowers_the_error_it_measures(parametrization):
 def test_unimportant_weights_are_allowed(parametrization):
     weight = gaussian(6, 8, 8)
     for metric in (torch.zeros(8, 8), torch.eye(8)):
-        check_valid(parametrization.fit(weight, metric=metric))
+        check_valid(parametrization.fit(weight, metric=Diagonal(metric)))
 
 
 @each
@@ -304,14 +304,13 @@ def test_codebooks_recover_their_own_entries():
 def test_every_refinement_lowers_the_error_or_leaves_it(parametrization, with_metric):
     weight = gaussian(10, 16, 16, dtype=torch.float64)
     metric = gaussian(11, 16, 16, dtype=torch.float64).square() if with_metric else None
-    if isinstance(parametrization, AdditiveCodebooks):  # the last round as narrow as the others
-        parametrization = replace(parametrization, fit_beam_size=1)
-    errors = [
-        error(
-            replace(parametrization, refine_iterations=n).fit(weight, metric=metric), weight, metric
-        )
-        for n in range(5)
-    ]
+    weights = None if metric is None else Diagonal(metric)
+    errors = []
+    for rounds in range(5):  # the last round as narrow as the others
+        options = FitOptions(iterations=rounds, beam_size=1)
+        rep = parametrization.fit(weight, metric=weights, options=options)
+        assert rep.parametrization == parametrization
+        errors.append(error(rep, weight, metric))
     for before, after in itertools.pairwise(errors):
         assert after <= before * (1 + 1e-12)
     assert errors[-1] < errors[0]
@@ -319,12 +318,9 @@ def test_every_refinement_lowers_the_error_or_leaves_it(parametrization, with_me
 
 def test_a_wide_search_in_the_last_round_pays():
     weight = gaussian(15, 32, 32, dtype=torch.float64)
+    p = AdditiveCodebooks(num_codebooks=3, bits=3, in_group=4)
     narrow, wide = (
-        error(
-            AdditiveCodebooks(num_codebooks=3, bits=3, in_group=4, fit_beam_size=beam).fit(weight),
-            weight,
-        )
-        for beam in (1, 16)
+        error(p.fit(weight, options=FitOptions(beam_size=beam)), weight) for beam in (1, 16)
     )
     assert wide < narrow
 
@@ -360,9 +356,10 @@ def test_weights_that_are_not_floating_are_refused(parametrization, dtype):
 @each
 def test_bad_metrics_are_refused(parametrization):
     weight = gaussian(14, 8, 8)
-    for metric in (-torch.ones(8, 8), torch.ones(8), torch.full((8, 8), float("nan"))):
-        with pytest.raises(ValueError, match=r"metric must be non-negative and of shape \[8, 8\]"):
-            parametrization.fit(weight, metric=metric)
+    words = r"a diagonal metric must have shape \[8, 8\] or \[1, 8\], got "
+    for metric in (torch.ones(8), torch.ones(8, 1), torch.ones(4, 16)):
+        with pytest.raises(ValueError, match=words):
+            parametrization.fit(weight, metric=Diagonal(metric))
 
 
 @pytest.mark.parametrize(
@@ -408,12 +405,10 @@ def test_out_groups_that_do_not_divide_are_refused():
             ValueError,
             "num_codebooks",
         ),
-        (
-            AdditiveCodebooks,
-            {"num_codebooks": 2, "bits": 2, "in_group": 2, "beam_size": 0},
-            ValueError,
-            "beam_size",
-        ),
+        (FitOptions, {"beam_size": 0}, ValueError, "beam_size"),
+        (FitOptions, {"iterations": -1}, ValueError, "iterations"),
+        (SearchOptions, {"beam_size": 0}, ValueError, "beam_size"),
+        (SearchOptions, {"beam_size": 2.0}, TypeError, "beam_size must be an int"),
         (
             AdditiveCodebooks,
             {"num_codebooks": 2, "bits": 2, "in_group": 4, "scale_group": 6},
@@ -436,3 +431,30 @@ def test_settings_are_frozen_and_comparable(parametrization):
     assert twin == parametrization
     assert hash(twin) == hash(parametrization)
     assert isinstance(parametrization, Parametrization)
+
+
+@pytest.mark.parametrize(
+    "p",
+    [AdditiveCodebooks(num_codebooks=2, bits=4, in_group=4), E8P(bits=3)],
+    ids=str,
+)
+def test_effort_changes_what_is_found_and_not_what_it_is(p):
+    """Equal codes and values are equal representations, whatever found them."""
+    weight = gaussian(16, 16, 32, dtype=torch.float64)
+    hasty = p.fit(weight, options=FitOptions(iterations=0, beam_size=1))
+    careful = p.fit(weight, options=FitOptions(iterations=3, beam_size=32))
+    assert hasty.scheme == careful.scheme
+    assert hasty.scheme.to_json() == careful.scheme.to_json()
+    assert error(careful, weight) < error(hasty, weight)
+    assert torch.equal(hasty.copy_(careful).decode(), careful.decode())
+    target, moved = weight.flip(0), careful.clone()
+    for rep, beam in ((careful, 1), (moved, 64)):
+        step(
+            rep,
+            target,
+            rounding=Nearest(),
+            subspace=AllGroups(),
+            options=SearchOptions(beam_size=beam),
+        )
+    assert error(moved, target) < error(careful, target)
+    assert moved.scheme == careful.scheme

@@ -8,12 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from queries import ask, step
 from torch import Tensor
 
 from pvopt import (
     AdditiveCodebooks,
     AllGroups,
     Candidates,
+    Draws,
     Forced,
     Nearest,
     PVOptimizer,
@@ -23,7 +25,6 @@ from pvopt import (
     Stochastic,
     UniformGrid,
     VectorCodebook,
-    v_step,
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -44,14 +45,13 @@ def scalar_rep(values: list[float], current: int, count: int) -> Representation:
     codes = torch.full((1, count, 1), current, dtype=torch.uint8)
     table = torch.tensor(values, dtype=DOUBLE)
     return Representation(
-        SharedValues(num_values=len(values)), codes, {"values": table}, (1, count)
+        SharedValues(num_values=len(values)), {"entries": codes}, {"values": table}, (1, count)
     )
 
 
 def take(rule: Rounding, rep: Representation, target: Tensor, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    found = rule.propose(target, rep, None, generator=generator)
-    return rule.choose(found, rep.flat_codes.long(), generator)[:, 0]
+    query = ask(rep, target, generator=torch.Generator().manual_seed(seed))
+    return rule.choose(rule.propose(query), query.current(), query.draws)[:, 0]
 
 
 def test_nearest_takes_the_first_candidate():
@@ -76,16 +76,16 @@ def test_forced_moves_every_group_to_the_best_other_code(seed):
         SharedValues(num_values=4),
         UniformGrid(bits=2, group_size=4),
         VectorCodebook(bits=2, group_size=2),
-        AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2, beam_size=4),
+        AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2),
     ):
         rep = p.fit(torch.randn(4, 8, generator=generator, dtype=DOUBLE))
-        before = rep.flat_codes.clone()
+        before = rep.group_codes().clone()
         start = rep.decode()
         target = start + 1e-6  # far too short a step to cross to another code
         layout = rep.layout
-        every = torch.cartesian_prod(*[torch.arange(p.num_codes)] * p.codes_per_group).view(
-            -1, p.codes_per_group
-        )
+        (stream,) = rep.streams.values()
+        width = stream.shape[2]
+        every = torch.cartesian_prod(*[torch.arange(stream.num_codes)] * width).view(-1, width)
         goal = layout.split(target)
         best = torch.full((layout.num_groups,), torch.inf, dtype=DOUBLE)
         for code in every:
@@ -93,11 +93,10 @@ def test_forced_moves_every_group_to_the_best_other_code(seed):
             error = (tried - goal).square().sum(1)
             error[(before.long() == code).all(1)] = torch.inf
             best = torch.minimum(best, error)
-        decoded = p.decode_groups(rep)
-        moved = v_step(rep, target, decoded, rounding=Forced(), subspace=AllGroups())
+        moved = step(rep, target, rounding=Forced(), subspace=AllGroups())
         assert moved == layout.num_groups
-        assert bool((rep.flat_codes != before).any(1).all())
-        torch.testing.assert_close((decoded - goal).square().sum(1), best)
+        assert bool((rep.group_codes() != before).any(1).all())
+        torch.testing.assert_close((p.decode_groups(rep) - goal).square().sum(1), best)
 
 
 def test_forced_keeps_the_only_code_there_is():
@@ -127,7 +126,7 @@ def test_power_rule_for_vectors_uses_euclidean_distances():
     book = torch.tensor([[[0.0, 0.0], [3.0, 4.0], [50.0, 50.0], [90.0, 0.0]]], dtype=DOUBLE)
     rep = Representation(
         VectorCodebook(bits=2, group_size=2),
-        torch.zeros(1, DRAWS, 1, dtype=torch.uint8),
+        {"entries": torch.zeros(1, DRAWS, 1, dtype=torch.uint8)},
         {"codebooks": book, "scales": torch.ones(1, 1, dtype=DOUBLE)},
         (1, 2 * DRAWS),
     )
@@ -180,7 +179,8 @@ def test_linear_rule_is_unbiased_inside_the_range(target):
         ),
     ):
         codes = torch.zeros(1, DRAWS, 1, dtype=torch.uint8)
-        rep = Representation(p, codes, values, (1, DRAWS))
+        (name,) = p.streams((1, DRAWS))
+        rep = Representation(p, {name: codes}, values, (1, DRAWS))
         goal = torch.full((DRAWS, 1), target, dtype=DOUBLE)
         taken = take(Stochastic("linear"), rep, goal)
         decoded = p.decode_groups(rep, torch.arange(DRAWS), taken[:, None])
@@ -210,7 +210,8 @@ def test_linear_rule_gets_by_with_negative_and_zero_scales(seed):
     scales = torch.tensor([[-0.5], [0.0], [0.7]], dtype=DOUBLE)
     zeros = 3 * torch.rand(3, 1, generator=generator, dtype=DOUBLE)
     codes = torch.zeros(3, 5, 1, dtype=torch.uint8)
-    rep = Representation(UniformGrid(bits=2), codes, {"scales": scales, "zeros": zeros}, (3, 5))
+    values = {"scales": scales, "zeros": zeros}
+    rep = Representation(UniformGrid(bits=2), {"levels": codes}, values, (3, 5))
     target = torch.randn(15, 1, generator=generator, dtype=DOUBLE)
     taken = take(Stochastic("linear"), rep, target, seed)
     assert int(taken.min()) >= 0
@@ -265,3 +266,22 @@ def test_linear_rule_refuses_vector_codes_when_the_optimizer_is_made(p):
 def test_bad_settings_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         Stochastic(**arguments)
+
+
+@pytest.mark.parametrize("rule", [Stochastic(), Stochastic("linear"), Nearest(), Forced()], ids=str)
+def test_what_a_weight_rounds_to_does_not_depend_on_the_others_in_a_stack(rule):
+    generator = torch.Generator().manual_seed(0)
+    reps = [scalar_rep([0.0, 1.0 + i, 3.0], 2, 40) for i in range(3)]
+    targets = 3 * torch.rand(3, 40, 1, generator=generator, dtype=DOUBLE)
+    names = ["a", "b", "c"]
+    alone = []
+    for name, rep, target in zip(names, reps, targets, strict=True):
+        query = ask(rep.clone(), target)
+        draws = Draws.of_step(5, [name], 9, target.device)
+        alone.append(rule.choose(rule.propose(query), query.current(), draws))
+    query = ask(Representation.stack(reps), targets.flatten(0, 1))
+    draws = Draws.of_step(5, names, 9, targets.device)
+    found = rule.choose(rule.propose(query), query.current(), draws)
+    assert torch.equal(found, torch.cat(alone))
+    if isinstance(rule, Stochastic):  # and each weight draws by itself
+        assert len({tuple(part.flatten().tolist()) for part in alone}) == 3
