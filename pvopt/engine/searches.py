@@ -80,7 +80,7 @@ class StackedSearch(GroupSearch):
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep
         layout = rep.layout
-        matrices = [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in self.targets]
+        matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
         first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
