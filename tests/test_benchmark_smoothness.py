@@ -10,8 +10,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 from benchmarks.smoothness.__main__ import main
 from benchmarks.smoothness.experiment import PLAN
-from pvopt import AdditiveCodebooks, quantize_
-from pvopt import formats
+from pvopt import AdditiveCodebooks, formats, quantize_
 from pvopt.llm import load_model
 
 SMALL = ["--quick", "--length", "16", "--path-steps", "2"]

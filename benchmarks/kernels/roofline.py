@@ -14,7 +14,13 @@ from typing import Any
 from benchmarks.bars import bars
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
 from benchmarks.report import Report, format_table
-from pvopt_kernels.ahead_of_time import TARGETS, CompileSpec, Resources, compile_spec, discover
+from pvopt_kernels.tools.ahead_of_time import (
+    TARGETS,
+    CompileSpec,
+    Resources,
+    compile_spec,
+    discover,
+)
 
 __all__ = ["GPUS", "Gpu", "floor", "report_of"]
 
