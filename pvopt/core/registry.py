@@ -39,7 +39,7 @@ class ShortForm(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Classes of settings by name: each registers itself, in its own file.
+    r"""Classes of settings by name: each registers itself, in its own file.
 
     Args:
         kind: what the classes are, for messages, such as ``"space"``.
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         >>> from dataclasses import dataclass
         >>> shapes = Registry("shape")
         >>> square = ShortForm(
-        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\\d+)",
+        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\d+)",
         ...     build=lambda n: Square(side=int(n)), write=lambda s: f"square:{s.side}",
         ... )
         >>> @shapes.register(square)

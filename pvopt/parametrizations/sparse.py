@@ -41,8 +41,8 @@ class Sparse(SparseSupport):
     .. math:: \|w_g\|_0 = k, \qquad k = \mathrm{round}(\text{density} \cdot |g|) \ge 1
 
     A group is a row or the whole weight; its codes are the mask, a bit per weight (in whole
-    bytes). Values: ``values``, the nonzeros in order, ``[rows, k]`` or ``[k]``. With 16 bits for a nonzero that is
-    1 + 16 density bits per weight.
+    bytes). Values: ``values``, the nonzeros in order, ``[rows, k]`` or ``[k]``. With 16 bits for a
+    nonzero that is 1 + 16 density bits per weight, where 8 divides the group.
 
     A V step moves whole groups: with ``per="tensor"`` there is one, which a subspace rule always
     selects and a trust region always accepts.
