@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 __all__ = ["Registry", "ShortForm"]
 
 T = TypeVar("T")
+Class = TypeVar("Class", bound=type)
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -68,7 +69,7 @@ class Registry(Generic[T]):
         self._forms: dict[str, ShortForm[T]] = {}
         self._nested: list[Registry[Any]] = [self]
 
-    def register(self, short: ShortForm[T] | None = None) -> Callable[[type[T]], type[T]]:
+    def register(self, short: ShortForm[Any] | None = None) -> Callable[[Class], Class]:
         """Return a decorator that makes a class known by its name, and by a short form.
 
         A class of the same name and module takes the place of an older one, so that a module can
@@ -79,7 +80,7 @@ class Registry(Generic[T]):
             ValueError: if another class has the name.
         """
 
-        def add(cls: type[T]) -> type[T]:
+        def add(cls: Class) -> Class:
             name = cls.__name__
             if not is_dataclass(cls):
                 raise TypeError(f"{name}: only dataclasses can be registered as a {self.kind}")
