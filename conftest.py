@@ -9,6 +9,10 @@ import os
 # cannot be changed later; `make gpu` sets it to 0, and compilation is tested in its own process.
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Two threads on a busy core wait for each other by sleeping: tests that use two take a tenth of the
+# time beside others. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 collect_ignore_glob = []
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob += ["pvopt_kernels/triton/*", "tests/kernels/ahead_of_time/*"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
-from pvopt.engine.bindings import Binding, Stack, stacks_of
+from pvopt.engine.bindings import Binding, stacks_of
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.latents import BaseStep, base_sees_latents
@@ -190,44 +190,20 @@ class PVOptimizer(Optimizer):
         self.phases = phases
         self.metric = metric
         self.search = search
+        self.report = StepReport({}, {})
+        self._default_settings = settings
+        _check_owners(base, representations)
+        for group in self.param_groups:
+            self._settings(group)  # refuses bad options before anything is changed
         self._bindings = list(_bindings(representations, values))
         if metric is not None:
             metric.check(base, {binding.name: binding.rep for binding in self._bindings})
-        self.report = StepReport({}, {})
-        self._default_settings = settings
         # Hooks that were registered with the base must see final weights: they move up here.
         for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
             getattr(self, hooks).update(getattr(base, hooks))
             getattr(base, hooks).clear()
-        for group in self.param_groups:
-            self._complete_group(group)
-        known = {id(p) for group in self.param_groups for p in group["params"]}
-        if not isinstance(representations, QuantizedWeights):
-            for p, rep in representations.items():
-                if not isinstance(p, Tensor) or id(p) not in known:
-                    raise ValueError(
-                        "representations must map parameters of base to Representation, got key "
-                        f"{type(p).__name__} that is in none of its groups"
-                    )
-                if tuple(p.shape) != rep.shape:
-                    raise ValueError(
-                        f"a representation of shape {list(rep.shape)} was given for a parameter "
-                        f"of shape {list(p.shape)}"
-                    )
-        self._bind()
-
-    def _bind(self) -> None:
-        """Make the state of every quantized weight, and stack those that are alike."""
         self._stacks = stacks_of(self._bindings)
-        by_id = {id(binding.parameter): binding for binding in self._bindings}
-        for group in self.param_groups:
-            settings = self._settings(group)
-            for p in group["params"]:
-                if id(p) in by_id:
-                    binding = by_id[id(p)]
-                    self.state[p] = binding.state
-                    if settings.keeps_latent:
-                        binding.state.latent()
+        self._complete_groups()
 
     # The groups live in the base optimizer alone.
     @property
@@ -241,12 +217,19 @@ class PVOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its quantized parameters join from the next step."""
-        GroupSettings.of(param_group, self._default_settings, self.subspace)  # validates
+        self._settings(param_group)  # refuses bad options
         self.base.add_param_group(param_group)
-        self._complete_group(self.param_groups[-1])
+        self._complete_groups()
 
-    def _complete_group(self, group: dict[str, Any]) -> None:
-        group.update(asdict(self._settings(group)))
+    def _complete_groups(self) -> None:
+        """Let all groups show all options, and weights have the latents that these ask for."""
+        bindings = self.bindings_by_id()
+        for group in self.param_groups:
+            settings = self._settings(group)
+            group.update(asdict(settings))
+            for p in group["params"]:
+                if settings.keeps_latent and id(p) in bindings:
+                    bindings[id(p)].state.latent()
 
     def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
         return GroupSettings.of(group, self._default_settings, self.subspace)
@@ -312,7 +295,9 @@ class PVOptimizer(Optimizer):
                 if p.grad is None or binding is None:
                     continue
                 state = binding.state
-                if self.state.get(p) is not state:  # the parameter object was replaced
+                if self.state.get(p) is not state:  # the first step, or a parameter was replaced
+                    for other in [q for q, found in self.state.items() if found is state]:
+                        del self.state[other]
                     self.state[p] = state
                 planned = self.phases.at(state.step)
                 half_steps = HalfSteps(
@@ -392,7 +377,7 @@ class PVOptimizer(Optimizer):
         decay = run.settings.latent_decay
         if run.half_steps.codes and run.settings.keeps_latent and decay > 0:
             latents = [job.base.target for job in run.jobs if job.base.target is not None]
-            exact = parameters[0].dtype == run.rep.dtype
+            exact = all(p.dtype == run.rep.dtype for p in parameters)
             weights = parameters if exact else [rep.decode() for rep in run.rep.members()]
             torch._foreach_lerp_(latents, weights, decay)
 
@@ -422,13 +407,34 @@ class PVOptimizer(Optimizer):
                 then.
         """
         load_state_dict(self, state_dict)
-        for group in self.param_groups:
-            self._complete_group(group)
+        self._complete_groups()
 
     def __getstate__(self) -> dict[str, Any]:
         # As in torch, hooks do not travel; "step" is a scheduler's wrapper around this instance.
         skipped = ("step", "_optimizer_")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(skipped)}
+
+
+def _check_owners(
+    base: Optimizer, representations: QuantizedWeights | Mapping[nn.Parameter, Representation]
+) -> None:
+    """Raise a ValueError unless each representation is of one parameter of the optimizer."""
+    if len({id(rep) for rep in representations.values()}) < len(representations):
+        raise ValueError("representations must be distinct, got one of several parameters")
+    if isinstance(representations, QuantizedWeights):
+        return
+    known = {id(p) for group in base.param_groups for p in group["params"]}
+    for p, rep in representations.items():
+        if not isinstance(p, Tensor) or id(p) not in known:
+            raise ValueError(
+                "representations must map parameters of base to Representation, got key "
+                f"{type(p).__name__} that is in none of its groups"
+            )
+        if tuple(p.shape) != rep.shape:
+            raise ValueError(
+                f"a representation of shape {list(rep.shape)} was given for a parameter "
+                f"of shape {list(p.shape)}"
+            )
 
 
 def _bindings(

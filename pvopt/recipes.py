@@ -11,9 +11,9 @@ from torch.optim import Optimizer
 
 from .optimizer import PVOptimizer
 from .parametrizations.representation import Representation
-from .weights import QuantizedWeights
 from .rules.rounding import Nearest, Stochastic
 from .rules.subspace import AllGroups, Greedy
+from .weights import QuantizedWeights
 
 __all__ = [
     "continuous_only",

@@ -12,12 +12,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pvopt import NonFiniteGradientError
-from pvopt.formats.native import load_training_state, read_metadata, storage_report
+from pvopt import NonFiniteGradientError, recipes
 from pvopt.cli import main
+from pvopt.formats import load_training_state, read_metadata, storage_report
 from pvopt.llm import load_model, perplexity, split_text
-from pvopt.tuning import Inputs, TuneSettings, load_student, resume_run, start_run
-from pvopt.tuning.settings import BASES, RECIPES
+from pvopt.tuning import (
+    Inputs,
+    TuneSettings,
+    autocast_dtype,
+    load_student,
+    resume_run,
+    start_run,
+)
+from pvopt.tuning.bases import BASES
 
 # The codes of a 3-bit grid move often: 48 levels per 16 inputs, and a high learning rate.
 SMALL = {
@@ -27,7 +34,7 @@ SMALL = {
     "eval_length": 32,
     "code_lr": 0.3,
     "base": "adamw",
-    "schedule": "constant",
+    "lr_schedule": "constant",
 }
 
 
@@ -37,6 +44,30 @@ def text(tmp_path_factory):
     file = tmp_path_factory.mktemp("text") / "text.txt"
     file.write_text(" ".join(words))
     return str(file)
+
+
+@pytest.fixture
+def threads():
+    """Return ``torch.set_num_threads``, which is undone when the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """Return a function that makes `auto` see a processor with bfloat16 units, or without."""
+
+    def choose(native):
+        seen = {"avx512_bf16": native}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: seen, raising=False)
+        return "bfloat16" if native else "float32"
+
+    return choose
+
+
+# On two busy cores two threads wait for each other: the short tests take all four pairs.
+ALL_PAIRS = [("float32", 1), ("float32", 2), ("bfloat16", 1), ("bfloat16", 2)]
 
 
 def tune_flags(text, out, **settings):
@@ -81,7 +112,9 @@ def assert_same_runs(one, other, *, settings=True):
     assert metrics[0] == metrics[1]
 
 
-def test_quantize_info_eval(tmp_path, text, capsys):
+@pytest.mark.parametrize(("dtype", "count"), ALL_PAIRS)
+def test_quantize_info_eval(tmp_path, text, capsys, threads, dtype, count):
+    threads(count)
     out = tmp_path / "q"
     assert main(["quantize", "--model", "tiny-llama", "--format", "2x4g8", "--out", str(out)]) == 0
     report = storage_report(out)
@@ -97,7 +130,7 @@ def test_quantize_info_eval(tmp_path, text, capsys):
     assert line.split()[1:] == ["64x64", "2x4g8", "512", "1,280", f"{bits:.3f}", f"{bits_16:.3f}"]
     assert f"{os.path.getsize(out / 'model.safetensors'):,} bytes" in shown
 
-    flags = ["--text", text, "--context", "32", "--windows", "4", "--dtype", "float32"]
+    flags = ["--text", text, "--context", "32", "--windows", "4", "--dtype", dtype]
     assert main(["eval", "--checkpoint", str(out), *flags]) == 0
     shown = capsys.readouterr().out
     student, weights, metadata = load_student(out)
@@ -105,17 +138,25 @@ def test_quantize_info_eval(tmp_path, text, capsys):
     assert len(weights) == 14
     with open(text) as file:
         tokens = student.encode(split_text(file.read())[1])
-    expected = perplexity(student.model, tokens, context_length=32, max_windows=4)
+    expected = perplexity(
+        student.model,
+        tokens,
+        context_length=32,
+        max_windows=4,
+        autocast_dtype=autocast_dtype(dtype),
+    )
     assert f"perplexity {expected.perplexity:.5g} " in shown
-    assert "held-out text: 4 windows of 32 tokens, 124 predictions, float32" in shown
+    assert f"held-out text: 4 windows of 32 tokens, 124 predictions, {dtype}\n" in shown
 
     assert main(["eval", "--model", "tiny-llama", "--part", "train", *flags]) == 0
     assert f"perplexity {expected.perplexity:.5g} " not in capsys.readouterr().out
 
 
-def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys):
+@pytest.mark.parametrize(("dtype", "count"), ALL_PAIRS)
+def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys, threads, dtype, count):
+    threads(count)
     out = tmp_path / "run"
-    flags = tune_flags(text, out, steps=3, eval_every=2, micro_batch=1, seed=4, beam=2)
+    flags = tune_flags(text, out, steps=3, eval_every=2, micro_batch=1, seed=4, beam=2, dtype=dtype)
     flags[flags.index("--format") + 1] = "1x6g2"
     assert main(flags) == 0
     shown = capsys.readouterr()
@@ -129,33 +170,100 @@ def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys):
         ("step", 3, None),
         ("evaluation", 3, "student"),
     ]
-    assert all(record["context_length"] == 32 for record in records if "windows" in record)
+    evaluations = [record for record in records if record["kind"] == "evaluation"]
+    assert {(r["context_length"], r["dtype"]) for r in evaluations} == {(32, dtype)}
     assert records[-2]["changed_groups"] > 0
     assert f"{records[-1]['perplexity']:.5g}" in shown.out
+    assert f"32 tokens of context, up to 3 windows, {dtype}\n" in shown.out
     assert "tokens/s" in shown.err
     assert "codes changed" in shown.err
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    student, weights, metadata = load_student(out)
+    student, _, metadata = load_student(out)
     assert metadata["step"] == 3
     assert metadata["inputs"]["text"] == text
-    assert next(iter(weights.values())).parametrization.beam_size == 2
+    assert metadata["settings"]["beam"] == 2
+    assert resume_run(out).optimizer.search.beam_size == 2
     assert load_training_state(out / "checkpoint")["step"] == 3
     # The held-out part is not trained on: the reported perplexity is that of the end of the text.
     with open(text) as file:
         tokens = student.encode(split_text(file.read())[1])
-    again = perplexity(student.model, tokens, context_length=32, max_windows=3)
-    assert again.nll_per_token == pytest.approx(records[-1]["nll_per_token"], rel=1e-6)
+    again = perplexity(
+        student.model,
+        tokens,
+        context_length=32,
+        max_windows=3,
+        autocast_dtype=autocast_dtype(dtype),
+    )
+    assert again.nll_per_token == records[-1]["nll_per_token"]  # the same arithmetic
 
 
+def evaluate(capsys, checkpoint, text, *more):
+    """Return the nats per token that ``eval`` prints, and the line on how they were measured."""
+    flags = ["--text", text, "--context", "32", "--windows", "3", *more]
+    capsys.readouterr()
+    assert main(["eval", "--checkpoint", str(checkpoint), *flags]) == 0
+    result, how = capsys.readouterr().out.splitlines()
+    return float(result.split("(")[1].split()[0]), how
+
+
+@pytest.mark.parametrize(("native", "count"), [(False, 2), (True, 1)])
+def test_another_processor_computes_as_the_one_that_started(
+    tmp_path, text, capsys, threads, processor, native, count
+):
+    threads(count)
+    whole, parts, onward = tmp_path / "whole", tmp_path / "parts", tmp_path / "onward"
+    dtype = processor(native)
+    assert main(tune_flags(text, whole, steps=4)) == 0
+    assert main(tune_flags(text, parts, steps=2, eval_every=2)) == 0
+    other = processor(not native)
+    logged = resume_run(parts).metrics.read()[-1]
+    assert (logged["model"], logged["dtype"]) == ("student", dtype)
+    found, how = evaluate(capsys, parts, text)
+    assert f"{logged['nll_per_token']:.5f}" == f"{found:.5f}"
+    assert how.endswith(f"{dtype}, as it was tuned")
+    assert evaluate(capsys, parts, text, "--dtype", other)[1].endswith(f"predictions, {other}")
+    # A run that starts from the checkpoint begins where the other one ended.
+    flags = tune_flags(text, onward, steps=1)
+    flags[1:5] = ["--checkpoint", str(parts)]
+    assert main(flags) == 0
+    lines = [json.loads(line) for line in (onward / "metrics.jsonl").read_text().splitlines()]
+    assert [line["dtype"] for line in lines if "dtype" in line] == [dtype] * 3
+    assert lines[1]["nll_per_token"] == logged["nll_per_token"]
+    # Also when it is resumed.
+    assert main(["tune", "--resume", "--out", str(parts), "--steps", "4", "--eval-every", "0"]) == 0
+    lines = (parts / "metrics.jsonl").read_text().splitlines()
+    kept = [line for line in lines if '"evaluation", "step": 2' not in line]
+    (parts / "metrics.jsonl").write_text("\n".join(kept))
+    assert_same_runs(whole, parts, settings=False)
+
+
+def test_threads_change_a_perplexity_by_rounding_alone(tmp_path, text, threads):
+    trainer = start(text, tmp_path, steps=1)
+    trainer.run()
+    student = load_student(tmp_path)[0].model
+    for autocast in (None, torch.bfloat16):
+        found = []
+        for count in (1, 2, 3):
+            threads(count)
+            options = {"context_length": 128, "max_windows": 4, "autocast_dtype": autocast}
+            found.append(perplexity(student, trainer.eval_tokens, **options).nll_per_token)
+        # The same sums in another order, and every product rounded to the dtype.
+        unit = torch.finfo(autocast or torch.float32).eps
+        assert found == pytest.approx([found[0]] * 3, rel=8 * unit)
+
+
+@pytest.mark.parametrize(("dtype", "count"), [("float32", 2), ("bfloat16", 1)])
 @pytest.mark.parametrize(
     "settings",
     [
-        {"recipe": "subspace_pv_ste", "schedule": "constant"},
+        {"recipe": "subspace_pv_ste", "lr_schedule": "constant"},
         {"recipe": "stochastic_rounding", "base": "sgd", "code_lr": 30.0, "trust_ratio": 0.1},
     ],
     ids=["subspace_pv_ste", "stochastic_rounding"],
 )
-def test_two_steps_and_two_resumed_equal_four(tmp_path, text, settings):
+def test_two_steps_and_two_resumed_equal_four(tmp_path, text, threads, settings, dtype, count):
+    threads(count)
+    settings = {**settings, "dtype": dtype}
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert main(tune_flags(text, whole, steps=4, eval_every=2, **settings)) == 0
     assert main(tune_flags(text, parts, steps=2, eval_every=2, **settings)) == 0
@@ -163,12 +271,12 @@ def test_two_steps_and_two_resumed_equal_four(tmp_path, text, settings):
     assert main(["tune", "--resume", "--out", str(parts), "--steps", "4"]) == 0
     assert_same_runs(whole, parts)
     end = load_file(parts / "checkpoint" / "model.safetensors")
-    assert any(not torch.equal(end[n], middle[n]) for n in end if n.endswith(".codes"))
+    assert any(not torch.equal(end[n], middle[n]) for n in end if ".codes." in n)
 
 
 @pytest.mark.parametrize("base", ["adamw", "adafactor"])
 def test_a_stopped_run_with_a_schedule_goes_on_exactly(tmp_path, text, base):
-    settings = {"steps": 5, "schedule": "cosine", "warmup": 2, "micro_batch": 1, "eval_every": 1}
+    settings = {"steps": 5, "lr_schedule": "cosine", "warmup": 2, "micro_batch": 1, "eval_every": 1}
     settings["base"] = base
     start(text, tmp_path / "whole", **settings).run()
     trainer = start(text, tmp_path / "parts", **settings)
@@ -192,15 +300,17 @@ def test_steps_after_the_last_checkpoint_are_repeated(tmp_path, text):
 
     with pytest.raises(SystemError):
         trainer.run(on_step=kill)
-    with open(trainer.metrics.path, "a") as file:
+    with open(trainer.records.path, "a") as file:
         file.write('{"kind": "st')
     resume_run(tmp_path / "killed").run()
     assert_same_runs(tmp_path / "whole", tmp_path / "killed")
 
 
-def test_bfloat16_models(tmp_path, text):
+@pytest.mark.parametrize(("half", "native"), [("bfloat16", False), ("float16", True)])
+def test_models_in_half_precision(tmp_path, text, capsys, processor, native, half):
+    processor(native)
     quantized = tmp_path / "q"
-    flags = ["--model", "tiny-llama", "--format", "grid:3g16", "--dtype", "bfloat16"]
+    flags = ["--model", "tiny-llama", "--format", "grid:3g16", "--dtype", half]
     assert main(["quantize", *flags, "--out", str(quantized)]) == 0
     for name, steps in (("whole", (4,)), ("parts", (2, 4))):
         flags = tune_flags(text, tmp_path / name, steps=steps[0], eval_every=2)
@@ -210,8 +320,21 @@ def test_bfloat16_models(tmp_path, text):
             assert main(["tune", "--resume", "--out", flags[-1], "--steps", str(more)]) == 0
     assert_same_runs(tmp_path / "whole", tmp_path / "parts")
     student, _, metadata = load_student(tmp_path / "parts")
-    assert {p.dtype for p in student.model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in student.model.parameters()} == {getattr(torch, half)}
     assert metadata["inputs"]["model"] == "tiny-llama"
+    assert metadata["settings"]["dtype"] == half
+    logged = resume_run(tmp_path / "parts").metrics.read()[-1]["nll_per_token"]
+    found, how = evaluate(capsys, tmp_path / "parts", text)
+    assert f"{logged:.5f}" == f"{found:.5f}"
+    assert how.endswith(f"{half}, as it was tuned")
+    widened, how = evaluate(capsys, tmp_path / "parts", text, "--dtype", "float32")
+    assert widened == pytest.approx(logged, rel=torch.finfo(getattr(torch, half)).eps)
+    assert how.endswith("predictions, float32")
+    flags = tune_flags(text, tmp_path / "wide", steps=1, dtype="float32")
+    flags[1:5] = ["--checkpoint", str(quantized)]
+    assert main(flags) == 2
+    message = f"dtype must be auto, bfloat16 or float16 to tune a model in torch.{half}"
+    assert message in capsys.readouterr().err
 
 
 def test_micro_batches_add_up_to_the_batch(tmp_path, text):
@@ -219,7 +342,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, text):
     for micro in (1, 2, 4):
         trainer = start(text, tmp_path / str(micro), steps=1, batch=4, micro_batch=micro)
         trainer.run()
-        losses.append(trainer.metrics.read()[-2]["loss"])
+        losses.append(trainer.records.read()[-2]["loss"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
@@ -228,16 +351,19 @@ def test_losses_differ_and_the_temperature_matters(tmp_path, text):
     for number, settings in enumerate(({}, {"loss": "ce"}, {"temperature": 3.0})):
         trainer = start(text, tmp_path / str(number), steps=1, **settings)
         trainer.run()
-        found.append(trainer.metrics.read()[-2]["loss"])
+        found.append(trainer.records.read()[-2]["loss"])
     assert len({round(loss, 4) for loss in found}) == 3
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", recipes.__all__)
 def test_every_recipe_runs(tmp_path, text, recipe):
     trainer = start(text, tmp_path, steps=1, recipe=recipe)
     before = {name: rep.clone() for name, rep in trainer.weights.items()}
     trainer.run()
-    moved = [not torch.equal(before[n].codes, rep.codes) for n, rep in trainer.weights.items()]
+    moved = [
+        not torch.equal(before[n].group_codes(), rep.group_codes())
+        for n, rep in trainer.weights.items()
+    ]
     assert any(moved) == (recipe != "continuous_only")
     scales = [
         torch.equal(before[n].values["scales"], r.values["scales"])
@@ -256,7 +382,7 @@ def test_every_base_optimizer_moves_everything(tmp_path, text, base):
 
 
 def test_learning_rates_are_what_the_settings_say(tmp_path, text):
-    trainer = start(text, tmp_path, values_lr=0.004, code_lr=0.02, lr=0.001, fraction=0.05)
+    trainer = start(text, tmp_path, values_lr=0.004, code_lr=0.02, lr=0.001, subspace="greedy:0.05")
     *quantized, others = trainer.optimizer.param_groups
     for group in quantized:
         (weight,) = group["params"]
@@ -303,7 +429,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
     [
         (
             ["quantize", "--model", "tiny-llama", "--format", "7b", "--out", "X"],
-            "format '7b' is un",
+            "parametrization '7b' is un",
         ),
         (["quantize", "--model", "tiny-llama", "--format", "2x99g8", "--out", "X"], "bits must be"),
         (
@@ -324,16 +450,22 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
         (["tune", "--model", "tiny-llama", "--out", "X", "--lr", "-1"], "lr must not be negative"),
         (["tune", "--model", "tiny-llama", "--out", "X", "--length", "99999999"], "at least one"),
         (
-            ["tune", "--model", "tiny-llama", "--out", "X", "--recipe", "ste", "--fraction", "0.1"],
-            "fraction fits the recipes",
+            ["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "greedy:2"],
+            "fraction must be in (0, 1], got 2.0",
+        ),
+        (["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "gready"], "'gready' is un"),
+        (
+            ["tune", "--model", "tiny-llama", "--out", "X", "--rounding", "stochastic:linear"],
+            "needs scalar codes",
         ),
         (
             ["tune", "--model", "tiny-llama", "--format", "grid:4", "--out", "X", "--beam", "3"],
-            "beam fits additive codebooks",
+            "beam does not fit UniformGrid",
         ),
         (["tune", "--out", "X", "--recipe", "best"], "argument --recipe: invalid choice: 'best'"),
         (["tune", "--out", "X", "--steps", "many"], "argument --steps: invalid int value"),
         (["convert"], "invalid choice"),
+        (["--import", "no_such_parts", "info"], "argument --import: No module named"),
         ([], "required"),
     ],
 )
@@ -391,7 +523,10 @@ def test_a_signal_ends_the_run_after_its_step_and_saves(tmp_path, text, number):
     assert (tmp_path / "curves.png").exists()
 
 
-def test_demo(tmp_path, capsys):
+@pytest.mark.parametrize(("native", "count"), [(False, 1), (True, 2)])
+def test_demo(tmp_path, capsys, threads, processor, native, count):
+    threads(count)
+    dtype = processor(native)
     flags = [
         "demo",
         "--model",
@@ -407,6 +542,7 @@ def test_demo(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "the loaded checkpoint equals the saved model" in shown
     assert "the same, saved and loaded" in shown
+    assert f"to load and quantize; {dtype}, model.safetensors" in shown
     assert not (tmp_path / "checkpoint" / "training_state.pt").exists()
 
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize, tune, save, load again, compare."""
     import torch
 
-    from pvopt.formats.native import storage_report
+    from pvopt.formats import storage_report
     from pvopt.llm import perplexity
     from pvopt.tuning import (
         Inputs,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         train(trainer, stop)
     if stop():
         return stop.exit_code
-    evaluations = [r for r in trainer.metrics.read() if r["kind"] == "evaluation"]
+    evaluations = [r for r in trainer.records.read() if r["kind"] == "evaluation"]
     teacher = next(r for r in evaluations if r["model"] == "teacher")
     first, *_, last = [r for r in evaluations if r["model"] == "student"]
 
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
         trainer.eval_tokens,
         context_length=settings.context_length,
         max_windows=settings.eval_windows,
-        autocast_dtype=autocast_dtype(settings.dtype),
+        autocast_dtype=autocast_dtype(trainer.settings.dtype),
     )
     tensors = [(t, u) for name in weights for t, u in _pairs(weights[name], trainer.weights[name])]
     equal = all(torch.equal(t, u) for t, u in tensors)
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     minutes = (time.perf_counter() - start) / 60
     print(
         f"\n{minutes:.1f} minutes, of which {quantized_s / 60:.1f} to load and quantize; "
-        f"model.safetensors {report.file_bytes / 1e6:.0f} MB"
+        f"{trainer.settings.dtype}, model.safetensors {report.file_bytes / 1e6:.0f} MB"
     )
     if not (equal and close):
         print("FAILED: the loaded checkpoint differs from the saved model")

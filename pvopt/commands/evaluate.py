@@ -5,15 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import PARTS, progress_bar, text_part
+from .common import PARTS, add_dtype, prepare_dtype, progress_bar, text_part
 
 __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    from pvopt.tuning.settings import DTYPES
-
     parser = commands.add_parser("eval", help="measure perplexity on a text")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder, hub id, smollm2 or tiny-llama")
@@ -24,7 +22,7 @@ def add_parser(commands: Any) -> None:
     )
     parser.add_argument("--context", type=int, default=512, help="tokens per window; default 512")
     parser.add_argument("--windows", type=int, help="at most so many; default all")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the computation")
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,12 +33,11 @@ def run(args: argparse.Namespace) -> int:
 
     text = text_part(load_text(args.text), args.part)
     if args.checkpoint is None:
-        loaded = load_model(args.model)
+        loaded, metadata = load_model(args.model), {}
     else:
-        loaded, _, _ = load_student(args.checkpoint)
-    autocast = autocast_dtype(args.dtype)
-    if args.dtype == "float32":
-        loaded.model.float()
+        loaded, _, metadata = load_student(args.checkpoint)
+    dtype = prepare_dtype(args.dtype, loaded.model, metadata)
+    as_tuned = ", as it was tuned" if args.dtype == "auto" and "settings" in metadata else ""
     tokens = loaded.encode(text)
     with progress_bar(desc="evaluate", unit="window") as bar:
 
@@ -53,13 +50,12 @@ def run(args: argparse.Namespace) -> int:
             tokens,
             context_length=args.context,
             max_windows=args.windows,
-            autocast_dtype=autocast,
+            autocast_dtype=autocast_dtype(dtype),
             progress=advance,
         )
-    computed = autocast or next(loaded.model.parameters()).dtype
     print(f"perplexity {result.perplexity:.5g} ({result.nll_per_token:.5f} nats per token)")
     print(
         f"{args.text}, {args.part} text: {result.windows} windows of {result.context_length} "
-        f"tokens, {result.tokens} predictions, {str(computed).removeprefix('torch.')}"
+        f"tokens, {result.tokens} predictions, {dtype}{as_tuned}"
     )
     return 0

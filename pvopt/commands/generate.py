@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from .common import add_dtype, prepare_dtype
+
 __all__ = ["add_parser", "run"]
 
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    from pvopt.tuning.settings import DTYPES
-
     parser = commands.add_parser("generate", help="continue a prompt")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder written by quantize or tune")
@@ -27,7 +27,7 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="decode the weights of a checkpoint once (faster, in the memory of a dense model)",
     )
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the computation")
+    add_dtype(parser)
     parser.set_defaults(run=run)
 
 
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Load, generate, print prompt and continuation."""
     import torch
 
-    from pvopt.llm import load_model, to_quantized
+    from pvopt.layers import to_quantized
+    from pvopt.llm import load_model
     from pvopt.tuning import autocast_dtype, load_student
 
     if args.tokens < 1:
@@ -43,17 +44,15 @@ def run(args: argparse.Namespace) -> int:
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature must be finite and not negative, got {args.temperature}")
     if args.checkpoint is None:
-        loaded = load_model(args.model)
+        loaded, metadata = load_model(args.model), {}
     else:
-        loaded, weights, _ = load_student(args.checkpoint)
+        loaded, weights, metadata = load_student(args.checkpoint)
         if not args.dense:
             to_quantized(loaded.model, weights)
         del weights  # the layers have copies
     model: Any = loaded.model.eval()
     tokenizer = loaded.tokenizer
-    if args.dtype == "float32":
-        model.float()
-    autocast = autocast_dtype(args.dtype)
+    autocast = autocast_dtype(prepare_dtype(args.dtype, model, metadata))
     tokens = loaded.encode(args.prompt)[None]
     if tokens.shape[1] == 0:
         raise ValueError("--prompt must hold at least one token")

@@ -46,14 +46,13 @@ def base_sees_latents(steps: Sequence[BaseStep]) -> Iterator[None]:
     try:
         for step, data, gradient in decoded:
             parameter, rep = step.parameter, step.state.rep
-            if not step.keeps_latent:
-                step.state.drop_latent()
             if not step.needed:
                 parameter.grad = None
                 continue
             if step.keeps_latent:
                 latent = step.state.latent()
             else:
+                step.state.drop_latent()
                 latent = data if data.dtype == rep.dtype else rep.decode()
             parameter.grad = None
             parameter.data = latent

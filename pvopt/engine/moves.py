@@ -58,24 +58,25 @@ class Moves:
         rep.parametrization.move_(rep, self.groups, self.codes, self.decoded)
 
 
-def round_groups(query: Query, rounding: Rounding, before: Tensor | None = None) -> Moves:
+def round_groups(query: Query, rounding: Rounding) -> Moves:
     """Round groups to their targets.
 
     Args:
         query: groups, targets and metric.
         rounding: which candidate to take.
-        before: ``[n, group_size]`` what the groups decode to now; None decodes them.
 
     Returns:
         The moves, in the order of the groups.
     """
     groups = query.groups
     assert groups is not None
-    parametrization, current = query.rep.parametrization, query.current()
-    if before is None:
-        before = parametrization.decode_groups(query.rep, groups)
-    codes = rounding.choose(rounding.propose(query), current, query.draws)
+    before = query.present  # known to the query that the rule makes of this one
+    current = query.current()
+    candidates = rounding.propose(query)
+    codes = rounding.choose(candidates, current, query.draws)
     moved = (codes != current).any(1)
-    decoded = parametrization.decode_moved(query, codes)
-    decoded = torch.where(moved[:, None], decoded, before)
+    decoded = candidates.decoded if rounding.takes_first else None
+    if decoded is None:
+        decoded = query.rep.parametrization.decode_moved(query, codes)
+        decoded = torch.where(moved[:, None], decoded, before)
     return Moves(groups, codes, decoded, moved, current, before)

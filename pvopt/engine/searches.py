@@ -80,7 +80,7 @@ class StackedSearch(GroupSearch):
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep
         layout = rep.layout
-        matrices = [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in self.targets]
+        matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
         first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
@@ -149,8 +149,7 @@ class DenseSearch(GroupSearch):
         parts, places = [], []
         for number, index in self.costs.rounds(groups):
             chosen = groups[index]
-            query = self._query(number, chosen, error)
-            found = round_groups(query, self.rounding, self.decoded.index_select(0, chosen))
+            found = round_groups(self._query(number, chosen, error), self.rounding)
             if self.coupled:
                 error.index_add_(0, chosen, found.changes)
             parts.append(found)
@@ -171,6 +170,7 @@ class DenseSearch(GroupSearch):
             metric=metric,
             options=self.options,
             draws=self.draws,
+            decoded=self.decoded.index_select(0, groups),
         )
 
     def bounds(self) -> Tensor:
@@ -193,7 +193,7 @@ class DenseSearch(GroupSearch):
             query = self._query(number, chosen, self.error)
             if self.draws is not None:
                 query = query.but(draws=self.draws.copy())
-            away = query.target - self.decoded.index_select(0, chosen)
+            away = query.target - query.present
             metric = query.metric
             present = away.square().sum(1) if metric is None else metric.squared_norms(away)
             found = self.rep.parametrization.candidates(query)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from pvopt.rules.value_optimizers import ValueOptimizer
 __all__ = ["WeightState"]
 
 _STEP, _VALUES_STEP, _LATENT = "step", "values_step", "latent"
-_COUNTERS = (_STEP, _VALUES_STEP)
 
 
 class WeightState(dict[str, Any]):
@@ -48,15 +47,20 @@ class WeightState(dict[str, Any]):
         self.complete()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restored, (self.rep, self.rule, dict(self))
+        shared = dict(self.rep.tensors())  # a copy has those of its own representation
+        return _restored, (self.rep, self.rule, {k: v for k, v in self.items() if k not in shared})
 
     def complete(self) -> None:
         """Add what is missing, and point at the representation's present tensors."""
-        for name, value in self.rep.values.items():
-            for kind in self.rule.moments:
-                if _moment(kind, name) not in self:
-                    self[_moment(kind, name)] = torch.zeros_like(value)
+        for key, value in self._moving().items():
+            if key not in self:
+                self[key] = torch.zeros_like(value)
         self.update(self.rep.tensors())
+
+    def _moving(self) -> dict[str, Tensor]:
+        """Return the value that each moment belongs to, by the moment's key."""
+        values = self.rep.values
+        return {_moment(kind, n): v for n, v in values.items() for kind in self.rule.moments}
 
     @property
     def step(self) -> int:
@@ -99,13 +103,17 @@ class WeightState(dict[str, Any]):
             saved: by the same names.
         """
         rep = self.rep
-        for key, tensor in rep.tensors():
+        shapes = {key: tuple(tensor.shape) for key, tensor in rep.tensors()}
+        optional = {key: tuple(value.shape) for key, value in self._moving().items()}
+        optional[_LATENT] = rep.shape
+        shapes |= {key: shape for key, shape in optional.items() if key in saved}
+        for key, shape in shapes.items():
             found = saved.get(key)
-            if not isinstance(found, Tensor) or found.shape != tensor.shape:
-                shape = list(found.shape) if isinstance(found, Tensor) else found
+            if not isinstance(found, Tensor) or tuple(found.shape) != shape:
+                got = list(found.shape) if isinstance(found, Tensor) else found
                 raise ValueError(
-                    f"state_dict must hold {key} of shape {list(tensor.shape)} for {name!r} "
-                    f"({rep.scheme}), got {shape}"
+                    f"state_dict must hold {key} of shape {list(shape)} for {name!r} "
+                    f"({rep.scheme}), got {got}"
                 )
         try:
             rep.check_codes({stream: saved[f"codes.{stream}"] for stream in rep.codes})
@@ -115,29 +123,22 @@ class WeightState(dict[str, Any]):
             ) from error
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Overwrite the state losslessly; the representation's tensors keep their identity."""
-        own = dict(self.rep.tensors())
-        for key, tensor in own.items():
+        """Overwrite the state losslessly; the representation's tensors keep their identity.
+
+        Moments of another rule for the values are left out, missing ones begin at 0.
+        """
+        for key, tensor in self.rep.tensors():
             tensor.copy_(saved[key])
         self.clear()
-        for key, value in saved.items():
-            if key in _COUNTERS:
-                self[key] = int(value)
-            elif key not in own:
-                self[key] = _copied(value, self.rep.device)
+        self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
+        for key in (*self._moving(), _LATENT):
+            if key in saved:
+                self[key] = saved[key].to(device=self.rep.device, copy=True)
         self.complete()
-
-    def saved(self) -> Iterator[tuple[str, Any]]:
-        """Yield what a state dict holds: references, as in every torch optimizer."""
-        yield from self.items()
 
 
 def _moment(kind: str, name: str) -> str:
     return f"moments.{kind}.{name}"
-
-
-def _copied(value: Any, device: torch.device) -> Any:
-    return value.to(device=device, copy=True) if isinstance(value, Tensor) else value
 
 
 def _restored(rep: Representation, rule: ValueOptimizer, items: dict[str, Any]) -> WeightState:

@@ -31,7 +31,9 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
     bindings = optimizer.bindings_by_id()
     for number, p in _numbered(optimizer).items():
         if id(p) in bindings:
-            ours = {_PREFIX + key: value for key, value in bindings[id(p)].state.items()}
+            state = bindings[id(p)].state
+            state.complete()  # the representation may have got other tensors
+            ours = {_PREFIX + key: value for key, value in state.items()}
             merged.setdefault(number, {}).update(ours)
     result = {**result, "state": merged}
     for hook in optimizer._optimizer_state_dict_post_hooks.values():

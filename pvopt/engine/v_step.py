@@ -91,10 +91,14 @@ def v_step(
     groups = subspace.select(
         search.magnitudes, draws, ordered=trust_region is not None, decreases=decreases
     )
+    asks = search.magnitudes.gather(1, groups) > 0
+    if search.coupled:  # the others must not be searched for company that stays
+        groups = groups[:, asks[0]]
     if groups.shape[1] == 0:
         return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
-    asks = search.magnitudes.gather(1, groups) > 0
-    moves = search.moves(groups).only(asks.flatten())
+    moves = search.moves(groups)
+    if not search.coupled:
+        moves = moves.only(asks.flatten())
     if trust_region is not None:
         moves = _within(trust_region, moves, search, groups)
     moves.make_(rep)
@@ -108,16 +112,14 @@ def stackable(rep: Representation, *, metric: object | None, subspace: Subspace)
 
 def _within(trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor) -> Moves:
     """Return the first moves that fit into the trust region."""
-    count = len(groups)
     while True:
-        changes = search.squared_changes(moves).view(count, -1)
-        accepted = trust_region.accept(changes, search.squared_norms)
+        changes = search.squared_changes(moves).view(len(groups), -1)
+        accepted = trust_region.accept(changes, search.squared_norms).flatten()
         if not search.coupled:
-            return moves.only(accepted.flatten())
-        kept = int(accepted.sum())
-        if kept == accepted.shape[1]:
+            return moves.only(accepted)
+        kept = moves.moved & accepted
+        if bool((kept == moves.moved).all()):
             return moves
         # The accepted groups were searched for company that stays out: search them again.
-        groups = groups[:, :kept]
-        asks = search.magnitudes.gather(1, groups) > 0
-        moves = search.moves(groups).only(asks.flatten())
+        groups = groups[:, kept]
+        moves = search.moves(groups)

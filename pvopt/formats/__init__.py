@@ -1,1 +1,40 @@
-"""Files: how models with codes and values are read and written, one package for each format."""
+"""Files: how models with codes and values are written and read, one package for each format.
+
+:func:`save` writes a folder, :func:`load` finds out its format and reads it. The format ``native``
+is lossless for every representation, and the only one that training can be resumed from.
+"""
+
+from .checkpoints import load, save
+from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
+from .errors import CheckpointError
+from .folders import complete_folder
+from .native import (
+    StorageReport,
+    WeightStorage,
+    load_representations,
+    load_training_state,
+    read_metadata,
+    save_representations,
+    storage_report,
+)
+from .transformers_files import load_tokenizer
+
+__all__ = [
+    "FORMATS",
+    "Checkpoint",
+    "CheckpointError",
+    "Formats",
+    "Reader",
+    "StorageReport",
+    "WeightStorage",
+    "Writer",
+    "complete_folder",
+    "load",
+    "load_representations",
+    "load_tokenizer",
+    "load_training_state",
+    "read_metadata",
+    "save",
+    "save_representations",
+    "storage_report",
+]

@@ -1,1 +1,6 @@
-"""Layers that keep codes and values in place of a dense weight."""
+"""Layers that keep codes and values alone, and models made of them."""
+
+from .conversion import representations, to_dense, to_quantized
+from .quantized_linear import QuantizedLinear
+
+__all__ = ["QuantizedLinear", "representations", "to_dense", "to_quantized"]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from pvopt.parametrizations import Representation
+from pvopt.parametrizations.representation import Representation
 from pvopt.weights import QuantizedWeights
 
 from .quantized_linear import QuantizedLinear
@@ -38,14 +38,14 @@ def to_quantized(
         The model.
 
     Raises:
-        ValueError: if a name is no weight of a linear layer, shapes differ, or the weight is
+        ValueError: if a name is not the weight of a linear layer, shapes differ, or the weight is
             shared with another module; nothing is changed then.
 
     Example:
         >>> import pvopt
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
         >>> weights = pvopt.quantize_(model, pvopt.VectorCodebook(bits=2, group_size=2))
-        >>> to_quantized(model, weights)[0].codes.shape
+        >>> to_quantized(model, weights)[0].codes.entries.shape
         torch.Size([4, 4, 1])
 
     References:
@@ -109,7 +109,7 @@ def to_dense(model: nn.Module, *, dtype: torch.dtype | None = None) -> Quantized
 
     Returns:
         The representations, bound to the model, as :class:`pvopt.PVOptimizer` and
-        :func:`pvopt.formats.native.save` take them.
+        :func:`pvopt.formats.save` take them.
 
     Raises:
         ValueError: if the model itself is the quantized layer.

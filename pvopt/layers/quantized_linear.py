@@ -2,34 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
 
-from pvopt.parametrizations import Parametrization, Representation
-
-from .code_storage import storage_of
+from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme, as_scheme
 
 __all__ = ["QuantizedLinear"]
+
+Tensors = dict[str, Tensor]
 
 
 class QuantizedLinear(nn.Module):
     r"""A linear layer whose weight exists as codes and values alone.
 
-    .. math:: y = x\, \mathrm{decode}(z, v)^\top + b
+    .. math:: y = x\, \mathrm{leave}(\mathrm{decode}(z, v))^\top + b
 
-    Codes are a buffer, values are parameters: any optimizer can tune them (and nothing moves the
+    Codes are buffers, values are parameters: any optimizer can tune them (and nothing moves the
     codes) without a dense weight, gradient or moment. Codebooks and scalar grids are multiplied
-    by :func:`pvopt_kernels.matmul` and :func:`pvopt_kernels.uniform_matmul`, with the activations
-    rotated in place of an :class:`pvopt.Incoherent` weight; other parametrizations are decoded in
-    every call, and once more in the backward pass.
+    by :func:`pvopt_kernels.matmul` and :func:`pvopt_kernels.uniform_matmul`; other
+    parametrizations are decoded in every call, and once more in the backward pass. Activations
+    enter the space of the groups in place of the weight, where the space allows it.
 
     The result has the dtype of the input, whatever that of the values; under autocast the input is
-    cast first, as for ``nn.Linear``. Codes of codebooks take one or two bytes each, all others
-    their real width. A new layer holds zeros: load a state dict, or use
-    :meth:`from_representation`.
+    cast first, as for ``nn.Linear``. Codes are kept as the parametrization's
+    :class:`pvopt.Storage` has them: one or two bytes each for codebooks, their real width for all
+    others. A new layer holds zeros: load a state dict, or use :meth:`from_representation`.
 
     Args:
-        parametrization: settings of the weight.
+        scheme: settings of the weight; a parametrization by itself works in the weight's own space.
         in_features: columns of the weight.
         out_features: rows of the weight.
         bias: whether the layer has a bias.
@@ -40,21 +46,21 @@ class QuantizedLinear(nn.Module):
         ValueError: if the groups do not fit the weight.
 
     Example:
-        >>> from pvopt import AdditiveCodebooks
-        >>> rep = AdditiveCodebooks(num_codebooks=1, bits=4, in_group=4).fit(torch.eye(8))
+        >>> from pvopt import AdditiveCodebooks, Permutation, Scheme
+        >>> scheme = Scheme(AdditiveCodebooks(num_codebooks=1, bits=4, in_group=4), Permutation())
+        >>> rep = scheme.fit(torch.eye(8))
         >>> layer = QuantizedLinear.from_representation(rep)
         >>> torch.allclose(layer(torch.eye(8)), rep.decode().T)
         True
-        >>> sorted(layer.state_dict())
-        ['codes', 'values.codebooks', 'values.scales']
+        >>> list(layer.state_dict())
+        ['codes.entries', 'values.codebooks', 'values.scales', 'space.order']
     """
 
-    codes: Tensor
     bias: nn.Parameter | None
 
     def __init__(
         self,
-        parametrization: Parametrization,
+        scheme: Scheme | Parametrization,
         in_features: int,
         out_features: int,
         *,
@@ -63,17 +69,53 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.parametrization = parametrization
+        self.scheme = as_scheme(scheme)
         self.in_features = in_features
         self.out_features = out_features
-        self.storage = storage_of(parametrization, (out_features, in_features))
-        options = {"device": device, "dtype": dtype}
-        self.register_buffer("codes", self.storage.empty(device))
-        self.values = nn.Module()  # a ParameterDict refuses the name "values"
-        for name, shape in parametrization.value_shapes(self.storage.shape).items():
-            self.values.register_parameter(name, nn.Parameter(torch.zeros(shape, **options)))
-        empty = nn.Parameter(torch.zeros(out_features, **options)) if bias else None
-        self.register_parameter("bias", empty)
+        shape = (out_features, in_features)
+        parametrization, space = self.scheme.parametrization, self.scheme.space
+        self.scheme.check(shape)
+        rows, columns = space.inner_shape(shape)
+        self.storage = parametrization.storage((rows, columns))
+        zeros = {n: s.zeros(device) for n, s in space.streams(shape).items()}
+
+        def empty(shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
+            return {n: torch.zeros(s, device=device, dtype=dtype) for n, s in shapes.items()}
+
+        self._hold(
+            self.storage.empty(device),
+            empty(parametrization.value_shapes((rows, columns))),
+            zeros,
+            empty(space.value_shapes(shape)),
+        )
+        own = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype)) if bias else None
+        self.register_parameter("bias", own)
+
+    def _hold(
+        self, codes: Tensors, values: Tensors, space_codes: Tensors, space_values: Tensors
+    ) -> None:
+        """Register what the layer consists of, each kind in a module that gives it its name."""
+        self.codes, self.values, self.space = nn.Module(), nn.Module(), nn.Module()
+        for module, buffers, parameters in (
+            (self.codes, codes, {}),
+            (self.values, {}, values),
+            (self.space, space_codes, space_values),
+        ):
+            for name, tensor in buffers.items():
+                owner, leaf = _place(module, name)
+                owner.register_buffer(leaf, tensor)
+            for name, tensor in parameters.items():
+                owner, leaf = _place(module, name)
+                owner.register_parameter(leaf, nn.Parameter(tensor))
+        self._names = {
+            "codes": tuple(codes),
+            "values": tuple(values),
+            "space": (*space_codes, *space_values),
+        }
+
+    def _held(self, kind: str) -> Tensors:
+        """Return codes, values, or what the space owns, by name."""
+        return _find(getattr(self, kind), self._names[kind])
 
     @classmethod
     def from_representation(
@@ -91,30 +133,40 @@ class QuantizedLinear(nn.Module):
             dtype: of the values; None keeps theirs.
 
         Raises:
-            ValueError: if the weight is no matrix, or the bias does not fit.
+            ValueError: if the representation is not of one matrix, or the bias does not fit.
 
         Example:
             >>> from pvopt import UniformGrid
             >>> rep = UniformGrid(bits=4, group_size=8).fit(torch.randn(3, 16))
             >>> layer = QuantizedLinear.from_representation(rep, torch.zeros(3))
-            >>> layer(torch.randn(5, 16)).shape, layer.codes.shape
+            >>> layer(torch.randn(5, 16)).shape, layer.codes.levels.shape
             (torch.Size([5, 3]), torch.Size([3, 8]))
         """
-        if len(representation.shape) != 2:
+        rep = representation
+        if len(rep.shape) != 2 or rep.count != 1:
             raise ValueError(
-                f"representation must be of a matrix, got shape {list(representation.shape)}"
+                f"representation must be of one matrix, got {rep.count} of shape {list(rep.shape)}"
             )
-        rows, columns = representation.shape
+        rows, columns = rep.shape
         if bias is not None and tuple(bias.shape) != (rows,):
             raise ValueError(f"bias must have shape [{rows}], got {list(bias.shape)}")
-        layer = cls(representation.parametrization, columns, rows, bias=False, device="meta")
-        layer.codes = layer.storage.store(representation.codes)
-        for name, value in representation.values.items():
-            value = value.detach().to(dtype or value.dtype, copy=True)
-            layer.values.register_parameter(name, nn.Parameter(value))
+        layer = cls(rep.scheme, columns, rows, bias=False, device="meta")
+        values, owned = layer._names["values"], rep.owned
+        copies = {n: t.detach().to(dtype or t.dtype, copy=True) for n, t in rep.values.items()}
+        space_values = rep.space.value_shapes(rep.shape)
+        layer._hold(
+            layer.storage.store(rep.codes),
+            {name: copies[name] for name in values},
+            {name: owned[name].clone() for name in rep.space.streams(rep.shape)},
+            {n: owned[n].detach().to(dtype or owned[n].dtype, copy=True) for n in space_values},
+        )
         if bias is not None:
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.clone())
         return layer
+
+    @property
+    def _shape(self) -> tuple[int, int]:
+        return self.out_features, self.in_features
 
     def representation(self) -> Representation:
         """Return copies of codes and values.
@@ -123,12 +175,24 @@ class QuantizedLinear(nn.Module):
             >>> from pvopt import SharedValues
             >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
             >>> layer = QuantizedLinear.from_representation(rep)
-            >>> torch.equal(layer.representation().codes, rep.codes)
+            >>> torch.equal(layer.representation().decode(), rep.decode())
             True
         """
-        values = {name: value.detach().clone() for name, value in self.values.named_parameters()}
-        codes = self.storage.read(self.codes)
-        return Representation(self.parametrization, codes, values, self.storage.shape)
+        owned = {name: tensor.detach().clone() for name, tensor in self._held("space").items()}
+        values = {name: value.detach().clone() for name, value in self._held("values").items()}
+        return self._represent(self._held("codes"), values, owned)
+
+    def _represent(self, stored: Tensors, values: Tensors, owned: Tensors) -> Representation:
+        parametrization, space = self.scheme.parametrization, self.scheme.space
+        codes = self.storage.read(stored)
+        inner = Representation(parametrization, codes, values, self.storage.shape)
+        streams = space.streams(self._shape)
+        return inner.within(
+            space,
+            self._shape,
+            {name: owned[name] for name in streams},
+            {name: tensor for name, tensor in owned.items() if name not in streams},
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiply.
@@ -142,12 +206,60 @@ class QuantizedLinear(nn.Module):
         kind = x.device.type
         if kind != "meta" and torch.is_autocast_enabled(kind):
             x = x.to(torch.get_autocast_dtype(kind))
-        y = self.storage.multiply(x, self.codes, dict(self.values.named_parameters()))
+        space, owned = self.scheme.space, self._held("space")
+        stored, values = self._held("codes"), self._held("values")
+        if space.on_activations:
+            x = space.enter_inputs(x, owned)
+            run = _recomputed if self.storage.decodes else _at_once
+            y = run(self.storage.multiply, x, stored, values)
+            y = space.leave_outputs(y, owned, self._shape)
+        else:
+            y = _recomputed(self._multiply_decoded, x, stored, values, owned)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def _multiply_decoded(
+        self, x: Tensor, stored: Tensors, values: Tensors, owned: Tensors
+    ) -> Tensor:
+        return linear(x, self._represent(stored, values, owned).decode().to(x.dtype))
+
     def extra_repr(self) -> str:
-        """Describe the layer."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, {self.parametrization}"
+            f"bias={self.bias is not None}, {self.scheme}"
         )
+
+
+def _at_once(run: Callable[..., Tensor], x: Tensor, *tensors: Tensors) -> Tensor:
+    return run(x, *tensors)
+
+
+def _recomputed(run: Callable[..., Tensor], x: Tensor, *tensors: Tensors) -> Tensor:
+    """Multiply, and decode again in the backward pass: no dense weight is kept for it."""
+    every = [x, *(tensor for some in tensors for tensor in some.values())]
+    if not torch.is_grad_enabled() or not any(t.requires_grad for t in every):
+        return run(x, *tensors)
+    # Nothing in it is random; to save and restore the generators would break the graph.
+    found = checkpoint(run, x, *tensors, use_reentrant=False, preserve_rng_state=False)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """Return the module that holds a dotted name, made where there is none, and the last part."""
+    *path, leaf = name.split(".")
+    for part in path:
+        if not hasattr(module, part):
+            module.add_module(part, nn.Module())
+        module = getattr(module, part)
+    return module, leaf
+
+
+def _find(module: nn.Module, names: Iterable[str]) -> Tensors:
+    found = {}
+    for name in names:
+        *path, leaf = name.split(".")
+        owner = module
+        for part in path:
+            owner = getattr(owner, part)
+        found[name] = getattr(owner, leaf)
+    return found

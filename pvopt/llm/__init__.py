@@ -1,17 +1,14 @@
 """Language models: loading, texts, distillation losses, perplexity."""
 
 from pvopt.llm.chunked_loss import chunked_cross_entropy, chunked_kl
-from pvopt.layers.conversion import representations, to_dense, to_quantized
 from pvopt.llm.distillation import distillation_loss, hidden_states, language_loss, output_head
 from pvopt.llm.evaluation import PerplexityResult, native_autocast_dtype, perplexity
 from pvopt.llm.models import LanguageModel, load_model
-from pvopt.layers.quantized_linear import QuantizedLinear
 from pvopt.llm.text import TokenBatches, load_text, split_text
 
 __all__ = [
     "LanguageModel",
     "PerplexityResult",
-    "QuantizedLinear",
     "TokenBatches",
     "chunked_cross_entropy",
     "chunked_kl",
@@ -23,8 +20,5 @@ __all__ = [
     "native_autocast_dtype",
     "output_head",
     "perplexity",
-    "representations",
     "split_text",
-    "to_dense",
-    "to_quantized",
 ]

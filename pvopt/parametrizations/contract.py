@@ -43,16 +43,22 @@ class Parametrization(ABC):
             :class:`Representation`): values are then ``count`` times as long, and group ``g`` of
             weight ``w`` has number ``w * num_groups + g``.
         has_levels: whether codes are scalar, so that :meth:`bracket` is defined.
+        usual_beam: combinations that :meth:`search` keeps unless its options say otherwise; 1 where
+            it is exact and has no use for :attr:`SearchOptions.beam_size`.
         couples: whether :meth:`search` understands metrics that couple the weights of a group;
             others are given the metric's diagonal, and the best of several candidates counts.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
             kept beside them); usually a V step leaves values as they are.
+        usual_start: short name of the start that suits it where the layer's inputs are known, as
+            ``pvopt.starts.parse_start`` reads it.
     """
 
     stacks: ClassVar[bool] = False
     has_levels: ClassVar[bool] = False
+    usual_beam: ClassVar[int] = 1
     couples: ClassVar[bool] = False
     values_follow_codes: ClassVar[bool] = False
+    usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
@@ -167,17 +173,9 @@ class Parametrization(ABC):
             codes = self.search(query.but(count=wide))
         else:
             codes = self.search(query)
-        errors = self.errors(query, codes)
         if count == 1:
-            if codes.shape[1] > 1:
-                order = errors.sort(dim=1, stable=True).indices[:, :1]
-                codes = codes.gather(1, order[..., None].expand(-1, -1, codes.shape[2]))
-                errors = errors.gather(1, order)
-            current = query.current()[:, None]
-            current_errors = self.errors(query, current)
-            keep = current_errors <= errors  # [n, 1]
-            codes = torch.where(keep[..., None], current, codes)
-            return Candidates(codes, torch.minimum(errors, current_errors))
+            return self._better(query, codes)
+        errors = self.errors(query, codes)
         errors, order = errors.sort(dim=1, stable=True)
         errors, order = errors[:, :count], order[:, :count]
         codes = codes.gather(1, order[..., None].expand(-1, -1, codes.shape[2]))
@@ -186,6 +184,20 @@ class Parametrization(ABC):
             codes = torch.cat([codes, codes[:, -1:].expand(-1, missing, -1)], dim=1)
             errors = torch.cat([errors, errors.new_full((len(errors), missing), math.inf)], dim=1)
         return Candidates(codes, errors)
+
+    def _better(self, query: Query, codes: Tensor) -> Candidates:
+        """Return the best of the codes ``[n, j, codes_per_group]`` and the present one."""
+        if codes.shape[1] > 1:
+            order = self.errors(query, codes).sort(dim=1, stable=True).indices[:, :1]
+            codes = codes.gather(1, order[..., None].expand(-1, -1, codes.shape[2]))
+        found = codes[:, 0]
+        decoded = self.decode_moved(query, found)
+        errors = _squared_norms(decoded - query.target, query.metric)
+        present = _squared_norms(query.present - query.target, query.metric)
+        keep = (present <= errors)[:, None]  # codes move only for a gain
+        codes = torch.where(keep, query.current(), found)
+        decoded = torch.where(keep, query.present, decoded)
+        return Candidates(codes[:, None], torch.minimum(errors, present)[:, None], decoded)
 
     def errors(self, query: Query, codes: Tensor) -> Tensor:
         """Return the exact squared errors ``[n, j]`` of codes ``[n, j, codes_per_group]``."""

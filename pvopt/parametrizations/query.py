@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +33,7 @@ class Query:
         metric: between the weights of a group, or None for the Euclidean.
         options: how hard to try.
         draws: source of random draws; None seeds a fresh one.
+        decoded: ``[n, group_size]``, what the groups decode to now; None decodes them.
 
     Raises:
         ValueError: if ``count`` is not positive.
@@ -43,6 +46,7 @@ class Query:
     metric: GroupMetric | None = None
     options: SearchOptions = field(default_factory=SearchOptions)
     draws: Draws | None = None
+    decoded: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.count < 1:
@@ -58,13 +62,24 @@ class Query:
         """Return the present codes of the groups, ``[n, codes_per_group]`` int64."""
         return self.rep.group_codes(self.groups).long()
 
+    @cached_property
+    def present(self) -> Tensor:
+        """What the groups decode to now, ``[n, group_size]``."""
+        if self.decoded is not None:
+            return self.decoded
+        return self.rep.parametrization.decode_groups(self.rep, self.groups)
+
     def permutation(self, count: int) -> list[int]:
         """Return a random order of ``count`` things."""
         return Draws.of(self.draws, torch.device("cpu")).permutation(count)
 
-    def but(self, **changes: object) -> Query:
+    def but(self, **changes: Any) -> Query:
         """Return the query with other settings."""
-        return replace(self, **changes)  # type: ignore[arg-type]
+        if "rep" in changes or "groups" in changes:
+            changes.setdefault("decoded", None)
+        else:
+            changes.setdefault("decoded", self.__dict__.get("present", self.decoded))
+        return replace(self, **changes)
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,7 @@ class Candidates:
         codes: ``[n, k, codes_per_group]``, int64.
         errors: ``[n, k]``, squared distance (in the metric, if any) of the decoded candidate to
             the group's target; ``inf`` marks a slot for which no further code exists.
+        decoded: ``[n, group_size]`` what the first candidate decodes to, where that is known.
 
     Example:
         >>> from pvopt import Query, SharedValues
@@ -88,3 +104,4 @@ class Candidates:
 
     codes: Tensor
     errors: Tensor
+    decoded: Tensor | None = None

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,16 +12,14 @@ from torch import Tensor
 from pvopt.core.layout import GroupLayout
 from pvopt.core.streams import CodeStream
 from pvopt.spaces.contract import Space
-from pvopt.spaces.identity import Identity
+from pvopt.spaces.identity import identity
 
-from .scheme import Scheme
+from .scheme import SPACE, Scheme
 
 if TYPE_CHECKING:
     from .contract import Parametrization
 
 __all__ = ["Representation"]
-
-_SPACE = "space."
 
 
 @dataclass(eq=False)
@@ -46,6 +43,13 @@ class Representation:
         space: where the groups live.
         count: number of weights; each tensor is ``count`` times as long as that of one.
 
+    Attributes:
+        inner_shape: shape of one weight in its space.
+        layout: how one weight is cut into groups there.
+        streams: the streams of codes of one weight, of the parametrization and of the space.
+        value_shapes: the shapes of the values of one weight, alike.
+        moving: codes per group of each stream that moves, by its name, in order.
+
     Raises:
         TypeError: if codes are not integers.
         ValueError: if names or shapes do not fit, or ``count`` is not positive.
@@ -62,11 +66,23 @@ class Representation:
     codes: dict[str, Tensor]
     values: dict[str, Tensor]
     shape: tuple[int, ...]
-    space: Space = field(default_factory=Identity)
+    space: Space = field(default_factory=identity)
     count: int = 1
+    # Set once and for all; no cached properties, whose locks torch.compile does not enter.
+    inner_shape: tuple[int, ...] = field(init=False, repr=False)
+    layout: GroupLayout = field(init=False, repr=False)
+    streams: dict[str, CodeStream] = field(init=False, repr=False)
+    value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
+    moving: dict[str, int] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.shape = tuple(self.shape)
+        scheme = self.scheme
+        self.inner_shape = self.space.inner_shape(self.shape)
+        self.layout = self.parametrization.layout(self.inner_shape)
+        self.streams = scheme.streams(self.shape)
+        self.value_shapes = scheme.value_shapes(self.shape)
+        self.moving = {name: s.shape[2] for name, s in self.streams.items() if s.moves}
         if self.count < 1:
             raise ValueError(f"count must be positive, got {self.count}")
         for name, codes in self.codes.items():
@@ -75,6 +91,11 @@ class Representation:
         self._compare("codes", self.codes, {n: s.shape for n, s in self.streams.items()})
         self._compare("values", self.values, self.value_shapes)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The copy of a weight does not bring along the stack that it lies in.
+        own = {what: _unshared(self.__dict__[what]) for what in ("codes", "values")}
+        return self.__dict__ | own
+
     def _compare(
         self, what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
     ) -> None:
@@ -82,28 +103,6 @@ class Representation:
         expected = {name: (self.count * s[0], *s[1:]) for name, s in wanted.items()}
         if shapes != expected:
             raise ValueError(f"{what} must be tensors of shapes {expected}, got {shapes}")
-
-    @cached_property
-    def streams(self) -> dict[str, CodeStream]:
-        """The streams of codes of one weight, of the parametrization and of the space."""
-        own = self.parametrization.streams(self.inner_shape)
-        return own | {_SPACE + n: s for n, s in self.space.streams(self.shape).items()}
-
-    @cached_property
-    def value_shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the values of one weight, of the parametrization and of the space."""
-        own = self.parametrization.value_shapes(self.inner_shape)
-        return own | {_SPACE + n: s for n, s in self.space.value_shapes(self.shape).items()}
-
-    @cached_property
-    def inner_shape(self) -> tuple[int, ...]:
-        """Shape of the weight in its space."""
-        return self.space.inner_shape(self.shape)
-
-    @cached_property
-    def layout(self) -> GroupLayout:
-        """How one weight is cut into groups, in its space."""
-        return self.parametrization.layout(self.inner_shape)
 
     @property
     def num_groups(self) -> int:
@@ -119,11 +118,6 @@ class Representation:
     def device(self) -> torch.device:
         """Where codes and values are."""
         return next(iter(self.values.values())).device
-
-    @cached_property
-    def moving(self) -> dict[str, int]:
-        """Codes per group of each stream that moves, by its name, in order."""
-        return {name: s.shape[2] for name, s in self.streams.items() if s.moves}
 
     def group_codes(self, groups: Tensor | None = None) -> Tensor:
         """Return the codes of groups that may move, those of all streams side by side.
@@ -171,7 +165,7 @@ class Representation:
 
     def _owned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what belongs to the space, by the space's own names."""
-        return {n.removeprefix(_SPACE): t for n, t in tensors.items() if n.startswith(_SPACE)}
+        return {n.removeprefix(SPACE): t for n, t in tensors.items() if n.startswith(SPACE)}
 
     @property
     def owned(self) -> dict[str, Tensor]:
@@ -227,7 +221,7 @@ class Representation:
             if self.space.value_shapes(self.shape):
                 inner = self.layout.merge(self.parametrization.decode_groups(member))
                 own = self.space.pull_values(gradient, inner, owned)
-                found = found | {_SPACE + name: tensor for name, tensor in own.items()}
+                found = found | {SPACE + name: tensor for name, tensor in own.items()}
             parts.append(found)
         return {name: torch.cat([part[name] for part in parts]) for name in self.values}
 
@@ -253,8 +247,8 @@ class Representation:
         """
         return Representation(
             self.parametrization,
-            self.codes | {_SPACE + name: tensor for name, tensor in codes.items()},
-            self.values | {_SPACE + name: tensor for name, tensor in values.items()},
+            self.codes | {SPACE + name: tensor for name, tensor in codes.items()},
+            self.values | {SPACE + name: tensor for name, tensor in values.items()},
             shape,
             space,
             self.count,
@@ -349,3 +343,11 @@ class Representation:
         """Yield the weights of a stack one by one, as views."""
         for place in range(self.count):
             yield self.narrow(place, 1)
+
+
+def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors whose memory is their own: copies of those that are part of a larger one."""
+    return {
+        name: t.clone() if t.untyped_storage().nbytes() > t.nbytes else t
+        for name, t in tensors.items()
+    }

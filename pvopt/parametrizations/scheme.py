@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from pvopt.core.streams import CodeStream
 from pvopt.metrics.contract import Metric
 from pvopt.spaces.chain import Chain
 from pvopt.spaces.contract import SPACES, Space
-from pvopt.spaces.identity import Identity
+from pvopt.spaces.identity import identity
 
+from .preparation import prepare_weight
 from .registry import PARAMETRIZATIONS
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from .options import FitOptions
     from .representation import Representation
 
-__all__ = ["Scheme", "as_scheme", "parse_scheme"]
+__all__ = ["SPACE", "Scheme", "as_scheme", "parse_scheme"]
+
+#: What the names of codes and values that a space owns begin with.
+SPACE = "space."
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class Scheme:
     """
 
     parametrization: Parametrization
-    space: Space = field(default_factory=Identity)
+    space: Space = field(default_factory=identity)
 
     @property
     def name(self) -> str:
@@ -57,6 +62,16 @@ class Scheme:
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless weights of a shape can be quantized so."""
         self.parametrization.layout(self.space.inner_shape(shape))
+
+    def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
+        """Return the streams of codes of a weight, of the parametrization and of the space."""
+        own = self.parametrization.streams(self.space.inner_shape(shape))
+        return own | {SPACE + n: s for n, s in self.space.streams(shape).items()}
+
+    def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the values of a weight, of the parametrization and of the space."""
+        own = self.parametrization.value_shapes(self.space.inner_shape(shape))
+        return own | {SPACE + n: s for n, s in self.space.value_shapes(shape).items()}
 
     def fit(
         self,
@@ -81,18 +96,47 @@ class Scheme:
             TypeError: if the metric does not exist in the space.
             ValueError: if the groups do not fit the shape, or the weight is not finite.
         """
-        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return self.start_inside(
+            weight,
+            metric,
+            lambda inner, own: self.parametrization.fit(
+                inner, metric=own, options=options, generator=generator
+            ),
+        )
+
+    def start_inside(
+        self,
+        weight: Tensor,
+        metric: Metric | None,
+        start: Callable[[Tensor, Metric | None], Representation],
+    ) -> Representation:
+        """Start a representation by a function that works in the space and need not know it.
+
+        The space chooses what it owns, weight and metric enter it, and what the function returns
+        leaves it.
+
+        Args:
+            weight: ``[*shape]``, floating.
+            metric: in which distance, or None for the Euclidean.
+            start: is given the weight in the space (contiguous, finite, at least float32) and the
+                metric there, and returns a representation of the parametrization alone.
+
+        Returns:
+            Codes and values of the weight.
+
+        Raises:
+            TypeError: if the weight is not floating, or the metric does not exist in the space.
+            ValueError: if weight, metric and groups do not fit, or the weight is not finite.
+        """
+        weight = prepare_weight(weight)
         shape = tuple(weight.shape)
         self.check(shape)
+        if metric is not None:
+            metric.check(shape)
         codes, values = self.space.start(weight, metric)
         owned = {**codes, **values}
         inside = self.space.enter_metric(metric, shape, owned)
-        rep = self.parametrization.fit(
-            self.space.enter(weight, owned).contiguous(),
-            metric=inside,
-            options=options,
-            generator=generator,
-        )
+        rep = start(self.space.enter(weight, owned).contiguous(), inside)
         return rep.within(self.space, shape, codes, values)
 
     def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:
@@ -106,13 +150,8 @@ class Scheme:
             shape: of the dense weight.
             value_bits: bits that one stored value takes.
         """
-        inner = self.space.inner_shape(shape)
-        streams = self.parametrization.streams(inner) | self.space.streams(shape)
-        sizes = [
-            *self.parametrization.value_shapes(inner).values(),
-            *self.space.value_shapes(shape).values(),
-        ]
-        codes = sum(stream.stored_bits for stream in streams.values())
+        codes = sum(stream.stored_bits for stream in self.streams(shape).values())
+        sizes = self.value_shapes(shape).values()
         return (codes + value_bits * sum(math.prod(s) for s in sizes)) / math.prod(shape)
 
     def to_json(self) -> dict[str, Any]:
@@ -182,5 +221,5 @@ def joined(spaces: Iterable[Space]) -> Space:
     """Return one space of several, entered one after the other."""
     found = tuple(spaces)
     if not found:
-        return Identity()
+        return identity()
     return found[0] if len(found) == 1 else Chain(found)

@@ -24,6 +24,8 @@ class Rounding(ABC):
     """Propose candidates for the selected groups, then choose one code for each."""
 
     num_candidates: int = 1
+    #: Whether the rule always takes the first candidate.
+    takes_first: bool = False
 
     def check(self, parametrization: Parametrization) -> None:  # noqa: B027 (a hook, not abstract)
         """Raise a TypeError if the rule cannot work with a parametrization."""
@@ -78,6 +80,8 @@ class Nearest(Rounding):
     References:
         PV-Tuning (arXiv 2405.14852), section 3.2: the linearized V step.
     """
+
+    takes_first = True
 
     def choose(
         self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
@@ -200,5 +204,5 @@ class Stochastic(Rounding):
         ratio = torch.where(first == 0, 0.0, first / second)  # first / 0 = inf: take the second
         keep_first = 1.0 / (1.0 + ratio.pow(power))
         draws = Draws.of(draws, keep_first.device)
-        draw = draws.uniform(len(keep_first) // len(draws), torch.float64).flatten()
+        draw = draws.uniform(len(keep_first) // draws.count, torch.float64).flatten()
         return _take(candidates, (draw >= keep_first).long())

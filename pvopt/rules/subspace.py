@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pvopt.core.draws import Draws
 from pvopt.core.registry import Registry, ShortForm
-from pvopt_kernels.ops import smallest
+from pvopt_kernels.ops import largest
 
 __all__ = [
     "SUBSPACES",
@@ -120,7 +120,7 @@ class _Fraction(Subspace):
 
     def _largest(self, keys: Tensor) -> Tensor:
         """Return the groups of the largest keys of each weight, in order."""
-        return smallest(-keys, self.count(keys.shape[1]))[1]
+        return largest(keys, self.count(keys.shape[1]))[1]
 
 
 @SUBSPACES.register(

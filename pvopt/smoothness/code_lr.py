@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pvopt.parametrizations.layout import GroupLayout
-from pvopt.weights import QuantizedWeights
+from pvopt.core.draws import Draws
+from pvopt.core.layout import GroupLayout
 from pvopt.rules.subspace import Greedy, Subspace
+from pvopt.weights import QuantizedWeights
 
 from .objective import Loss, Objective, Parameters, resolve, unchanged
 from .power_iteration import largest_curvature
@@ -100,7 +101,7 @@ def suggest_code_lr(
         The suggestion, in units of the optimizer's ``lr``.
 
     Raises:
-        TypeError: as :func:`estimate_smoothness`, and for a rule that is no ``Subspace``.
+        TypeError: as :func:`estimate_smoothness`, and for a rule that is not a ``Subspace``.
         ValueError: likewise; and if the gradient or the curvature vanishes on S, which leaves no
             scale.
         RuntimeError: if the loss cannot be differentiated twice.
@@ -195,5 +196,6 @@ def _selected(
     """Return which entries of a weight are in the groups that the rule selects, as booleans."""
     magnitudes = layout.split(update).norm(dim=1).to(generator.device)
     chosen = torch.zeros(layout.num_groups, dtype=torch.bool, device=generator.device)
-    chosen[subspace.select(magnitudes, generator, ordered=False)] = True
+    draws = Draws.of(generator, generator.device)
+    chosen[subspace.select(magnitudes[None], draws, ordered=False)[0]] = True
     return layout.merge(chosen[:, None].expand(-1, layout.group_size)).to(update.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from pvopt.parametrizations.layout import GroupLayout
+from pvopt.core.layout import GroupLayout
 from pvopt.weights import QuantizedWeights
 
 from .vectors import Vector

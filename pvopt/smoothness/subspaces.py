@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations.layout import GroupLayout
+from pvopt.core.layout import GroupLayout
 from pvopt.rules.subspace import Uniform
 
 from .vectors import Vector

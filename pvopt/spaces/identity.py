@@ -11,7 +11,7 @@ from pvopt.metrics.contract import Metric
 
 from .contract import SPACES, Space
 
-__all__ = ["Identity"]
+__all__ = ["Identity", "identity"]
 
 
 @SPACES.register()
@@ -50,3 +50,11 @@ class Identity(Space):
         self, metric: Metric | None, shape: tuple[int, ...], owned: Mapping[str, Tensor]
     ) -> Metric | None:
         return metric
+
+
+_IDENTITY = Identity()
+
+
+def identity() -> Identity:
+    """Return the weight's own space, always the same object: torch.compile makes none."""
+    return _IDENTITY

@@ -24,7 +24,7 @@ def _dense(order: int) -> bool:
     return order & (order - 1) != 0
 
 
-@functools.cache
+@torch.compiler.assume_constant_result  # the search below is cached
 def kronecker_factors(size: int) -> tuple[int, ...]:
     """Return orders of small symmetric orthogonal matrices whose Kronecker product has a size.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pvopt.formats.native import save
+from pvopt.formats import save
 from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
@@ -26,9 +26,9 @@ from pvopt.llm import (
 )
 from pvopt.weights import QuantizedWeights
 
-from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
-from .settings import TuneSettings, autocast_dtype
+from .records import RecordsFile, StepRecord
+from .settings import TuneSettings, autocast_dtype, computing_dtype
 
 __all__ = ["Trainer"]
 
@@ -42,9 +42,9 @@ class _Stopped(Exception):
 class Trainer:
     """Tune a quantized language model and write what happens into a folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The state
-    after ``n`` steps is a function of the settings, the start and the texts only, however often
-    the run was interrupted.
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats`). The
+    state after ``n`` steps is a function of the settings, the start and the texts only, however
+    often the run was interrupted.
 
     Args:
         student: the model to tune; it is kept in evaluation mode, dropout would need a saved
@@ -53,7 +53,7 @@ class Trainer:
         teacher: the full-precision model.
         batches: what to tune on, batch by batch.
         eval_tokens: ``[tokens]`` int64, what to measure perplexity on.
-        settings: how to tune.
+        settings: how to tune; the trainer's own name the dtype that ``auto`` stands for here.
         folder: where results go; made if it does not exist.
         metadata: kept in the checkpoints.
         resumable: whether checkpoints hold the optimizer's state, several times the model's size.
@@ -85,16 +85,23 @@ class Trainer:
         self.student = student
         self.weights = weights
         self.teacher = teacher.requires_grad_(False)
-        self.settings = settings
+        self.settings = settings = replace(
+            settings, dtype=computing_dtype(settings.dtype, student.model)
+        )
         self.folder = Path(folder)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.records = RecordsFile(self.folder / "metrics.jsonl")
         self.resumable = resumable
         self.step = 0
         self._metadata = dict(metadata or {})
         self._batches = batches
         self.eval_tokens = eval_tokens
         self._device = next(student.model.parameters()).device
-        self._autocast_dtype = autocast_dtype(settings.dtype, self._device)
+        self._autocast_dtype = autocast_dtype(settings.dtype)
+        own = next(p.dtype for p in student.model.parameters() if p.is_floating_point())
+        if settings.dtype == "float32" and own in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"dtype must be auto, bfloat16 or float16 to tune a model in {own}, got float32"
+            )
         self.optimizer = build_optimizer(weights, settings)
         self._scheduler = self._new_scheduler()
 
@@ -115,7 +122,7 @@ class Trainer:
         self.optimizer.load_state_dict(training_state["optimizer"])
         self.step = int(training_state["step"])
         self._scheduler = self._new_scheduler()
-        self.metrics.forget_after(self.step)
+        self.records.forget_after(self.step)
 
     def run(
         self,
@@ -145,7 +152,7 @@ class Trainer:
                 break
             record = self._train_step()
             self.step += 1
-            self.metrics.append("step", self.step, **asdict(record))
+            self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
             every = self.settings.checkpoint_every
@@ -222,7 +229,7 @@ class Trainer:
     ) -> None:
         every = self.settings.eval_every
         due = self.step in (0, self.settings.steps) or (every > 0 and self.step % every == 0)
-        done = {(r["model"], r["step"]) for r in self.metrics.read() if r["kind"] == "evaluation"}
+        done = {(r["model"], r["step"]) for r in self.records.read() if r["kind"] == "evaluation"}
         wanted = [("teacher", self.teacher)] * (not any(name == "teacher" for name, _ in done))
         if due and ("student", self.step) not in done:
             wanted.append(("student", self.student.model))
@@ -242,8 +249,13 @@ class Trainer:
                 progress=check,
             )
             seconds = time.perf_counter() - start
-            self.metrics.append(
-                "evaluation", self.step, model=name, **asdict(result), seconds=seconds
+            self.records.append(
+                "evaluation",
+                self.step,
+                model=name,
+                **asdict(result),
+                dtype=self.settings.dtype,
+                seconds=seconds,
             )
             if on_evaluation is not None:
                 on_evaluation(self.step, name, result)

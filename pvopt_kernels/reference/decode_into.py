@@ -17,5 +17,6 @@ def decode_into(
 ) -> None:
     """Write the dense weights; see :func:`pvopt_kernels.decode_into`."""
     exact = torch.promote_types(codebooks.dtype, torch.float32)
-    for out, *weight in zip(outs, codes, codebooks.to(exact), scales.to(exact), strict=True):
-        out.copy_(decode(*weight, out_group))
+    stack = codes, codebooks.to(exact), scales.to(exact)
+    for out, code, books, scale in zip(outs, *stack, strict=True):
+        out.copy_(decode(code, books, scale, out_group))

@@ -24,10 +24,9 @@ def decoded_sq_norms(
     changes = torch.empty(weights, rows * cols, dtype=exact, device=codes.device)
     norms = torch.empty(weights, dtype=exact, device=codes.device)
     in_group = codebooks.shape[3] // out_group
-    for w, (target, *weight) in enumerate(
-        zip(targets, codes, codebooks.to(exact), scales.to(exact), strict=True)
-    ):
-        dense = decode(*weight, out_group)
+    stack = codes, codebooks.to(exact), scales.to(exact)
+    for w, (target, *weight) in enumerate(zip(targets, *stack, strict=True)):
+        dense = decode(weight[0], weight[1], weight[2], out_group)
         changes[w] = group_sq_norms(target, dense, out_group, in_group)
         norms[w] = dense.square().sum()
     return changes, norms

@@ -10,5 +10,5 @@ __all__ = ["largest"]
 def largest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return values and indices, ``[n, k]`` each; see :func:`pvopt_kernels.largest`."""
     # A stable sort is what torch has for ties in order; NaN is not larger than anything.
-    order = (-keys).sort(dim=1, stable=True).indices[:, :k]
+    order = (-keys).sort(dim=1, stable=True).indices[:, :k].contiguous()
     return keys.gather(1, order), order

@@ -15,7 +15,7 @@ __all__ = ["stacked_codebook_grad"]
 def stacked_codebook_grad(
     gradients: Sequence[Tensor], codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int
 ) -> tuple[Tensor, Tensor]:
-    """Return both gradients in at least float32; see :func:`pvopt_kernels.stacked_codebook_grad`."""
+    """Return both in at least float32; see :func:`pvopt_kernels.stacked_codebook_grad`."""
     exact = torch.promote_types(codebooks.dtype, torch.float32)
     of_books = torch.empty(codebooks.shape, dtype=exact, device=codes.device)
     of_scales = torch.empty(scales.shape, dtype=exact, device=codes.device)

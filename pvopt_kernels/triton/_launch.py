@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["interpreted", "launch"]
+__all__ = ["interpreted", "launch", "least_columns"]
 
 
 def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any, **options: Any):
@@ -27,6 +27,13 @@ def launch(kernel: Any, grid: tuple[int, ...], device: torch.device, *args: Any,
     on_gpu = device.type == "cuda"  # what torch calls AMD's too
     with torch.cuda.device(device) if on_gpu else contextlib.nullcontext():
         kernel[grid](*args, **options)
+
+
+def least_columns() -> int:
+    """Return how many columns a product of float32 has at least, by the release of Triton."""
+    import triton
+
+    return 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8) else 16
 
 
 def interpreted() -> bool:

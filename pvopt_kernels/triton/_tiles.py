@@ -12,7 +12,45 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["codebook_tile", "grid_tile", "piece_columns"]
+__all__ = ["codebook_tile", "dense_of", "grid_tile", "piece_columns", "source_of"]
+
+
+@triton.jit
+def dense_of(dense, w, KIND: tl.constexpr):
+    """Return where a dense weight begins: ``dense`` says so, or lists the addresses of many.
+
+    ``KIND`` is None, or the type of listed weights and whether all begin at multiples of 16 bytes.
+    """
+    if KIND is None:
+        return dense
+    else:
+        address = tl.load(dense + w).to(tl.pointer_type(KIND[0]))
+        if KIND[1]:
+            address = tl.multiple_of(address, 16)
+        return address
+
+
+@triton.jit
+def source_of(
+    source, w, num_rows, IN_GROUP: tl.constexpr, FORMAT: tl.constexpr, KIND: tl.constexpr
+):
+    """Return the source of one weight of a stack of codebooks; without a stack, the source."""
+    if KIND is None:
+        return source
+    else:
+        codes, books, scales, cols, groups_per_scale, scales_per_row = source
+        NUM_BOOKS: tl.constexpr = FORMAT[0]
+        NUM_ENTRIES: tl.constexpr = FORMAT[1]
+        OUT_GROUP: tl.constexpr = FORMAT[2]
+        block = w * (num_rows // OUT_GROUP)  # the first block row of the weight; 64 bits
+        return (
+            codes + block * (cols * NUM_BOOKS),
+            books + w * (NUM_BOOKS * NUM_ENTRIES * OUT_GROUP * IN_GROUP),
+            scales + block * scales_per_row,
+            cols,
+            groups_per_scale,
+            scales_per_row,
+        )
 
 
 @triton.jit

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._launch import launch
-from ._tiles import piece_columns
+from ._lists import Listed, kind_of
+from ._tiles import dense_of, piece_columns, source_of
 from ._variants import Variant
 from ._weights import Weight
 
-__all__ = ["value_sums", "value_sums_specs"]
+__all__ = ["listed_value_sums", "value_sums", "value_sums_specs"]
 
 _COLUMNS = 1024  # of one step: 8 of each of 128 threads, one or two loads of 16 bytes
 _WARPS = 4
@@ -30,6 +32,7 @@ def value_sums_kernel(
     columns_per_scale,
     num_rows,
     columns,
+    KIND: tl.constexpr,
     IN_GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -38,6 +41,9 @@ def value_sums_kernel(
     BLOCK_C: tl.constexpr,
 ):
     """A program per scale: ``products = sum gradient * tile``, ``sums = sum gradient``."""
+    w = tl.program_id(1).to(tl.int64)
+    gradient = dense_of(gradient, w, KIND)
+    source = source_of(source, w, num_rows, IN_GROUP, FORMAT, KIND)
     parts: tl.constexpr = (IN_GROUP + WIDTH - 1) // WIDTH
     block = tl.program_id(0) // scales_per_row
     first = tl.program_id(0) % scales_per_row * columns_per_scale  # column
@@ -57,8 +63,9 @@ def value_sums_kernel(
             level = TILE(source, rows, pieces, num_rows, columns, IN_GROUP, WIDTH, FORMAT)
             product += slope * tl.sum(level, 0)  # of its single row
             total += slope
-    tl.store(products + tl.program_id(0), tl.sum(product))
-    tl.store(sums + tl.program_id(0), tl.sum(total))
+    scale = w * tl.num_programs(0) + tl.program_id(0)
+    tl.store(products + scale, tl.sum(product))
+    tl.store(sums + scale, tl.sum(total))
 
 
 def value_sums(gradient: Tensor, weight: Weight, out_group: int) -> tuple[Tensor, Tensor]:
@@ -74,6 +81,23 @@ def value_sums(gradient: Tensor, weight: Weight, out_group: int) -> tuple[Tensor
     """
     per_row = weight.source[-1]
     shape = weight.rows // out_group, per_row
+    return _launch_sums(gradient.contiguous(), weight, out_group, shape, None)
+
+
+def listed_value_sums(dense: Listed, weight: Weight, out_group: int) -> Tensor:
+    """Return the sums of gradient times level over each scale of a stack of codebooks.
+
+    Returns:
+        ``[W, rows / out_group, S]`` float32.
+    """
+    shape = len(dense.tensors), weight.rows // out_group, weight.source[-1]
+    return _launch_sums(dense.addresses, weight, out_group, shape, dense.kind)[0]
+
+
+def _launch_sums(
+    gradient: Tensor, weight: Weight, out_group: int, shape: tuple[int, ...], kind: Any
+) -> tuple[Tensor, Tensor]:
+    per_row = shape[-1]
     products, sums = (
         torch.empty(shape, dtype=torch.float32, device=gradient.device) for _ in range(2)
     )
@@ -81,22 +105,26 @@ def value_sums(gradient: Tensor, weight: Weight, out_group: int) -> tuple[Tensor
         "OUT_GROUP": out_group,
         "BLOCK_C": _COLUMNS // weight.constants["WIDTH"],
     }
-    arguments = (gradient.contiguous(), products, sums, weight.source, per_row)
-    sizes = (weight.columns_per_scale, weight.rows, weight.columns)
-    grid = (shape[0] * shape[1],)
+    arguments = (gradient, products, sums, weight.source, per_row)
+    sizes = (weight.columns_per_scale, weight.rows, weight.columns, kind)
+    grid = shape[-2] * per_row, 1 if kind is None else shape[0]
     launch(
         value_sums_kernel, grid, gradient.device, *arguments, *sizes, **constants, num_warps=_WARPS
     )
     return products, sums
 
 
-def value_sums_specs(variants: dict[str, tuple[str, Variant]]) -> list[CompileSpec]:
+def value_sums_specs(
+    variants: dict[str, tuple[str, Variant]], *, stacked: bool = False
+) -> list[CompileSpec]:
     """Return the specs for labelled pairs of a dtype and a format."""
     specs = []
     for label, (dtype, (source, constants)) in variants.items():
-        signature = {"gradient": f"*{dtype}", "products": "*fp32", "sums": "*fp32"}
+        gradient = "*i64" if stacked else f"*{dtype}"
+        signature = {"gradient": gradient, "products": "*fp32", "sums": "*fp32"}
         sizes = ("scales_per_row", "columns_per_scale", "num_rows", "columns")
-        more = {"OUT_GROUP": 1, "BLOCK_C": _COLUMNS // constants["WIDTH"]}
+        kind = kind_of(dtype) if stacked else None
+        more = {"KIND": kind, "OUT_GROUP": 1, "BLOCK_C": _COLUMNS // constants["WIDTH"]}
         specs.append(
             CompileSpec(
                 value_sums_kernel,

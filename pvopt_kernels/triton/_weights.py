@@ -52,14 +52,15 @@ def codebook_width(in_group: int) -> int:
 def codebook_weight(
     codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int, *, scaled: bool = True
 ) -> Weight:
-    """Describe a weight of additive codebooks, with or without its scales."""
-    rows, cols, books = codes.shape
-    in_group = codebooks.shape[2] // out_group
+    """Describe a weight of additive codebooks, or each of a stack, with or without its scales."""
+    rows, cols, books = codes.shape[-3:]
+    entries, group_size = codebooks.shape[-2:]
+    in_group = group_size // out_group
     width = codebook_width(in_group)
-    per_scale = cols // max(1, scales.shape[1])  # groups
+    per_scale = cols // max(1, scales.shape[-1])  # groups
     source = (unsigned(codes), codebooks.contiguous(), scales.contiguous())
     return Weight(
-        (*source, cols, per_scale, scales.shape[1]),
+        (*source, cols, per_scale, scales.shape[-1]),
         rows * out_group,
         cols * in_group,
         cols * triton.cdiv(in_group, width),
@@ -67,7 +68,7 @@ def codebook_weight(
         {
             "IN_GROUP": in_group,
             "WIDTH": width,
-            "FORMAT": (books, codebooks.shape[1], out_group, scaled),
+            "FORMAT": (books, entries, out_group, scaled),
             "TILE": codebook_tile,
         },
     )

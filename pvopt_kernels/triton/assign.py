@@ -20,25 +20,25 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from pvopt_kernels.ahead_of_time import CompileSpec
+from ._compile_spec import CompileSpec
+from ._launch import launch, least_columns
 
-from ._launch import launch
-
-__all__ = ["assign", "compile_specs"]
+__all__ = ["assign", "compile_specs", "nearest"]
 
 
 @triton.jit
 def assign_kernel(
-    target,  # [n, g]
-    codebook,  # [K, g]
-    metric,  # [n, g] or None
-    codes,  # [n, splits * k]
-    errors,  # [n, splits * k]
+    target,  # [W n, g]
+    codebook,  # [W, K, g]
+    metric,  # [W n, g] or None
+    codes,  # [W n, splits * k]
+    errors,  # [W n, splits * k]
     n,
     entries,
     slice_size,  # entries of one program, a multiple of BLOCK_K
     target_row,  # strides
     target_column,
+    codebook_weight,
     codebook_row,
     codebook_column,
     metric_row,
@@ -51,8 +51,10 @@ def assign_kernel(
     SLOTS: tl.constexpr,  # the next power of 2
     HALF: tl.constexpr,  # products of 16-bit operands, on tensor cores
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    inside = rows < n
+    w = tl.program_id(2).to(tl.int64)
+    codebook += w * codebook_weight
+    rows = w * n + tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    inside = rows < w * n + n
     first = tl.program_id(1) * slice_size
     last = tl.minimum(first + slice_size, entries)
     slot = tl.arange(0, SLOTS)[None, :]
@@ -154,11 +156,11 @@ _MAX_BEST = 1024
 
 
 def _blocks(g: int, k: int, half: bool) -> dict[str, int]:
-    """Return the constants: at least 8 columns (16 of 16 bits), the least that a product takes."""
+    """Return the constants: 8 columns (16 of 16 bits), or the least that a product takes."""
     slots = triton.next_power_of_2(k)
     return {
         "G": g,
-        "WIDTH": 16 if half or 8 < g <= 16 else 8,
+        "WIDTH": 16 if half or 8 < g <= 16 else least_columns(),
         "BLOCK_N": max(8, min(_BLOCK_N, 512 // slots)),
         "BLOCK_K": _BLOCK_K,
         "BEST": k,
@@ -184,13 +186,31 @@ def assign(
     target: Tensor, codebook: Tensor, k: int, *, metric: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return codes and errors, ``[n, k]`` each; see :func:`pvopt_kernels.assign`."""
+    return nearest(target, codebook[None], k, metric=metric)
+
+
+def nearest(
+    target: Tensor, codebook: Tensor, k: int, *, metric: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Do what :func:`assign` does for a stack of codebooks.
+
+    Args:
+        target: ``[W * n, g]``, weight after weight.
+        codebook: ``[W, K, g]``.
+        k: entries wanted.
+        metric: ``[W * n, g]`` or None.
+
+    Returns:
+        Codes and errors, ``[W * n, k]`` each; the same bits as of a search for each weight.
+    """
     if k > _MAX_BEST:
         raise ValueError(
             f"the Triton kernel finds at most {_MAX_BEST} entries, got k={k}; "
             f"PVOPT_KERNELS=reference has no limit"
         )
-    n, g = target.shape
-    entries = len(codebook)
+    total, g = target.shape
+    weights, entries, _ = codebook.shape
+    n = total // max(1, weights)
     half = metric is None and target.dtype == codebook.dtype and target.dtype.itemsize == 2
     if target.dtype == torch.bfloat16 and knobs.runtime.interpret:
         half = False  # the interpreter multiplies the raw bits
@@ -198,11 +218,11 @@ def assign(
     tiles = triton.cdiv(n, blocks["BLOCK_N"])
     slice_size = _slice_size(tiles, entries)
     splits = triton.cdiv(entries, slice_size)
-    codes = torch.empty(n, splits * k, dtype=torch.int64, device=target.device)
-    errors = torch.empty(n, splits * k, dtype=torch.float32, device=target.device)
+    codes = torch.empty(total, splits * k, dtype=torch.int64, device=target.device)
+    errors = torch.empty(total, splits * k, dtype=torch.float32, device=target.device)
     launch(
         assign_kernel,
-        (tiles, splits),
+        (tiles, splits, weights),
         target.device,
         target,
         codebook,
@@ -241,7 +261,7 @@ def compile_specs() -> list[CompileSpec]:
         signature: dict[str, Any] = {"target": f"*{dtype}", "codebook": f"*{dtype}"}
         signature |= {"codes": "*i64", "errors": "*fp32"}
         signature |= dict.fromkeys(("n", "entries", "slice_size"), "i32")
-        signature |= {"target_row": "i32", "codebook_row": "i32"}
+        signature |= {"target_row": "i32", "codebook_weight": "i32", "codebook_row": "i32"}
         # Columns of a contiguous tensor have stride 1, which Triton takes for a constant.
         constants: dict[str, Any] = {"target_column": 1, "codebook_column": 1}
         if metric:

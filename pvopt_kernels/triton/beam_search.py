@@ -20,10 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
-from ._launch import launch
-from .assign import assign
+from ._compile_spec import CompileSpec
+from ._launch import launch, least_columns
+from .assign import nearest
 
 __all__ = ["beam_search", "compile_specs"]
 
@@ -71,17 +70,18 @@ def _residual(
 
 @triton.jit
 def beam_search_kernel(
-    target,  # [n, g]
-    codebooks,  # [M, K, g]
-    metric,  # [n, g] or None
-    start,  # [n, START, M] int64: the beams of the first visit
-    out,  # [n, BEST, M] int64
+    target,  # [W n, g]
+    codebooks,  # [W, M, K, g]
+    metric,  # [W n, g] or None
+    start,  # [W n, START, M] int64: the beams of the first visit
+    out,  # [W n, BEST, M] int64
     n,
     entries,  # K
     visits,  # how many codebooks are visited
     order,  # their numbers, 4 bits each, the first in the lowest
     target_row,  # strides
     target_column,
+    weight_stride,
     book_stride,
     entry_stride,
     book_column,
@@ -99,14 +99,17 @@ def beam_search_kernel(
     BLOCK_K: tl.constexpr,
 ):
     ROWS: tl.constexpr = BLOCK_N * SLOTS
-    first = tl.program_id(0).to(tl.int64) * BLOCK_N
+    w = tl.program_id(1).to(tl.int64)
+    codebooks += w * weight_stride
+    first = (tl.program_id(1) * n + tl.program_id(0) * BLOCK_N).to(tl.int64)
+    rest = n - tl.program_id(0) * BLOCK_N  # groups of the weight from there on
     groups = first + tl.arange(0, BLOCK_N)  # [BLOCK_N]
-    inside = groups < n
+    inside = tl.arange(0, BLOCK_N) < rest
     slot = tl.arange(0, SLOTS)[None, :]  # [1, SLOTS]
     book = tl.arange(0, BOOKS_WIDTH)[None, None, :]
     group = first + tl.arange(0, ROWS) // SLOTS  # [ROWS]
     column = tl.arange(0, WIDTH)
-    mask = (group < n)[:, None] & (column < G)[None, :]
+    mask = (tl.arange(0, ROWS) // SLOTS < rest)[:, None] & (column < G)[None, :]
     weight = tl.full((ROWS, WIDTH), 1.0, tl.float32)
     if metric is not None:
         weight = tl.load(
@@ -234,9 +237,11 @@ _MAX_ROWS = 1024  # times width, where the beams of one group are more rows than
 
 def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, int]:
     slots = triton.next_power_of_2(beams)
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     rows, block_k = _TILES[width]
-    if slots > rows:
+    # The codes of more than two codebooks take registers: groups of 16 with a metric spill 8 bytes
+    # on sm_90 with 64 entries.
+    if slots > rows or (books > 2 and width == 16):
         block_k = 32
     return {
         "G": g,
@@ -253,7 +258,7 @@ def _blocks(g: int, books: int, start: int, beams: int, best: int) -> dict[str, 
 
 
 def _check_limits(books: int, g: int, beams: int) -> None:
-    width = max(8, triton.next_power_of_2(g))
+    width = max(least_columns(), triton.next_power_of_2(g))
     limits = [
         ("weights of a group", g, max(_TILES)),
         ("codebooks", books, 1 << _ORDER_BITS),
@@ -278,19 +283,22 @@ def beam_search(
     metric: Tensor | None = None,
 ) -> Tensor:
     """Return candidates ``[n, k', M]`` int64; see :func:`pvopt_kernels.beam_search`."""
-    n, g = target.shape
-    books, entries = codebooks.shape[:2]
+    stack = codebooks if codebooks.dim() == 4 else codebooks[None]
+    weights, books, entries, g = stack.shape
+    n = len(target) // max(1, weights)
     beam_size = max(beam_size, k)
     if not order:
         return codes.long()[:, None].clone()
     residual = target.float()
+    first = torch.arange(weights, device=codes.device).repeat_interleave(n) * entries  # [W n]
     for m in range(books):
         if m != order[0]:
-            residual = residual - codebooks[m].float().index_select(0, codes[:, m].long())
-    nearest, _ = assign(residual, codebooks[order[0]], min(beam_size, entries), metric=metric)
-    found = nearest.shape[1]
-    start = codes.long()[:, None].repeat(1, found, 1)  # [n, beams, M]
-    start[..., order[0]] = nearest
+            book = stack[:, m].reshape(-1, g).float()  # of all weights
+            residual = residual - book.index_select(0, first + codes[:, m].long())
+    best_first, _ = nearest(residual, stack[:, order[0]], min(beam_size, entries), metric=metric)
+    found = best_first.shape[1]
+    start = codes.long()[:, None].repeat(1, found, 1)  # [W n, beams, M]
+    start[..., order[0]] = best_first
     if len(order) == 1:
         return start[:, :k].contiguous()
     _check_limits(books, g, beam_size)
@@ -299,13 +307,13 @@ def beam_search(
         beams = min(beam_size, beams * entries)
     best = min(k, beams)
     blocks = _blocks(g, books, found, beam_size, best)
-    out = torch.empty(n, best, books, dtype=torch.int64, device=target.device)
+    out = torch.empty(len(target), best, books, dtype=torch.int64, device=target.device)
     launch(
         beam_search_kernel,
-        (triton.cdiv(n, blocks["BLOCK_N"]),),
+        (triton.cdiv(n, blocks["BLOCK_N"]), weights),
         target.device,
         target,
-        codebooks,
+        stack,
         metric,
         start,
         out,
@@ -314,7 +322,7 @@ def beam_search(
         len(order) - 1,
         sum(m << (_ORDER_BITS * i) for i, m in enumerate(order[1:])),
         *target.stride(),
-        *codebooks.stride(),
+        *stack.stride(),
         *((0, 0) if metric is None else metric.stride()),
         **blocks,
         num_warps=4,
@@ -337,7 +345,7 @@ def compile_specs() -> list[CompileSpec]:
         signature: dict[str, Any] = {"target": f"*{dtype}", "codebooks": f"*{dtype}"}
         signature |= {"start": "*i64", "out": "*i64", "order": "i64"}
         signature |= dict.fromkeys(("n", "entries", "visits", "target_row"), "i32")
-        signature |= dict.fromkeys(("book_stride", "entry_stride"), "i32")
+        signature |= dict.fromkeys(("weight_stride", "book_stride", "entry_stride"), "i32")
         # Columns of a contiguous tensor have stride 1, which Triton takes for a constant.
         constants: dict[str, Any] = {"target_column": 1, "book_column": 1}
         if metric:

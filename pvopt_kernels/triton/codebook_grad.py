@@ -6,19 +6,22 @@ cut into a fixed number of parts, a program adds up a part, and the parts are ad
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
+from ._lists import kind_of
+from ._tiles import dense_of
 from ._value_sums import value_sums, value_sums_specs
 from ._weights import codebook_weight, unsigned
 
-__all__ = ["codebook_grad", "compile_specs"]
+__all__ = ["codebook_grad", "compile_specs", "segment_specs", "segment_sums"]
 
 # Groups of one step of a program: 64 rows of 8 numbers give each of 128 threads four.
 _BLOCK = 64
@@ -40,19 +43,25 @@ def segment_kernel(
     groups,
     num_entries,
     num_parts,
+    num_books,
     cols,
     groups_per_scale,
     scales_per_row,
+    scales_per_weight,
+    KIND: tl.constexpr,
     OUT_GROUP: tl.constexpr,
     IN_GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add up ``scale * gradient`` over a part of the run of an entry of a book."""
+    """Add up ``scale * gradient`` over a part of the run of an entry of a book of a weight."""
     size: tl.constexpr = OUT_GROUP * IN_GROUP
     entry = tl.program_id(0) // num_parts
     part = tl.program_id(0) % num_parts
-    book = tl.program_id(1)
+    book = tl.program_id(1).to(tl.int64)  # of all weights
+    w = book // num_books
+    gradient = dense_of(gradient, w, KIND)
+    scales += w * scales_per_weight
     inside = tl.program_id(2) * WIDTH + tl.arange(0, WIDTH)  # [W]
     run = starts + book * (num_entries + 1) + entry
     low = tl.load(run)
@@ -74,7 +83,7 @@ def segment_kernel(
         mask = here[:, None] & (inside < size)[None, :]
         slope = tl.load(gradient + at, mask=mask, other=0.0).to(tl.float32)
         total += slope * scale[:, None]
-    at = ((part * tl.num_programs(1) + book) * num_entries + entry).to(tl.int64) * size + inside
+    at = ((part * tl.num_programs(1) + book) * num_entries + entry) * size + inside
     tl.store(out + at, tl.sum(total, 0), mask=inside < size)
 
 
@@ -82,24 +91,51 @@ def codebook_grad(
     gradient: Tensor, codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int
 ) -> tuple[Tensor, Tensor]:
     """Return both gradients in float32; see :func:`pvopt_kernels.codebook_grad`."""
-    rows, cols, books = codes.shape
-    groups = rows * cols
-    _, entries, size = codebooks.shape
     gradient = gradient.contiguous()
     bare = codebook_weight(codes, codebooks, scales, out_group, scaled=False)
     of_scales, _ = value_sums(gradient, bare, out_group)
-    flat = unsigned(codes).view(groups, books).T.to(torch.int32).contiguous()  # [M, G]
+    of_books = segment_sums(gradient, codes[None], codebooks[None], scales[None], out_group, None)
+    return of_books[0], of_scales
+
+
+def segment_sums(
+    gradient: Tensor,
+    codes: Tensor,
+    codebooks: Tensor,
+    scales: Tensor,
+    out_group: int,
+    kind: Any,
+) -> Tensor:
+    """Return the gradients of the codebooks of a stack.
+
+    Args:
+        gradient: the dense gradient of the only weight, or the addresses of those of all.
+        codes: ``[W, rows, cols, M]``.
+        codebooks: ``[W, M, K, g]``.
+        scales: ``[W, rows, S]``.
+        out_group: rows of a group.
+        kind: see ``_tiles.dense_of``.
+
+    Returns:
+        ``[W, M, K, g]`` float32.
+    """
+    weights, rows, cols, books = codes.shape
+    groups = rows * cols
+    entries, size = codebooks.shape[2:]
+    flat = unsigned(codes).view(weights, groups, books).mT.to(torch.int32)
+    flat = flat.reshape(weights * books, groups).contiguous()
     ordered, order = flat.sort(dim=1, stable=True)
     edges = torch.arange(entries + 1, dtype=torch.int32, device=codes.device)
-    starts = torch.searchsorted(ordered, edges.expand(books, -1).contiguous())  # [M, K + 1]
+    starts = torch.searchsorted(ordered, edges.expand(len(flat), -1).contiguous())  # [W M, K + 1]
     parts = max(1, min(_MAX_PARTS, groups // (entries * _PART)))
-    shape = (parts, books, entries, size)
-    out = torch.empty(shape, dtype=torch.float32, device=gradient.device)
+    shape = (parts, weights, books, entries, size)
+    out = torch.empty(shape, dtype=torch.float32, device=codes.device)
     width = min(triton.next_power_of_2(size), _MAX_WIDTH)
+    row_scales = scales.shape[2]
     launch(
         segment_kernel,
-        (entries * parts, books, triton.cdiv(size, width)),
-        gradient.device,
+        (entries * parts, weights * books, triton.cdiv(size, width)),
+        codes.device,
         gradient,
         order,
         starts,
@@ -108,16 +144,40 @@ def codebook_grad(
         groups,
         entries,
         parts,
+        books,
         cols,
-        cols // max(1, scales.shape[1]),
-        scales.shape[1],
+        cols // max(1, row_scales),
+        row_scales,
+        rows * row_scales,
+        KIND=kind,
         OUT_GROUP=out_group,
         IN_GROUP=size // out_group,
         WIDTH=width,
         BLOCK=_BLOCK,
         num_warps=_WARPS,
     )
-    return out[0] if parts == 1 else out.sum(0), of_scales
+    return out[0] if parts == 1 else out.sum(0)
+
+
+def segment_specs(*, stacked: bool = False) -> list[CompileSpec]:
+    """Return the variants of ``segment_kernel``."""
+    specs = []
+    for dtype, out_group, in_group in (("fp32", 1, 8), ("bf16", 1, 8), ("fp32", 4, 32)):
+        signature = {"gradient": "*i64" if stacked else f"*{dtype}", "order": "*i64"}
+        signature |= {"starts": "*i64", "scales": f"*{dtype}", "out": "*fp32"}
+        sizes = ("groups", "num_entries", "num_parts", "num_books", "cols", "groups_per_scale")
+        sizes += ("scales_per_row", "scales_per_weight")
+        constants = {
+            "KIND": kind_of(dtype) if stacked else None,
+            "OUT_GROUP": out_group,
+            "IN_GROUP": in_group,
+            "WIDTH": min(triton.next_power_of_2(out_group * in_group), _MAX_WIDTH),
+            "BLOCK": _BLOCK,
+        }
+        types = signature | dict.fromkeys(sizes, "i32")
+        label = f"{dtype} {out_group}x{in_group}"
+        specs.append(CompileSpec(segment_kernel, types, constants, label, num_warps=_WARPS))
+    return specs
 
 
 def compile_specs() -> list[CompileSpec]:
@@ -130,24 +190,4 @@ def compile_specs() -> list[CompileSpec]:
             "fp32 4x8g100": ("fp32", of("fp32", 4, 256, 100, scaled=False)),
         }
     )
-    for dtype, out_group, in_group in (("fp32", 1, 8), ("bf16", 1, 8), ("fp32", 4, 32)):
-        signature = {"gradient": f"*{dtype}", "order": "*i64", "starts": "*i64"}
-        signature |= {"scales": f"*{dtype}", "out": "*fp32"}
-        sizes = ("groups", "num_entries", "num_parts", "cols", "groups_per_scale", "scales_per_row")
-        constants = {
-            "OUT_GROUP": out_group,
-            "IN_GROUP": in_group,
-            "WIDTH": min(triton.next_power_of_2(out_group * in_group), _MAX_WIDTH),
-            "BLOCK": _BLOCK,
-        }
-        label = f"{dtype} {out_group}x{in_group}"
-        specs.append(
-            CompileSpec(
-                segment_kernel,
-                signature | dict.fromkeys(sizes, "i32"),
-                constants,
-                label,
-                num_warps=_WARPS,
-            )
-        )
-    return specs
+    return specs + segment_specs()

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
-from ._tiles import piece_columns
+from ._lists import Listed, kind_of
+from ._tiles import dense_of, piece_columns, source_of
 from ._weights import Weight, codebook_weight
 
-__all__ = ["compile_specs", "decode", "decode_kernel", "decode_specs", "write_dense"]
+__all__ = [
+    "compile_specs",
+    "decode",
+    "decode_kernel",
+    "decode_specs",
+    "write_dense",
+    "write_listed",
+]
 
 # Weights of one program: 16 of each of its 128 threads, two stores of 16 bytes in half precision.
 _TILE = 2048
@@ -28,6 +37,7 @@ def decode_kernel(
     source,
     num_rows,
     columns,
+    KIND: tl.constexpr,
     IN_GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -35,7 +45,10 @@ def decode_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Decode a tile of ``BLOCK_R`` rows by ``BLOCK_C`` pieces and write it."""
+    """Decode a tile of ``BLOCK_R`` rows by ``BLOCK_C`` pieces and write it; of each weight."""
+    w = tl.program_id(2).to(tl.int64)
+    out = dense_of(out, w, KIND)
+    source = source_of(source, w, num_rows, IN_GROUP, FORMAT, KIND)
     rows = tl.program_id(0) * BLOCK_R + tl.arange(0, BLOCK_R)
     pieces = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     weight = TILE(source, rows, pieces, num_rows, columns, IN_GROUP, WIDTH, FORMAT)
@@ -52,12 +65,21 @@ def _blocks(width: int) -> dict[str, int]:
 def write_dense(weight: Weight, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return the dense weight of any format."""
     out = torch.empty(weight.rows, weight.columns, dtype=dtype, device=device)
+    _launch_decode(weight, out, 1, None)
+    return out
+
+
+def write_listed(weight: Weight, dense: Listed) -> None:
+    """Write the weights of a stack of codebooks to where the list says."""
+    _launch_decode(weight, dense.addresses, len(dense.tensors), dense.kind)
+
+
+def _launch_decode(weight: Weight, out: Tensor, count: int, kind: Any) -> None:
     blocks = _blocks(weight.constants["WIDTH"])
-    grid = triton.cdiv(weight.rows, _ROWS), triton.cdiv(weight.pieces, blocks["BLOCK_C"])
+    grid = triton.cdiv(weight.rows, _ROWS), triton.cdiv(weight.pieces, blocks["BLOCK_C"]), count
     arguments = (out, weight.source, weight.rows, weight.columns)
     constants = weight.constants | blocks
-    launch(decode_kernel, grid, device, *arguments, **constants, num_warps=_WARPS)
-    return out
+    launch(decode_kernel, grid, out.device, *arguments, kind, **constants, num_warps=_WARPS)
 
 
 def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int) -> Tensor:
@@ -66,12 +88,15 @@ def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int) -> 
     return write_dense(weight, codebooks.dtype, codebooks.device)
 
 
-def decode_specs(variants: dict[str, tuple[str, _variants.Variant]]) -> list[CompileSpec]:
+def decode_specs(
+    variants: dict[str, tuple[str, _variants.Variant]], *, stacked: bool = False
+) -> list[CompileSpec]:
     """Return the specs of ``decode_kernel`` for labelled pairs of a dtype and a format."""
     specs = []
     for label, (dtype, (source, constants)) in variants.items():
-        signature = {"out": f"*{dtype}", "source": source, "num_rows": "i32", "columns": "i32"}
-        blocks = _blocks(constants["WIDTH"])
+        out = "*i64" if stacked else f"*{dtype}"
+        signature = {"out": out, "source": source, "num_rows": "i32", "columns": "i32"}
+        blocks = _blocks(constants["WIDTH"]) | {"KIND": kind_of(dtype) if stacked else None}
         specs.append(
             CompileSpec(decode_kernel, signature, constants | blocks, label, num_warps=_WARPS)
         )

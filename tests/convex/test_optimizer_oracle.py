@@ -5,7 +5,7 @@ starts are generic (Gaussian values, no two equal): no target ties between two v
 updates are equally large, where the two programs may choose differently.
 
 With ``Simultaneous`` one gradient serves both half steps, ``Method(simultaneous=True)``.
-``Alternate(1, 1)`` takes a gradient per half step, as the plain method does; without a latent
+``Alternate(p=1, v=1)`` takes a gradient per half step, as the plain method does; without a latent
 weight the two are equal. With one they differ in exactly one thing: torch adds the base optimizer's
 update to the latent weight in P phases too, while the oracle takes gradients for the latent weight
 in V steps only. There the oracle's V step is started from its own buffer plus the P phase's update.
@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from pvopt import (
     AllGroups,
     Alternate,
-    Metric,
+    Diagonal,
+    MetricSource,
     Nearest,
+    Phases,
     PVOptimizer,
     Representation,
-    RowMetric,
-    Schedule,
+    Row,
     SGDValues,
     SharedValues,
     Simultaneous,
@@ -150,21 +151,21 @@ class Case:
         self.ratio = float(generator.choice([1.0, 1 / dimension]))
         self.loss = torch_loss(self.problem)
         self.rep = Representation(
-            SharedValues(num_values),
-            torch.from_numpy(self.start.codes).to(torch.uint8).view(1, dimension, 1),
+            SharedValues(num_values=num_values),
+            {"entries": torch.from_numpy(self.start.codes).to(torch.uint8).view(1, dimension, 1)},
             {"values": torch.from_numpy(self.start.values.copy())},
             (dimension,),
         )
         self.parameter = nn.Parameter(self.rep.decode())
 
-    def optimizer(self, recipe: Recipe, schedule: Schedule) -> PVOptimizer:
+    def optimizer(self, recipe: Recipe, phases: Phases) -> PVOptimizer:
         return recipe.optimizer(
             self.parameter,
             self.rep,
             self.size,
             self.rate,
             values=SGDValues(self.ratio),
-            schedule=schedule,
+            phases=phases,
         )
 
     def step(self, optimizer: PVOptimizer) -> float:
@@ -178,7 +179,7 @@ class Case:
     def assert_at(self, point: Point) -> None:
         scale = float(np.abs(point.values).max())
         values = self.rep.values["values"].numpy()
-        assert np.array_equal(self.rep.codes.flatten().numpy(), point.codes)
+        assert np.array_equal(self.rep.group_codes().flatten().numpy(), point.codes)
         np.testing.assert_allclose(values, point.values, rtol=1e-9, atol=1e-9 * scale)
         np.testing.assert_array_equal(self.parameter.detach().numpy(), values[point.codes])
 
@@ -219,7 +220,7 @@ def test_alternating_steps_without_a_latent_equal_the_oracle(
     p_step = GradientP(case.rate * case.ratio)
     method = Method(p_step=p_step, v_step=recipe.oracle(case.size, case.rate))
     run = method.run(case.problem, case.start, iterations=STEPS)
-    optimizer = case.optimizer(recipe, Alternate(1, 1))
+    optimizer = case.optimizer(recipe, Alternate(p=1, v=1))
     for half in range(len(run.objective) - 1):
         case.assert_objective(case.step(optimizer), run.point(half))
         case.assert_at(run.point(half + 1))
@@ -236,7 +237,7 @@ def test_alternating_steps_also_collect_the_updates_of_p_phases(
     case, recipe = Case(seed, kind), RECIPES[name]
     problem, point, buffer = case.problem, case.start, case.start.weights
     p_step, v_step = GradientP(case.rate * case.ratio), recipe.oracle(case.size, case.rate)
-    optimizer = case.optimizer(recipe, Alternate(1, 1))
+    optimizer = case.optimizer(recipe, Alternate(p=1, v=1))
     for _ in range(STEPS):
         buffer = buffer - case.rate * problem.gradient(point.weights)
         fitted = p_step.step(problem, point)
@@ -265,11 +266,11 @@ class DiagonalStep(torch.optim.Optimizer):
                 parameter.sub_(parameter.grad / self.metric)
 
 
-class OwnMetric(Metric):
+class OwnMetric(MetricSource):
     """The metric that the base optimizer divides by."""
 
-    def of(self, name: Any, parameter: Any, group: Any, base: Any) -> Tensor:
-        return base.metric
+    def of(self, name: Any, parameter: Any, group: Any, base: Any) -> Diagonal:
+        return Diagonal(base.metric)
 
 
 METRICS: dict[str, Callable[[Problem], np.ndarray]] = {
@@ -304,7 +305,7 @@ def test_steps_in_a_diagonal_metric_equal_the_oracle(
         subspace=theirs,
         values=SGDValues(),
         metric=OwnMetric(),
-        schedule=Alternate(1, 1),
+        phases=Alternate(p=1, v=1),
     )
     found = []
     for half in range(len(run.objective) - 1):
@@ -329,14 +330,12 @@ def test_a_newton_step_in_the_metric_of_the_hessian_never_hurts(seed: int, rule:
     ).solution[:, 0]
     before = float(problem.value(rep.decode().numpy()))
     for _ in range(20):
-        decoded = rep.parametrization.decode_groups(rep)
         moved = v_step(
             rep,
             goal,  # y - H^-1 g, up to directions that the loss does not see
-            decoded,
             rounding=Nearest(),
             subspace=rules[rule],
-            metric=RowMetric(hessian),
+            metric=Row(hessian),
         )
         after = float(problem.value(rep.decode().numpy()))
         assert after <= before + 1e-11 * scale

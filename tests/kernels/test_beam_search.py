@@ -263,7 +263,47 @@ def test_nan_targets_give_codes_in_range_and_spoil_no_other_group(kind, generato
     assert torch.equal(found[others], expected[others])
 
 
+@pytest.mark.parametrize("each", [0, 1, 7, 17])
+@pytest.mark.parametrize(
+    ("books", "order"), [(1, [0]), (2, [1, 0]), (2, [1]), (2, []), (3, [2, 0])]
+)
+@pytest.mark.parametrize("weighted", [False, True], ids=["plain", "metric"])
+def test_a_stack_has_the_bits_of_a_search_for_each_weight(
+    kind, each, books, order, weighted, generator, guard, device
+):
+    weights, entries, g = 3, 19, 5
+    source = generator(books * 10 + each)
+    n = weights * each
+    target = torch.randn(n, g, generator=source).to(device)
+    codebooks = torch.randn(weights, books, entries, g, generator=source).to(device)
+    codes = torch.randint(entries, (n, books), generator=source).to(device)
+    metric = torch.rand(n, g, generator=source).to(device) if weighted else None
+    options = {"beam_size": 4, "order": order}
+    found = beam_search(
+        guard(target), guard(codebooks), guard(codes), 3,
+        metric=None if metric is None else guard(metric), **options,
+    )  # fmt: skip
+    alone = []
+    for w in range(weights):
+        part = slice(w * each, (w + 1) * each)
+        own = None if metric is None else metric[part]
+        alone.append(beam_search(target[part], codebooks[w], codes[part], 3, metric=own, **options))
+    assert torch.equal(found, torch.cat(alone))
+
+
+def test_no_weights(kind, device):
+    none = torch.zeros(0, 2, 9, 4, device=device)
+    codes = torch.zeros(0, 2, dtype=torch.int64, device=device)
+    found = beam_search(torch.zeros(0, 4, device=device), none, codes, 2, beam_size=3, order=[0, 1])
+    assert found.shape == (0, 2, 2)
+
+
 def test_errors():
+    with pytest.raises(ValueError, match="as many rows for each of the 2 weights, got 3"):
+        beam_search(
+            torch.zeros(3, 4), torch.zeros(2, 1, 5, 4), torch.zeros(3, 1).long(), 1,
+            beam_size=1, order=[0],
+        )  # fmt: skip
     target, codebooks, codes = torch.zeros(3, 4), torch.zeros(2, 5, 4), torch.zeros(3, 2).long()
     with pytest.raises(ValueError, match=r"order must name codebooks 0 \.\. 1, each at most once"):
         beam_search(target, codebooks, codes, 1, beam_size=1, order=[1, 1])

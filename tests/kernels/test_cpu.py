@@ -17,12 +17,17 @@ from pvopt_kernels import (
     beam_search,
     codebook_grad,
     decode,
+    decode_into,
+    decoded_sq_norms,
     e8p_assign,
     e8p_decode,
+    gather_groups,
     group_sq_norms,
+    largest,
     matmul,
     pack_rows,
     smallest,
+    stacked_codebook_grad,
     sum_by_code,
     uniform_decode,
     uniform_matmul,
@@ -156,6 +161,20 @@ def test_boxes_are_halves_along_the_longest_axis():
     assert [sorted(box) for box in numbers.reshape(LANES, LEAF).tolist()] == [
         sorted(box) for box in order.tolist()
     ]
+
+
+@pytest.mark.parametrize("size", [300, 2500])  # entry by entry, and by boxes
+def test_nearest_entries_of_a_stack(size):
+    source = torch.Generator().manual_seed(size)
+    points = torch.randn(60, 8, generator=source)
+    stack = torch.randn(3, size, 8, generator=source)
+    metric = torch.rand(60, 8, generator=source)
+    for d in (None, metric):
+        together = nearest_entries(points, stack, d, 3)
+        for w, entries in enumerate(stack):
+            part = slice(20 * w, 20 * w + 20)
+            alone = nearest_entries(points[part], entries, None if d is None else d[part], 3)
+            assert all(torch.equal(t[part], a) for t, a in zip(together, alone, strict=True))
 
 
 def test_few_points_skip_the_boxes(monkeypatch):
@@ -365,7 +384,28 @@ def operations() -> dict[str, Callable[[], torch.Tensor]]:
     steps, zeros = torch.rand(2, 700, 5, generator=source)
     grid = pack_rows(levels, 3), steps, zeros
     tall = [part.repeat(3, 1) for part in grid]  # enough rows for two threads by digits
+    stack = [torch.stack([part, part.flip(0)]) for part in weight]
+    listed = [dense, dense.flip(1)]
+    places = torch.stack([torch.randperm(4000, generator=source) for _ in range(2)])
+
+    def decoded() -> torch.Tensor:
+        outs = [torch.empty(100, 320) for _ in range(2)]
+        decode_into(outs, *stack)
+        return torch.stack(outs)
+
     return {
+        "decode_into": decoded,
+        "decoded_sq_norms": lambda: torch.cat(
+            [x.flatten() for x in decoded_sq_norms(listed, *stack)]
+        ),
+        "stacked_codebook_grad": lambda: torch.cat(
+            [x.flatten() for x in stacked_codebook_grad(listed, *stack)]
+        ),
+        "gather_groups": lambda: gather_groups(listed, places, in_group=8),
+        "largest": lambda: largest(target.view(4, 8000).repeat(1, 5).round(decimals=1), 300)[1],
+        "beam_search of a stack": lambda: beam_search(
+            target, stack[1], codes, 2, beam_size=5, order=[1, 0]
+        ),
         "beam_search": lambda: beam_search(target, books, codes, 2, beam_size=5, order=[1, 0]),
         "nearest": lambda: beam_search(target, large, codes[:, :1], 1, beam_size=1, order=[0]),
         "group_sq_norms": lambda: group_sq_norms(target, target.flip(0), in_group=8),

@@ -126,5 +126,25 @@ def test_the_dispatcher_is_passed_by_only_where_it_has_no_part(monkeypatch):
     assert len(ran) == 2
 
 
+class Special(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_a_list_is_looked_into_for_special_tensors(monkeypatch):
+    ran: list[bool] = []
+    op = torch.library.custom_op("pvopt_test::first", first, mutates_args=())
+    monkeypatch.setattr(op, "_init_fn", lambda xs: ran.append(True) or first(xs))
+    x = torch.ones(2)
+    with torch.no_grad():
+        assert dispatch.call(op, [x, x]).tolist() == [1.0, 1.0]
+        assert len(ran) == 1
+        dispatch.call(op, [x, x.as_subclass(Special)])
+    assert len(ran) == 1
+
+
+def first(xs: list[torch.Tensor]) -> torch.Tensor:
+    return xs[0].clone()
+
+
 def plus(x: torch.Tensor) -> torch.Tensor:
     return x + 1

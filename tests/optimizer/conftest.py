@@ -39,7 +39,7 @@ class Setup:
         for name, rep in self.weights.items():
             parameter = self.weights.parameter(name)
             assert torch.equal(parameter, rep.decode().to(parameter.dtype)), name
-            assert int(rep.codes.max()) < 2**rep.parametrization.code_bits
+            rep.check_codes()
 
 
 @pytest.fixture(scope="session")

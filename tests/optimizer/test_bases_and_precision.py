@@ -91,14 +91,14 @@ def test_updates_too_small_for_bfloat16_survive(latent_decay):
     """200 steps of 1e-3 from 1.0 cross to 1.2; in bfloat16 each of them would be rounded away."""
     weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
     rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.2]))
-    rep.codes.zero_()
+    rep.codes["entries"].zero_()
     base = torch.optim.SGD([{"params": [weight], "freeze_values": True}], lr=1e-3)
     optimizer = PVOptimizer(base, {weight: rep}, subspace=AllGroups(), latent_decay=latent_decay)
     for _ in range(200):
         weight.grad = torch.tensor([-1.0, 0.0], dtype=torch.bfloat16)
         optimizer.step()
     moved = latent_decay == 0.0  # without a latent no single step is long enough
-    assert rep.flat_codes[:, 0].tolist() == [int(moved), 0]
+    assert rep.group_codes()[:, 0].tolist() == [int(moved), 0]
     if moved:
         assert float(optimizer.state[weight]["latent"][0]) == pytest.approx(1.2, abs=1e-4)
 
@@ -107,12 +107,12 @@ def test_a_step_without_a_latent_is_taken_in_the_precision_of_the_values():
     """1 + 0.0015 is nearest to 1.002; bfloat16 has no number between 1 and 1.0078."""
     weight = nn.Parameter(torch.tensor([1.0, 1.0], dtype=torch.bfloat16))
     rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.002]))
-    rep.codes.zero_()
+    rep.codes["entries"].zero_()
     base = torch.optim.SGD([{"params": [weight], "freeze_values": True}], lr=0.0015, momentum=0.9)
     optimizer = PVOptimizer(base, {weight: rep}, subspace=AllGroups())
     weight.grad = torch.tensor([-1.0, 0.0], dtype=torch.bfloat16)
     optimizer.step()
-    assert rep.flat_codes[:, 0].tolist() == [1, 0]
+    assert rep.group_codes()[:, 0].tolist() == [1, 0]
     assert base.state[weight]["momentum_buffer"].dtype == torch.float32
 
 

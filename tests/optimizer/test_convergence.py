@@ -73,9 +73,9 @@ SUBSPACES = [AllGroups(), Greedy(0.2), Uniform(0.4), Proportional(0.4)]
     seed=SEEDS,
     count=st.integers(1, 6),
     trust_ratio=st.sampled_from([None, 0.1]),
-    schedule=st.sampled_from([Simultaneous(), Alternate(p=1, v=1), Alternate(p=2, v=3)]),
+    phases=st.sampled_from([Simultaneous(), Alternate(p=1, v=1), Alternate(p=2, v=3)]),
 )
-def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ratio, schedule):
+def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ratio, phases):
     """The linearized V step, on any subspace and in any trust region, with the P step or without.
 
     A P step of 1 / (L d) on the values is a step of at most 1 / L on the weights' own bound, at
@@ -92,7 +92,7 @@ def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ra
         subspace=subspace,
         trust_ratio=trust_ratio,
         values=SGDValues(lr_ratio=1 / 6),
-        schedule=schedule,
+        phases=phases,
         seed=seed,
     )
     losses = descend(matrix, goal, parameter, optimizer, 25)
@@ -107,7 +107,7 @@ def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ra
         UniformGrid(bits=2, group_size=2),
         UniformGrid(bits=2, symmetric=True),
         VectorCodebook(bits=2, group_size=2),
-        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, beam_size=1),
+        AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2),
         AdditiveCodebooks(num_codebooks=2, bits=1, in_group=2, out_group=2),
     ],
     ids=str,
@@ -150,7 +150,7 @@ def table_rep() -> Representation:
     """{0, 1}^2, at the origin."""
     codes = torch.zeros(1, 2, 1, dtype=torch.uint8)
     table = torch.tensor([0.0, 1.0], dtype=DOUBLE)
-    return Representation(SharedValues(num_values=2), codes, {"values": table}, (2,))
+    return Representation(SharedValues(num_values=2), {"entries": codes}, {"values": table}, (2,))
 
 
 @pytest.mark.parametrize("lr", [0.05, 0.1, 1 / 3])

@@ -1,4 +1,4 @@
-"""Options per parameter group, and schedules."""
+"""Options per parameter group, and phases."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pvopt import (
     AllGroups,
     Alternate,
     Greedy,
+    HalfSteps,
+    Phases,
     PVOptimizer,
-    Schedule,
     SGDValues,
     Simultaneous,
     Stochastic,
@@ -38,7 +39,7 @@ def make(setup: Any, first: dict[str, Any], second: dict[str, Any], **options: A
 
 
 def codes(setup: Any) -> dict[str, torch.Tensor]:
-    return {name: rep.flat_codes.clone() for name, rep in setup.weights.items()}
+    return {name: rep.group_codes().clone() for name, rep in setup.weights.items()}
 
 
 def values(setup: Any) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def test_values_lr_ratio(make_setup):
     before = values(setup)
     setup.backward()
     rep = setup.weights["2.weight"]
-    gradients = rep.parametrization.value_gradients(rep, setup.weights.parameter("2.weight").grad)
+    gradients = rep.pull([setup.weights.parameter("2.weight").grad])
     optimizer.step()
     for key, value in setup.weights["0.weight"].values.items():
         assert torch.equal(value, before["0.weight"][key])
@@ -298,7 +299,7 @@ def test_continuous_only_also_freezes_groups_that_are_added(make_setup):
 def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
     setup = make_setup()
     optimizer = make(
-        setup, {}, {}, subspace=AllGroups(), schedule=Alternate(p=2, v=1), latent_decay=0.0
+        setup, {}, {}, subspace=AllGroups(), phases=Alternate(p=2, v=1), latent_decay=0.0
     )
     for step in range(9):
         before = codes(setup), values(setup)
@@ -326,7 +327,7 @@ def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
 
 def test_alternate_without_a_latent_leaves_the_base_alone_in_p_steps(make_setup):
     setup = make_setup()
-    optimizer = make(setup, {}, {}, subspace=AllGroups(), schedule=Alternate(p=1, v=1))
+    optimizer = make(setup, {}, {}, subspace=AllGroups(), phases=Alternate(p=1, v=1))
     one = setup.weights.parameter("0.weight")
     for step in range(4):
         setup.backward()
@@ -336,12 +337,12 @@ def test_alternate_without_a_latent_leaves_the_base_alone_in_p_steps(make_setup)
         assert taken == (step + 1) // 2
 
 
-def test_schedules():
-    assert Simultaneous().phases(5) == (True, True)
-    found = [Alternate(p=3, v=2).phases(step) for step in range(6)]
+def test_phases():
+    assert Simultaneous().at(5) == HalfSteps(values=True, codes=True)
+    found = [Alternate(p=3, v=2).at(step) for step in range(6)]
     assert [phase.values for phase in found] == [True, True, True, False, False, True]
     assert all(phase.codes is not phase.values for phase in found)
-    assert isinstance(Alternate(p=1, v=1), Schedule)
+    assert isinstance(Alternate(p=1, v=1), Phases)
     for p, v in ((0, 1), (1, 0), (1.0, 1), (True, 1)):
         with pytest.raises(ValueError, match="must be a positive int"):
             Alternate(p=p, v=v)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pvopt import AdamValues, SGDValues, SharedValues, UniformGrid
+from pvopt import AdamValues, Representation, SGDValues, SharedValues, UniformGrid
 from pvopt.engine import p_step as pstep
 from pvopt.engine.p_step import ValueStep, p_step
+from pvopt.engine.state import WeightState
 
 
 def weights(rule, seed: int, counts: list[int]) -> list[ValueStep]:
@@ -17,37 +18,59 @@ def weights(rule, seed: int, counts: list[int]) -> list[ValueStep]:
     for i, count in enumerate(counts):
         parametrization = (SharedValues(num_values=4), UniformGrid(bits=2))[i % 2]
         rep = parametrization.fit(torch.randn(3, 8, generator=source), generator=source)
-        state = {"values_step": torch.tensor(count)}
+        state = WeightState(rep, rule)
+        for _ in range(count):
+            state.count_values_step()
         for name, value in rep.values.items():
-            for moment in rule.moments:
-                state[f"values.{name}.{moment}"] = torch.rand(value.shape, generator=source)
+            for kind in rule.moments:
+                state.moment(kind, name).copy_(torch.rand(value.shape, generator=source))
         gradient = torch.randn(3, 8, generator=source)
-        steps.append(ValueStep(rep, gradient, state, lr=0.1 if i < 3 else 0.2))
+        steps.append(ValueStep(rep, [gradient], [state], [0.1 if i < 3 else 0.2]))
     return steps
 
 
 @pytest.mark.parametrize("rule", [SGDValues(), SGDValues(momentum=0.5), AdamValues()])
 @pytest.mark.parametrize("counts", [[0, 0, 0, 0], [0, 0, 3, 3]])
 @pytest.mark.parametrize("at_once", [1, 9, 1 << 22])
-def test_many_weights_move_as_each_alone(monkeypatch, rule, counts, at_once):
+def test_many_weights_move_as_each_alone(monkeypatch, assert_same, rule, counts, at_once):
     together, alone = weights(rule, 0, counts), weights(rule, 0, counts)
     for step in alone:
         p_step([step], rule)
     monkeypatch.setattr(pstep, "_AT_ONCE", at_once)
     p_step(iter(together), rule)
     for mine, theirs, count in zip(together, alone, counts, strict=True):
-        assert int(mine.state["values_step"]) == count + 1
+        assert mine.states[0].values_step == count + 1
         for name, value in mine.rep.values.items():
             assert torch.equal(value, theirs.rep.values[name])
-        for name, tensor in mine.state.items():
-            assert torch.equal(tensor, theirs.state[name])
+        assert_same(dict(mine.states[0]), dict(theirs.states[0]))
+
+
+@pytest.mark.parametrize("rule", [SGDValues(), SGDValues(momentum=0.5), AdamValues()])
+@pytest.mark.parametrize("kind", [SharedValues(num_values=4), UniformGrid(bits=2)])
+def test_a_stack_moves_as_its_weights_alone(assert_same, rule, kind):
+    """Also with a learning rate and a number of steps of each weight's own."""
+    source = torch.Generator().manual_seed(0)
+    reps = [kind.fit(torch.randn(3, 8, generator=source)) for _ in range(3)]
+    gradients = [torch.randn(3, 8, generator=source) for _ in range(3)]
+    alone = [rep.clone() for rep in reps]
+    stack = Representation.stack(reps)
+    states, own = ([WeightState(rep, rule) for rep in group] for group in (reps, alone))
+    lrs = [0.1, 0.2, 0.0]
+    states[1].count_values_step()
+    own[1].count_values_step()
+    for _ in range(3):
+        p_step([ValueStep(stack, gradients, states, lrs)], rule)
+        for rep, gradient, state, lr in zip(alone, gradients, own, lrs, strict=True):
+            p_step([ValueStep(rep, [gradient], [state], [lr])], rule)
+    for mine, theirs in zip(states, own, strict=True):
+        assert_same(dict(mine), dict(theirs))
 
 
 def test_no_more_values_move_at_once_than_allowed(monkeypatch):
     sizes = []
 
     class Watched(SGDValues):
-        def update_(self, values, gradients, moments, lr, step) -> None:
+        def update_(self, values, gradients, moments, lrs, steps) -> None:
             sizes.append([value.numel() for value in values])
 
     monkeypatch.setattr(pstep, "_AT_ONCE", 8)

@@ -105,7 +105,7 @@ def problem() -> tuple[nn.Parameter, Representation, np.ndarray, np.ndarray]:
     matrix = matrix @ matrix.T / SIZE + np.eye(SIZE)
     rep = Representation(
         SharedValues(num_values=LEVELS),
-        torch.from_numpy(codes).to(torch.uint8).view(1, SIZE, 1),
+        {"entries": torch.from_numpy(codes).to(torch.uint8).view(1, SIZE, 1)},
         {"values": torch.from_numpy(values.copy())},
         (SIZE,),
     )
@@ -152,7 +152,7 @@ def test_a_recipe_is_its_row_of_the_table(name, adam):
     recipe, options, settings = RECIPES[name]
     parameter, rep, matrix, goal = problem()
     reference = Reference(
-        rep.flat_codes[:, 0].long().numpy().copy(),
+        rep.group_codes()[:, 0].long().numpy().copy(),
         rep.values["values"].numpy().copy(),
         adam=adam,
         **settings,
@@ -167,7 +167,7 @@ def test_a_recipe_is_its_row_of_the_table(name, adam):
         reference.step(gradient)
         optimizer.step()
         moved += int((before != reference.codes).sum())
-        assert rep.flat_codes[:, 0].tolist() == reference.codes.tolist()
+        assert rep.group_codes()[:, 0].tolist() == reference.codes.tolist()
         np.testing.assert_allclose(rep.values["values"].numpy(), reference.values, atol=1e-12)
         np.testing.assert_allclose(parameter.detach().numpy(), reference.weight, atol=1e-12)
         if settings.get("rho", 1.0) < 1:
@@ -191,7 +191,7 @@ def test_stochastic_rounding_takes_one_of_the_two_nearest_values():
         parameter.grad = torch.from_numpy(gradient)
         optimizer.step()
         distances = np.abs(target[:, None] - rep.values["values"].numpy())
-        rank = distances.argsort(1).argsort(1)[np.arange(SIZE), rep.flat_codes[:, 0].numpy()]
+        rank = distances.argsort(1).argsort(1)[np.arange(SIZE), rep.group_codes()[:, 0].numpy()]
         assert rank.max() <= 1
         farther += int(rank.sum())
     assert 0 < farther < 10 * SIZE / 2
@@ -243,7 +243,7 @@ def test_adam_on_values_equals_torchs_adam():
             )
             twin.grad = gradient.clone()
             adam.step()
-            rule.update_([value], [gradient], moments, 0.1, step)
+            rule.update_([value], [gradient], moments, [0.1], [step])
             torch.testing.assert_close(value, twin.detach(), rtol=1e-10, atol=1e-12)
 
 
@@ -259,7 +259,7 @@ def test_momentum_on_values_equals_torchs_sgd():
         gradient = torch.randn(5, generator=generator, dtype=torch.float64)
         twin.grad = gradient.clone()
         sgd.step()
-        rule.update_([value], [gradient], moments, 0.1, step)
+        rule.update_([value], [gradient], moments, [0.1], [step])
         torch.testing.assert_close(value, twin.detach())
 
 

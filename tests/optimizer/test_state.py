@@ -18,6 +18,7 @@ from pvopt import (
     AdditiveCodebooks,
     AllGroups,
     Alternate,
+    FitOptions,
     Forced,
     Greedy,
     Nearest,
@@ -43,7 +44,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "stochastic": {"rounding": Stochastic(), "subspace": AllGroups()},
     "proportional": {"subspace": Proportional(0.4), "latent_decay": 0.3},
     "uniform-forced": {"subspace": Uniform(0.2), "rounding": Forced()},
-    "alternate": {"schedule": Alternate(p=2, v=1), "values": SGDValues(momentum=0.9)},
+    "alternate": {"phases": Alternate(p=2, v=1), "values": SGDValues(momentum=0.9)},
 }
 
 
@@ -111,8 +112,8 @@ def test_the_state_holds_tensors_and_primitives_only(make_setup):
 
     check(state)
     entries = state["state"][0]
-    assert torch.equal(entries["pv.codes"], setup.weights["0.weight"].codes)
-    assert entries["pv.codes"].dtype == torch.uint8
+    assert torch.equal(entries["pv.codes.entries"], setup.weights["0.weight"].codes["entries"])
+    assert entries["pv.codes.entries"].dtype == torch.uint8
     assert {"exp_avg", "pv.latent", "pv.values.scales", "pv.step"} <= set(entries)
 
 
@@ -227,13 +228,13 @@ def broken(state: dict[str, Any], kind: str) -> dict[str, Any]:
             for key in [key for key in own if key.startswith("pv.")]:
                 del own[key]
     elif kind == "no codes":
-        del entries["pv.codes"]
+        del entries["pv.codes.entries"]
     elif kind == "other shape":
-        entries["pv.codes"] = entries["pv.codes"][:, :2]
+        entries["pv.codes.entries"] = entries["pv.codes.entries"][:, :2]
     elif kind == "floating codes":
-        entries["pv.codes"] = entries["pv.codes"].float()
+        entries["pv.codes.entries"] = entries["pv.codes.entries"].float()
     elif kind == "codes out of range":
-        entries["pv.codes"][0, 0, 0] = 4
+        entries["pv.codes.entries"][0, 0, 0] = 4
     elif kind == "other values":
         entries["pv.values.codebooks"] = entries["pv.values.codebooks"][:, :, :1]
     elif kind == "no state":
@@ -341,12 +342,12 @@ def test_the_seed_decides_the_draws(make_setup, assert_same):
         state = torch.get_rng_state()
         run(setup, make(setup, options="stochastic", seed=seed), 3)
         assert torch.equal(state, torch.get_rng_state())
-        results.append({name: rep.codes.clone() for name, rep in setup.weights.items()})
+        results.append({name: rep.group_codes().clone() for name, rep in setup.weights.items()})
     assert_same(results[0], results[1])
     assert any(not torch.equal(results[0][name], results[2][name]) for name in results[0])
 
 
-def test_draws_do_not_depend_on_the_other_parameters(make_setup):
+def test_draws_do_not_depend_on_the_other_parameters(make_setup, assert_same):
     """A weight's draws come from its name, its seed and its number of steps."""
     whole, alone = make_setup(), make_setup()
     one = make(whole, "sgd", "stochastic")
@@ -356,7 +357,7 @@ def test_draws_do_not_depend_on_the_other_parameters(make_setup):
     alone.backward()
     one.step()
     two.step()
-    assert torch.equal(whole.weights["0.weight"].codes, alone.weights["0.weight"].codes)
+    assert_same(whole.weights["0.weight"].codes, alone.weights["0.weight"].codes)
 
 
 def test_every_step_and_every_weight_draws_anew():
@@ -371,13 +372,13 @@ def test_every_step_and_every_weight_draws_anew():
     draws = set()
     for _ in range(3):
         for weight, rep in reps.items():
-            rep.codes.zero_()
+            rep.codes["entries"].zero_()
             weight.data.zero_()
             weight.grad = torch.full((200,), -0.4)
         optimizer.step()
         for rep in reps.values():
-            assert 40 < int(rep.codes.sum()) < 120  # 80 expected
-            draws.add(tuple(rep.codes.flatten().tolist()))
+            assert 40 < int(rep.group_codes().sum()) < 120  # 80 expected
+            draws.add(tuple(rep.group_codes().flatten().tolist()))
     assert len(draws) == 6
 
 
@@ -401,7 +402,9 @@ def test_the_distributed_checkpoint_reads_a_fresh_optimizer_without_moving_it(
 
     run(setup, optimizer, 3)
     state = copy.deepcopy(get_optimizer_state_dict(setup.model, optimizer))
-    assert torch.equal(state["state"]["0.weight"]["pv.codes"], setup.weights["0.weight"].codes)
+    assert torch.equal(
+        state["state"]["0.weight"]["pv.codes.entries"], setup.weights["0.weight"].codes["entries"]
+    )
     other = make_setup(seed=2)
     two = make(other)
     other.model.load_state_dict(setup.model.state_dict())
@@ -441,16 +444,15 @@ def test_codes_stay_exact_beyond_the_integers_of_half_precision():
     def make_model(seed: int) -> tuple[nn.Module, PVOptimizer]:
         torch.manual_seed(seed)
         model = nn.Linear(64, 32, bias=False).to(torch.bfloat16)
-        weights = quantize_(
-            model, AdditiveCodebooks(num_codebooks=1, bits=10, in_group=2, refine_iterations=0)
-        )
+        parametrization = AdditiveCodebooks(num_codebooks=1, bits=10, in_group=2)
+        weights = quantize_(model, parametrization, options=FitOptions(iterations=0))
         base = torch.optim.SGD(model.parameters(), lr=0.1)
         return model, PVOptimizer(base, weights, rounding=Nearest())
 
     one, two = make_model(0), make_model(1)
-    assert int(next(two[1].named_representations())[2].codes.max()) > 256
+    assert int(next(two[1].named_representations())[2].group_codes().max()) > 256
     two[1].load_state_dict(through_file(one[1].state_dict()))
     left, right = (next(o.named_representations())[2] for _, o in (one, two))
-    assert torch.equal(left.codes, right.codes)
-    assert left.codes.dtype == right.codes.dtype == torch.int32
+    assert torch.equal(left.codes["entries"], right.codes["entries"])
+    assert left.codes["entries"].dtype == right.codes["entries"].dtype == torch.int32
     assert torch.equal(one[0].weight, two[0].weight)

@@ -52,7 +52,7 @@ def test_steps_lower_the_loss_move_codes_and_keep_the_weights_decoded(make_setup
         setup.check_decoded()
     assert losses[-1] < 0.6 * losses[0]
     for name, rep in setup.weights.items():
-        assert not torch.equal(rep.codes, start[name].codes)
+        assert not torch.equal(rep.group_codes(), start[name].group_codes())
         for value, rep_value in start[name].values.items():
             assert not torch.equal(rep.values[value], rep_value)
 
@@ -133,7 +133,7 @@ def test_schedulers_drive_weights_and_values(make_setup, on_base, kind):
         before = rep.values["codebooks"].clone()
         setup.backward()
         grad = setup.weights.parameter("0.weight").grad
-        gradients = rep.parametrization.value_gradients(rep, grad)
+        gradients = rep.pull([grad])
         used.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
@@ -218,7 +218,7 @@ def test_a_closure_is_called_once_at_the_decoded_weights_with_gradients_enabled(
     assert two.step() is None
 
 
-def test_gradient_accumulation_equals_the_big_batch(make_setup):
+def test_gradient_accumulation_equals_the_big_batch(make_setup, assert_same):
     whole, parts = make_setup(dtype=torch.float64), make_setup(dtype=torch.float64)
     one, two = (
         PVOptimizer(adam(s), s.weights, subspace=Greedy(0.3), latent_decay=0.5)
@@ -232,7 +232,7 @@ def test_gradient_accumulation_equals_the_big_batch(make_setup):
         one.step()
         two.step()
         for name in NAMES:
-            assert torch.equal(whole.weights[name].codes, parts.weights[name].codes)
+            assert_same(whole.weights[name].codes, parts.weights[name].codes)
             torch.testing.assert_close(whole.weights[name].decode(), parts.weights[name].decode())
 
 
@@ -355,12 +355,12 @@ def test_the_report_counts_what_changed(make_setup):
     setup = make_setup()
     optimizer = PVOptimizer(adam(setup, 0.3), setup.weights, subspace=AllGroups())
     assert optimizer.report.changed_groups == 0
-    before = {name: rep.flat_codes.clone() for name, rep in setup.weights.items()}
+    before = {name: rep.group_codes().clone() for name, rep in setup.weights.items()}
     setup.backward()
     optimizer.step()
     report = optimizer.report
     for name, rep in setup.weights.items():
-        assert report.changed[name] == int((rep.flat_codes != before[name]).any(1).sum())
+        assert report.changed[name] == int((rep.group_codes() != before[name]).any(1).sum())
         assert report.groups[name] == rep.layout.num_groups
     assert report.changed_groups == sum(report.changed.values()) > 0
     assert report.changed_fraction == report.changed_groups / (24 + 12)
@@ -407,7 +407,8 @@ def test_weights_are_found_by_name_after_their_parameter_was_replaced(make_setup
         ({"rounding": "nearest"}, TypeError, "rounding must be a Rounding, got str"),
         ({"subspace": 0.01}, TypeError, "subspace must be a Subspace, got float"),
         ({"values": 0.1}, TypeError, "values must be a ValueOptimizer, got float"),
-        ({"schedule": 2}, TypeError, "schedule must be a Schedule, got int"),
+        ({"phases": 2}, TypeError, "phases must be a Phases, got int"),
+        ({"search": 2}, TypeError, "search must be a SearchOptions, got int"),
         ({"trust_ratio": 0.0}, ValueError, "trust_ratio must be positive or None, got 0.0"),
         ({"latent_decay": -0.1}, ValueError, r"latent_decay must be in \[0, 1\], got -0.1"),
         ({"seed": 1.5}, TypeError, "seed must be an int, got 1.5"),

@@ -1,23 +1,16 @@
-"""Checkpoints: one file per on-disk format, written so that a crash never costs the last one."""
+"""Our own format: a folder with packed codes, values and the other weights of a model."""
 
-from pvopt.formats.errors import CheckpointError
-from .checkpoint import Checkpoint, load, load_training_state, read_metadata, save
-from .packing import pack, packed_size, unpack
+from .native import Native, load_training_state, read_metadata
+from .representations import load_representations, save_representations
 from .storage import StorageReport, WeightStorage, storage_report
-from .transformers_files import load_tokenizer
 
 __all__ = [
-    "Checkpoint",
-    "CheckpointError",
+    "Native",
     "StorageReport",
     "WeightStorage",
-    "load",
-    "load_tokenizer",
+    "load_representations",
     "load_training_state",
-    "pack",
-    "packed_size",
     "read_metadata",
-    "save",
+    "save_representations",
     "storage_report",
-    "unpack",
 ]

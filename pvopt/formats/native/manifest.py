@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pvopt.parametrizations import Parametrization
-
+from pvopt.core.streams import CodeStream
 from pvopt.formats.errors import CheckpointError
-from .registry import parametrization_from_json, parametrization_to_json
+from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
 
 __all__ = ["MANIFEST", "FileEntry", "Manifest", "WeightEntry"]
 
 MANIFEST = "pvopt.json"
 _FORMAT = "pvopt checkpoint"
-_VERSION = 1
+_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -48,16 +49,37 @@ class WeightEntry:
     """How one quantized weight is stored.
 
     Args:
-        parametrization: the settings of the codes and values.
+        scheme: the settings of the codes and values.
         shape: of the dense weight.
         dtype: of the dense weight in the model.
-        code_dtype: integer dtype of the codes in memory; in the file they are packed.
     """
 
-    parametrization: Parametrization
+    scheme: Scheme
     shape: tuple[int, ...]
     dtype: torch.dtype
-    code_dtype: torch.dtype
+
+    @classmethod
+    def of(cls, name: str, rep: Representation, dtype: torch.dtype) -> WeightEntry:
+        """Describe a representation.
+
+        Raises:
+            CheckpointError: if it is of several weights.
+        """
+        if rep.count != 1:
+            raise CheckpointError(
+                f"{name!r} must be the representation of one weight, got {rep.count} of them"
+            )
+        return cls(rep.scheme, rep.shape, dtype)
+
+    @cached_property
+    def streams(self) -> dict[str, CodeStream]:
+        """The streams of codes that are stored."""
+        return self.scheme.streams(self.shape)
+
+    @cached_property
+    def value_shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of the values that are stored."""
+        return self.scheme.value_shapes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -65,14 +87,14 @@ class Manifest:
     """The content of ``pvopt.json``.
 
     Args:
-        model_class: name of the model's class, for information.
+        model_class: name of the model's class, for information; None where there is no model.
         weights: the quantized weights by parameter name.
         tied: further names of weights that are stored under another name.
         files: the tensor files.
         metadata: whatever the writer wanted to keep; primitives, lists and dictionaries.
     """
 
-    model_class: str
+    model_class: str | None
     weights: Mapping[str, WeightEntry]
     tied: Mapping[str, str]
     files: Mapping[str, FileEntry]
@@ -82,7 +104,7 @@ class Manifest:
         """Write ``pvopt.json`` into a folder.
 
         Raises:
-            CheckpointError: if the metadata are no plain JSON.
+            CheckpointError: if a class is not registered, or the metadata are not plain JSON.
         """
         content = {
             "format": _FORMAT,
@@ -91,9 +113,8 @@ class Manifest:
             "weights": {
                 name: {
                     "shape": list(entry.shape),
-                    "dtype": _name_of(entry.dtype),
-                    "code_dtype": _name_of(entry.code_dtype),
-                    "parametrization": parametrization_to_json(entry.parametrization),
+                    "dtype": str(entry.dtype).removeprefix("torch."),
+                    "scheme": _scheme_to_json(name, entry.scheme),
                 }
                 for name, entry in self.weights.items()
             },
@@ -108,12 +129,11 @@ class Manifest:
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path, more: Iterable[type[Parametrization]] = ()) -> Manifest:
+    def read(cls, folder: Path) -> Manifest:
         """Read ``pvopt.json`` from a folder.
 
         Args:
             folder: the checkpoint.
-            more: parametrizations that may occur besides the built-in ones.
 
         Raises:
             CheckpointError: if the file is missing, damaged, foreign or of a newer version.
@@ -121,17 +141,16 @@ class Manifest:
         file = folder / MANIFEST
         content = _read_json(file)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
-            raise CheckpointError(f"{file}: is no pvopt checkpoint (its format is not named so)")
+            raise CheckpointError(f"{file}: is not a pvopt checkpoint (its format is not named so)")
         version = content.get("version")
         if version != _VERSION:
             raise CheckpointError(
                 f"{file}: has format version {version!r}; this pvopt reads version {_VERSION}"
             )
-        more = tuple(more)
         try:
             return cls(
-                str(content["model_class"]),
-                {name: _weight(name, entry, more) for name, entry in content["weights"].items()},
+                content["model_class"],
+                {name: _weight(name, entry) for name, entry in content["weights"].items()},
                 dict(content["tied"]),
                 {n: FileEntry(int(e["bytes"]), e["sha256"]) for n, e in content["files"].items()},
                 dict(content["metadata"]),
@@ -161,18 +180,21 @@ class Manifest:
         return file
 
 
-def _weight(name: str, entry: Any, more: tuple[type[Parametrization], ...]) -> WeightEntry:
+def _scheme_to_json(name: str, scheme: Scheme) -> dict[str, Any]:
     try:
-        parametrization = parametrization_from_json(entry["parametrization"], more)
-    except CheckpointError as error:
-        raise CheckpointError(f"weight {name!r}: {error}") from error
-    shape = tuple(int(size) for size in entry["shape"])
-    try:
-        parametrization.layout(shape)
+        return scheme.to_json()
     except ValueError as error:
         raise CheckpointError(f"weight {name!r}: {error}") from error
-    dtypes = _dtype(entry["dtype"]), _dtype(entry["code_dtype"])
-    return WeightEntry(parametrization, shape, *dtypes)
+
+
+def _weight(name: str, entry: Any) -> WeightEntry:
+    shape = tuple(int(size) for size in entry["shape"])
+    try:
+        scheme = Scheme.from_json(entry["scheme"])
+        scheme.check(shape)
+    except ValueError as error:
+        raise CheckpointError(f"weight {name!r}: {error}") from error
+    return WeightEntry(scheme, shape, _dtype(entry["dtype"]))
 
 
 def _read_json(file: Path) -> Any:
@@ -181,11 +203,7 @@ def _read_json(file: Path) -> Any:
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing; is this a pvopt checkpoint?") from error
     except ValueError as error:  # of the decoding of the text or of JSON
-        raise CheckpointError(f"{file}: is truncated or no JSON ({error})") from error
-
-
-def _name_of(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+        raise CheckpointError(f"{file}: is truncated or not JSON ({error})") from error
 
 
 def _dtype(name: str) -> torch.dtype:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
-from pvopt.parametrizations import Parametrization
-
 from pvopt.formats.errors import CheckpointError
-from .folders import complete_folder
+from pvopt.formats.folders import complete_folder
+from pvopt.parametrizations.scheme import Scheme
+
 from .manifest import Manifest
+from .tensors import TENSORS, read_tensors
 
 __all__ = ["StorageReport", "WeightStorage", "storage_report"]
-
-_TENSORS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -26,16 +24,26 @@ class WeightStorage:
     Args:
         name: of the parameter.
         shape: of the dense weight.
-        parametrization: its settings.
-        code_bytes: packed codes.
-        value_bytes: codebooks, scales and so on, as stored.
+        scheme: its settings.
+        codes: bytes of packed codes by stream.
+        values: bytes of codebooks, scales and so on by name, as stored.
     """
 
     name: str
     shape: tuple[int, ...]
-    parametrization: Parametrization
-    code_bytes: int
-    value_bytes: int
+    scheme: Scheme
+    codes: Mapping[str, int]
+    values: Mapping[str, int]
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of all packed codes."""
+        return sum(self.codes.values())
+
+    @property
+    def value_bytes(self) -> int:
+        """Bytes of all values."""
+        return sum(self.values.values())
 
     @property
     def count(self) -> int:
@@ -50,7 +58,7 @@ class WeightStorage:
     @property
     def bits_per_weight_16(self) -> float:
         """Bits per weight with values of 16 bits, the usual way to count."""
-        return self.parametrization.bits_per_weight(self.shape, value_bits=16)
+        return self.scheme.bits_per_weight(self.shape, value_bits=16)
 
 
 @dataclass(frozen=True)
@@ -115,7 +123,7 @@ def storage_report(folder: str | Path) -> StorageReport:
 
     Example:
         >>> import tempfile, torch, pvopt
-        >>> from pvopt.formats.native import save
+        >>> from pvopt.formats import save
         >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(64, 64, bias=False)
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2, group_size=32))
         >>> report = storage_report(save(folder, model, weights))
@@ -124,24 +132,21 @@ def storage_report(folder: str | Path) -> StorageReport:
     """
     path = complete_folder(folder)
     manifest = Manifest.read(path)
-    file = path / _TENSORS
-    try:
-        sizes: dict[str, tuple[int, int]] = {}
-        with safe_open(str(file), framework="pt") as stored:
-            for name in stored.keys():  # noqa: SIM118
-                tensor = stored.get_tensor(name)  # the file is mapped, not read
-                sizes[name] = tensor.numel(), tensor.nbytes
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+    file = path / TENSORS
+    tensors = read_tensors(file)  # the file is mapped, not read
+    sizes = {name: (tensor.numel(), tensor.nbytes) for name, tensor in tensors.items()}
+
+    def take(weight: str, kind: str, names: Mapping[str, object]) -> dict[str, int]:
+        return {name: sizes.pop(f"{weight}.{kind}.{name}")[1] for name in names}
+
     weights = []
     for name, entry in manifest.weights.items():
-        keys = [f"values.{value}" for value in entry.parametrization.value_shapes(entry.shape)]
         try:
-            codes = sizes.pop(f"{name}.codes")[1]
-            values = sum(sizes.pop(f"{name}.{key}")[1] for key in keys)
+            codes = take(name, "codes", entry.streams)
+            values = take(name, "values", entry.value_shapes)
         except KeyError as error:
             raise CheckpointError(f"{file}: the tensor {error} is missing") from error
-        weights.append(WeightStorage(name, entry.shape, entry.parametrization, codes, values))
+        weights.append(WeightStorage(name, entry.shape, entry.scheme, codes, values))
     return StorageReport(
         tuple(weights),
         sum(count for count, _ in sizes.values()),

@@ -124,11 +124,8 @@ def store(typing_context, array, index, vector):
 def memory(typing_context, address, kind):
     """Return the array of one entry that begins at an address.
 
-    It is there for its position only: nothing that reads or writes here looks at its length.
-
-    Args:
-        address: an integer, where a tensor's data begins.
-        kind: an array of the wanted type: float32, or integers that :func:`read` takes for floats.
+    It is there for its position only: nothing that reads or writes here looks at its length. It
+    has the type of ``kind``: float32, or integers that :func:`read` takes for floats.
     """
 
     def generate(context, builder, signature, arguments):

@@ -1,0 +1,100 @@
+"""The one public way to save and load models, whatever the format."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pvopt.weights import QuantizedWeights
+
+from .contract import FORMATS, Checkpoint
+from .errors import CheckpointError
+from .folders import complete_folder, replaced_folder
+
+__all__ = ["load", "save"]
+
+
+def save(
+    folder: str | Path,
+    model: nn.Module,
+    weights: QuantizedWeights,
+    *,
+    format: str = "native",
+    tokenizer: Any = None,
+    metadata: Mapping[str, Any] | None = None,
+    training_state: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write a model and its representations, losslessly, in the place of an older checkpoint.
+
+    The folder is complete on the disk before it replaces an older one: a reader finds either,
+    whenever the writer is killed.
+
+    The native format holds ``model.safetensors`` (codes packed at their real width, values, all
+    other weights; no dense copy of a quantized weight), ``pvopt.json`` and, for models of
+    transformers, the configuration and tokenizer.
+
+    Args:
+        folder: where to; replaced if it is a checkpoint, refused if it is anything else.
+        model: the module that ``weights`` belongs to.
+        weights: the representations.
+        format: name of a registered :class:`Writer`.
+        tokenizer: a transformers tokenizer to keep with the model, or None.
+        metadata: primitives, lists and dictionaries to keep.
+        training_state: tensors and primitives for resuming (the optimizer's state dict, the
+            step), or None. Codes and values in it are stored once more.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: if the folder is in use for something else, or something cannot be stored
+            in the format.
+        ValueError: if the format is unknown.
+
+    Example:
+        >>> import tempfile, torch, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
+        >>> _ = save(folder, model, weights, metadata={"step": 3})
+        >>> loaded = load(folder, nn.Linear(8, 4))
+        >>> loaded.metadata, torch.equal(loaded.model.weight, model.weight)
+        ({'step': 3}, True)
+    """
+    writer = FORMATS.writer(format)
+    checkpoint = Checkpoint(model, weights, metadata or {}, tokenizer, training_state)
+    reason = writer.can_write(checkpoint)
+    if reason is not None:
+        raise CheckpointError(f"{folder}: cannot be written in the format {format!r}: {reason}")
+    with replaced_folder(folder, writer.marker) as new:
+        writer.write(new, checkpoint)
+    return Path(folder)
+
+
+def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:
+    """Read a checkpoint of any format that is registered.
+
+    Args:
+        folder: as given to :func:`save`.
+        model: module of the saved structure to fill in place, keeping its dtypes and devices; None
+            rebuilds a causal language model of transformers on the CPU, with the saved dtypes.
+
+    Returns:
+        Model, representations and metadata.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated, damaged or foreign, or does not fit the
+            model; the model is unchanged then.
+
+    Example:
+        >>> import tempfile, torch, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
+        >>> loaded = load(save(folder, model, weights), nn.Linear(8, 4))
+        >>> torch.equal(loaded.weights["weight"].decode(), weights["weight"].decode())
+        True
+    """
+    path = complete_folder(folder)
+    return FORMATS.reader(path).read(path, model)

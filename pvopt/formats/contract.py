@@ -1,0 +1,158 @@
+"""The contract of formats: how quantized models are read from folders, and written to them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+from torch import nn
+
+from pvopt.weights import QuantizedWeights
+
+from .errors import CheckpointError
+
+__all__ = ["FORMATS", "Checkpoint", "Formats", "Reader", "Writer"]
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A quantized model, as formats write and read it.
+
+    Args:
+        model: the model, its quantized weights decoded.
+        weights: the representations, bound to the model.
+        metadata: primitives, lists and dictionaries that the writer keeps.
+        tokenizer: a transformers tokenizer to write, or None. None after reading, see
+            :func:`load_tokenizer`.
+        training_state: tensors and primitives to write for resuming, or None. None after reading,
+            see :func:`load_training_state`.
+    """
+
+    model: nn.Module
+    weights: QuantizedWeights
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    tokenizer: Any = None
+    training_state: Mapping[str, Any] | None = None
+
+
+class Reader(ABC):
+    """Reads folders of one format."""
+
+    #: What users call the format.
+    name: ClassVar[str]
+
+    @abstractmethod
+    def match(self, folder: Path) -> bool:
+        """Tell whether a folder is in this format, by its files and their settings.
+
+        Args:
+            folder: an existing folder; it may be damaged or of any other kind.
+        """
+
+    @abstractmethod
+    def read(self, folder: Path, model: nn.Module | None) -> Checkpoint:
+        """Read a folder.
+
+        Args:
+            folder: an existing one that matches.
+            model: module to fill in place, keeping its dtypes and devices; None rebuilds the saved
+                model on the CPU.
+
+        Raises:
+            CheckpointError: if a file is missing, damaged or foreign, or does not fit the model;
+                the model is unchanged then.
+        """
+
+
+class Writer(ABC):
+    """Writes folders of one format."""
+
+    #: What users call the format.
+    name: ClassVar[str]
+
+    #: A file of every such folder. A folder without it is not replaced.
+    marker: ClassVar[str]
+
+    @abstractmethod
+    def can_write(self, checkpoint: Checkpoint) -> str | None:
+        """Return why a model cannot be written losslessly in this format, or None if it can.
+
+        Args:
+            checkpoint: the model, its representations, and what is to be kept with them.
+        """
+
+    @abstractmethod
+    def write(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Write a model.
+
+        Args:
+            folder: an empty one, which is put in the place of an older one when it is complete.
+            checkpoint: that can be written.
+        """
+
+
+Format = TypeVar("Format", bound=Reader | Writer)
+
+
+class Formats:
+    """Readers and writers by name: each registers itself, in its own package.
+
+    Example:
+        >>> from pvopt.formats import FORMATS
+        >>> FORMATS.writer("native").name
+        'native'
+    """
+
+    def __init__(self) -> None:
+        self._formats: dict[str, Reader | Writer] = {}
+
+    def register(self, cls: type[Format]) -> type[Format]:
+        """Make a format known by its name; a decorator of a class without arguments.
+
+        Raises:
+            ValueError: if another format has the name.
+        """
+        known = self._formats.get(cls.name)
+        if known is not None and type(known).__module__ != cls.__module__:
+            raise ValueError(f"a format of the name {cls.name!r} is registered already")
+        self._formats[cls.name] = cls()
+        return cls
+
+    def forget(self, name: str) -> None:
+        """Take a format out of the registry again."""
+        self._formats.pop(name, None)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._formats)
+
+    def reader(self, folder: Path) -> Reader:
+        """Return the reader that a folder matches.
+
+        Raises:
+            CheckpointError: if there is none.
+        """
+        readers = [f for f in self._formats.values() if isinstance(f, Reader)]
+        for reader in readers:
+            if reader.match(folder):
+                return reader
+        names = ", ".join(reader.name for reader in readers)
+        raise CheckpointError(f"{folder}: has none of the formats that can be read: {names}")
+
+    def writer(self, name: str) -> Writer:
+        """Return the writer of a name.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        found = self._formats.get(name)
+        if not isinstance(found, Writer):
+            names = ", ".join(n for n, f in self._formats.items() if isinstance(f, Writer))
+            raise ValueError(f"format {name!r} cannot be written; known are {names}")
+        return found
+
+
+#: The formats that :func:`pvopt.formats.load` and :func:`pvopt.formats.save` know.
+FORMATS = Formats()

@@ -1,0 +1,78 @@
+"""Representations by themselves, without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pvopt.formats.folders import complete_folder, replaced_folder
+from pvopt.parametrizations.representation import Representation
+
+from .manifest import MANIFEST, FileEntry, Manifest, WeightEntry
+from .tensors import TENSORS, packed, read_tensors, unpacked, write_tensors
+
+__all__ = ["load_representations", "save_representations"]
+
+
+def save_representations(
+    folder: str | Path,
+    representations: Mapping[str, Representation],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Write representations without a model, losslessly, in the place of an older checkpoint.
+
+    The folder is complete on the disk, with checksums, before it replaces an older one. What
+    :func:`read_metadata` and :func:`storage_report` tell of checkpoints they tell of it, too.
+
+    Args:
+        folder: where to; replaced if it is a checkpoint, refused if it is anything else.
+        representations: by any names, each of one weight; members of stacks may be given.
+        metadata: primitives, lists and dictionaries to keep.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: if the folder is in use for something else, or something cannot be stored.
+
+    Example:
+        >>> import tempfile, torch, pvopt
+        >>> rep = pvopt.UniformGrid(bits=2).fit(torch.randn(4, 8))
+        >>> folder = save_representations(tempfile.mkdtemp(), {"w": rep}, metadata={"error": 0.1})
+        >>> torch.equal(load_representations(folder)["w"].decode(), rep.decode())
+        True
+    """
+    entries = {name: WeightEntry.of(name, rep, rep.dtype) for name, rep in representations.items()}
+    tensors = {k: t for name, rep in representations.items() for k, t in packed(name, rep).items()}
+    with replaced_folder(folder, MANIFEST) as new:
+        files = {TENSORS: FileEntry.of(write_tensors(new, tensors))}
+        Manifest(None, entries, {}, files, metadata or {}).write(new)
+    return Path(folder)
+
+
+def load_representations(folder: str | Path) -> dict[str, Representation]:
+    """Read the representations of a checkpoint, with or without a model in it.
+
+    Args:
+        folder: as given to :func:`save_representations` or :func:`pvopt.formats.save`.
+
+    Returns:
+        The representations by name, in the order in which they were saved, on the CPU.
+
+    Raises:
+        CheckpointError: if a file is missing, truncated, damaged or foreign.
+
+    Example:
+        >>> import tempfile, torch, pvopt
+        >>> rep = pvopt.Ternary().fit(torch.randn(4, 8))
+        >>> folder = save_representations(tempfile.mkdtemp(), {"w": rep})
+        >>> load_representations(folder)["w"].scheme.name
+        'ternary'
+    """
+    path = complete_folder(folder)
+    manifest = Manifest.read(path)
+    file = manifest.verify(path, TENSORS)
+    tensors = read_tensors(file)
+    return {name: unpacked(file, name, e, tensors) for name, e in manifest.weights.items()}
