@@ -69,7 +69,7 @@ class Registry(Generic[T]):
         self._forms: dict[str, ShortForm[T]] = {}
         self._nested: list[Registry[Any]] = [self]
 
-    def register(self, short: ShortForm[T] | None = None) -> Callable[[Class], Class]:
+    def register(self, short: ShortForm[Any] | None = None) -> Callable[[Class], Class]:
         """Return a decorator that makes a class known by its name, and by a short form.
 
         A class of the same name and module takes the place of an older one, so that a module can
