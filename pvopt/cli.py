@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any
 
 from pvopt.engine.finite_check import NonFiniteGradientError
 
@@ -15,11 +16,14 @@ __all__ = ["main"]
 _USER_ERRORS = (ValueError, ImportError, OSError, NonFiniteGradientError)
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+class _Import(argparse.Action):
+    """Import a module while arguments are parsed: before the command looks for its parts."""
 
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        try:
+            importlib.import_module(value)
+        except ImportError as error:
+            parser.error(f"argument --import: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,9 +65,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     # Imported here, so that the library can be imported without the extras of the commands.
     from pvopt.commands import demo, evaluate, generate, info, quantize, tune
+    from pvopt.commands.common import CommandParser
 
-    parser = _Parser(prog="pvopt", description="Optimize the discrete weights of language models.")
+    parser = CommandParser(
+        prog="pvopt", description="Optimize the discrete weights of language models."
+    )
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument(
+        "--import",
+        action=_Import,
+        metavar="MODULE",
+        dest=argparse.SUPPRESS,
+        help="import a Python module first, whose parts commands may then name; may be repeated. "
+        "It runs as any code of yours: checkpoints never name modules",
+    )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for module in (quantize, tune, evaluate, generate, info, demo):
         module.add_parser(commands)

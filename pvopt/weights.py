@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pvopt.engine.writing import write_decoded_
 from pvopt.metrics.contract import Metric

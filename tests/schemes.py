@@ -42,9 +42,7 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "ternary": Ternary(),
     "vector": VectorCodebook(bits=3, group_size=2),
     "vector-wide": VectorCodebook(bits=9, group_size=1),  # codes wider than a byte
-    "additive": AdditiveCodebooks(
-        num_codebooks=2, bits=3, in_group=4, out_group=2, scale_group=8
-    ),
+    "additive": AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4, out_group=2, scale_group=8),
     "e8p": E8P(bits=2),
     "e8p-3": E8P(bits=3, scale_group=8),
     "e8p-4": E8P(bits=4, per_tensor=True),

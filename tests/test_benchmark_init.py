@@ -40,7 +40,7 @@ def test_every_row_fits_the_tiny_model():
     model = load_model("tiny-llama").model
     for row in ROWS.values():
         assert len(select_weights(model, row.build(model), ("lm_head",))) == 14
-        row.initialization()
+        row.parsed_start()
 
 
 def test_unknown_formats_are_refused(capsys):

@@ -9,11 +9,11 @@ import torch
 
 from benchmarks.kernels.__main__ import OURS, checks_of, rows_of
 from benchmarks.kernels.cases import Case
+from benchmarks.step.calls import calls_of
 from benchmarks.step.memory import peak_beyond
-from benchmarks.step.profile import PARTS, parts_of
+from benchmarks.step.profile import PARTS, REST, parts_of
 from benchmarks.step.setups import OPTIMIZERS, Weights, moved
 from benchmarks.timing import CLOCKS, Timing, in_turns
-from pvopt.parametrizations.codebooks import Codebooks
 
 
 def test_competitors_take_turns_and_slow_ones_sit_out():
@@ -94,10 +94,31 @@ def test_every_optimizer_moves_every_weight(name):
 def test_parts_of_a_step_add_up():
     optimizer = OPTIMIZERS["PVOptimizer, latents"](Weights.draw(SHAPES))
     optimizer.step()
+    before = [getattr(owner, name) for owner, name, _ in PARTS.values()]
     parts = parts_of(optimizer, steps=2, clock="cpu")
-    assert set(PARTS) < set(parts)
+    assert set(parts) == {*PARTS, REST}
     assert all(seconds >= 0 for seconds in parts.values())
-    assert not hasattr(Codebooks.decode_groups, "__wrapped__")  # nothing is left patched
+    after = [getattr(owner, name) for owner, name, _ in PARTS.values()]
+    assert all(a is b for a, b in zip(after, before, strict=True))  # nothing is left patched
+
+
+def test_weights_of_a_shape_take_a_step_with_the_same_calls():
+    """All but those of the check for NaN, which looks at every gradient."""
+    found = []
+    for count in (2, 4):
+        optimizer = OPTIMIZERS["PVOptimizer, no latents"](Weights.draw([(16, 32)] * count))
+        optimizer.step()
+        found.append(calls_of(optimizer.step))
+    names = {name for name in found[0].by_name if name.startswith("pvopt.")}
+    assert {"pvopt.decode_into.default", "pvopt.beam_search.default"} <= names
+    assert all(found[0].by_name[name] == found[1].by_name[name] for name in names)
+
+
+def test_calls_that_the_host_waits_for_are_counted():
+    x = torch.tensor([1.0, 0.0, 2.0])
+    for waits in (x.nonzero, lambda: x[x > 0], lambda: float(x[0]), lambda: x.equal(x)):
+        assert calls_of(waits).synchronisations == 1
+    assert calls_of(lambda: x[torch.tensor([0, 2])]).synchronisations == 0
 
 
 def test_peak_memory_of_a_tensor():

@@ -8,7 +8,8 @@ import torch
 from benchmarks.kernels import gpu
 from benchmarks.kernels.roofline import GPUS, floor
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
-from pvopt_kernels import ahead_of_time, dispatch, ops
+from pvopt_kernels import dispatch, ops
+from pvopt_kernels.tools import ahead_of_time
 
 
 def test_every_kernel_that_is_compiled_has_a_workload():

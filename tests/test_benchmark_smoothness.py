@@ -10,8 +10,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 from benchmarks.smoothness.__main__ import main
 from benchmarks.smoothness.experiment import PLAN
-from pvopt import AdditiveCodebooks, quantize_
-from pvopt.formats import native
+from pvopt import AdditiveCodebooks, formats, quantize_
 from pvopt.llm import load_model
 
 SMALL = ["--quick", "--length", "16", "--path-steps", "2"]
@@ -48,7 +47,7 @@ def test_rates_may_start_from_a_checkpoint(tmp_path):
         language_model.model, AdditiveCodebooks(num_codebooks=2, bits=3, in_group=8), seed=5
     )
     start = tmp_path / "start"
-    native.save(start, language_model.model, weights, tokenizer=language_model.tokenizer)
+    formats.save(start, language_model.model, weights, tokenizer=language_model.tokenizer)
     report = main([*SMALL, "--only", "rates", "--start", str(start)])
     own = main([*SMALL, "--only", "rates"])
     assert {row["experiment"] for row in report.rows} == {"code learning rate"}

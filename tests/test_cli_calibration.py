@@ -9,12 +9,12 @@ import torch
 
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
-from pvopt.calibration import METHODS, default_method, parse_method
-from pvopt.formats.native import read_metadata
+import pvopt
 from pvopt.cli import main
 from pvopt.commands import quantize
-from pvopt.starts import AQLM, GPTQ, Initialization, layer_error
-from pvopt.tuning import load_student, parse_format
+from pvopt.formats import read_metadata
+from pvopt.starts import GPTQ, parse_start, usual_start
+from pvopt.tuning import load_student
 
 
 @pytest.fixture(scope="module")
@@ -36,17 +36,17 @@ def weights_of(folder):
     return {name: rep.decode() for name, rep in load_student(folder)[1].items()}
 
 
-@pytest.mark.parametrize(("form", "method"), [("grid:2g16", "gptq"), ("vq:4g8", "aqlm")])
-def test_the_default_method_suits_the_format_and_helps(tmp_path, text, capsys, form, method):
+@pytest.mark.parametrize(("form", "start"), [("grid:2g16", "gptq"), ("vq:4g8", "aqlm")])
+def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form, start):
     errors = {}
-    for chosen, more in (("fit", ["--method", "fit"]), (method, [])):
+    for chosen, more in (("fit", ["--start", "fit"]), (start, [])):
         assert main(flags(text, tmp_path / chosen, form, *more)) == 0
         line = capsys.readouterr().out.splitlines()[0]
         assert line.startswith(f"{chosen} on 640 tokens: mean relative error of a layer's outputs ")
         errors[chosen] = float(line.split()[-1])
         calibration = read_metadata(tmp_path / chosen)["calibration"]
-        assert calibration == {"text": text, "tokens": 640, "method": chosen, "fine_tune": 0}
-    assert errors[method] < 0.8 * errors["fit"]
+        assert calibration == {"text": text, "tokens": 640, "start": chosen, "fine_tune": 0}
+    assert errors[start] < 0.8 * errors["fit"]
 
 
 def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
@@ -72,8 +72,8 @@ def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
 
 def test_mistakes_are_explained(tmp_path, text, capsys):
     for arguments, message in (
-        (["quantize", "--model", "tiny-llama", "--method", "gptq", "--out", "X"],
-         "--method needs a text: --calibration TEXT"),
+        (["quantize", "--model", "tiny-llama", "--start", "gptq", "--out", "X"],
+         "--start needs a text: --calibration TEXT"),
         (["quantize", "--model", "tiny-llama", "--work", "W", "--out", "X"],
          "--work needs a text"),
         (flags(text, "X", "grid:2g16", "--calibration-length", "641"),
@@ -86,34 +86,32 @@ def test_mistakes_are_explained(tmp_path, text, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_every_method_has_a_name():
-    assert all(isinstance(parse_method(name), Initialization) for name in METHODS)
-    assert isinstance(parse_method("aqlm"), AQLM)
-    with pytest.raises(ValueError, match="method must be one of fit, "):
-        parse_method("magic")
-    assert default_method(parse_format("vq:8g4")) == "aqlm"
-    assert default_method(parse_format("grid:4")) == "gptq"
-    assert default_method(parse_format("had+e8p:2")) == "aqlm"
-    assert default_method(parse_format("2:4")) == "iterative-obs"
+def test_unknown_starts_are_refused(tmp_path, text, capsys):
+    assert main(flags(text, tmp_path / "x", "grid:2g16", "--start", "magic")) == 2
+    assert "start 'magic' is unknown; the forms are fit" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 @pytest.mark.parametrize(
-    ("text", "method"),
+    ("text", "start"),
     [
         ("grid:2g64", "gptq"),
         ("ternary", "gptq"),
+        ("vq:8g4", "aqlm"),
         ("sparse:50%", "iterative-obs"),
         ("2:4", "iterative-obs"),
         ("sparse:50%:tensor", "obs"),
     ],
 )
-def test_the_default_method_can_start_its_format(text, method):
-    parametrization = parse_format(text)
-    assert default_method(parametrization) == method
+def test_the_usual_start_can_start_its_format(text, start):
+    scheme = pvopt.parse_scheme(text)
+    assert usual_start(scheme) == parse_start(start)
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(80, 64, generator=generator)
     weight = torch.randn(8, 64, generator=generator)
-    rep = parse_method(method).start(weight, parametrization, hessian=inputs.T @ inputs)
-    fitted = parametrization.fit(weight).decode()
-    hessian = inputs.T @ inputs
-    assert layer_error(weight, rep.decode(), hessian) < layer_error(weight, fitted, hessian)
+    metric = pvopt.Row(inputs.T @ inputs)
+    rep = usual_start(scheme).start(weight, scheme, metric=metric)
+    fitted = scheme.fit(weight)
+    error, fit_error = (metric.squared_norm(r.decode() - weight) for r in (rep, fitted))
+    assert error < fit_error

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 DOCS = Path(__file__).parents[1] / "docs"
+STUB = DOCS.parent / "pvopt" / "__init__.pyi"
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import api_pages  # noqa: E402
@@ -45,6 +46,32 @@ def test_public_name_is_explained(public):
     if _needs_example(public.thing):
         assert re.search(r"^Examples?:$", doc, re.M), f"the docstring of {name} has no Example"
         assert ">>>" in doc, f"the Example of {name} does not run"
+
+
+CLASSES = [n for n in PUBLIC if inspect.isclass(n.thing)]
+
+
+@pytest.mark.parametrize("public", CLASSES, ids=lambda n: f"{n.package}.{n.name}")
+def test_new_methods_are_explained(public):
+    """Those that override say nothing that their contract does not."""
+    for name, member in vars(public.thing).items():
+        function = getattr(member, "fget", getattr(member, "func", member))
+        function = getattr(function, "__func__", function)
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        if (
+            function.__name__ != name
+            or function.__qualname__ != f"{public.thing.__qualname__}.{name}"
+        ):
+            continue  # a field whose default is a function, or what a dataclass makes
+        overrides = any(hasattr(base, name) for base in public.thing.__mro__[1:])
+        assert overrides or function.__doc__, f"{public.name}.{name} has no docstring"
+
+
+def test_every_name_of_the_stub_is_documented():
+    listed = re.findall(r"^    (\w+) as \1,$", STUB.read_text("utf-8"), re.M)
+    assert len(listed) > 50
+    assert {n.name for n in PUBLIC if n.package == "pvopt"} == set(listed)
 
 
 def test_reference_has_every_public_name_once():

@@ -115,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}: {row['ppl']:.4g}", flush=True)
     columns = {
         "format": "format",
-        "method": "method",
+        "start": "start",
         "bits_per_weight": "bits",
         "ppl": "perplexity",
         "layer_error": "layer error",

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt.formats import native
+from pvopt import formats
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
@@ -98,24 +98,21 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         loaded.model,
         calibration,
         row.build(loaded.model),
-        row.initialization(),
-        fine_tuning=FineTuning(settings.fine_tune) if settings.fine_tune else None,
+        row.parsed_start(),
+        fine_tuning=FineTuning(epochs=settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )
     quantize_s = time.perf_counter() - begin
     peak = peak_bytes()
     sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
-    bits = [
-        rep.parametrization.bits_per_weight(rep.shape, value_bits=16) * sizes[n]
-        for n, rep in result.weights.items()
-    ]
+    bits = [rep.bits_per_weight(value_bits=16) * sizes[n] for n, rep in result.weights.items()]
     if row.two_bits:  # a tuned point may start from it, now or in a later run
         start = folder / name
-        native.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
+        formats.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
     errors = list(result.layer_errors.values())
     return {
         "format": name,
-        "method": row.method,
+        "start": row.start,
         "bits_per_weight": sum(bits) / sum(sizes.values()),
         "ppl": text_perplexity(settings, loaded.model, test),
         "layer_error": statistics.mean(errors),

@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pvopt import Parametrization, UniformGrid
-from pvopt.calibration import parse_method
-from pvopt.starts import Initialization
-from pvopt.tuning import parse_format
+from pvopt import Scheme, UniformGrid, parse_scheme
+from pvopt.starts import Start, parse_start
 
 __all__ = ["ROWS", "Row"]
 
-Spec = dict[str, Parametrization]
+Spec = dict[str, Scheme]
 
 
 @dataclass(frozen=True)
@@ -23,19 +21,19 @@ class Row:
 
     Args:
         name: as ``--formats`` takes it.
-        method: short name of the start.
-        build: parametrizations of a model's linear layers, by pattern.
+        start: its short name.
+        build: schemes of a model's linear layers, by pattern.
         two_bits: whether it is of about 2 bits, and so gets a tuned point.
     """
 
     name: str
-    method: str
+    start: str
     build: Callable[[nn.Module], Spec]
     two_bits: bool = False
 
-    def initialization(self) -> Initialization:
+    def parsed_start(self) -> Start:
         """Return the start."""
-        return parse_method(self.method)
+        return parse_start(self.start)
 
 
 def _grid(bits: int) -> Callable[[nn.Module], Spec]:
@@ -43,7 +41,9 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
 
     def build(model: nn.Module) -> Spec:
         return {
-            name: UniformGrid(bits=bits, group_size=128 if layer.in_features % 128 == 0 else 64)
+            name: Scheme(
+                UniformGrid(bits=bits, group_size=128 if layer.in_features % 128 == 0 else 64)
+            )
             for name, layer in model.named_modules()
             if isinstance(layer, nn.Linear) and name.rpartition(".")[2] != "lm_head"
         }
@@ -52,7 +52,7 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
 
 
 def _named(text: str) -> Callable[[nn.Module], Spec]:
-    return lambda model: {"*": parse_format(text)}
+    return lambda model: {"*": parse_scheme(text)}
 
 
 # The most telling ones first: an interrupted run keeps what it has.
@@ -76,9 +76,9 @@ ROWS = {
         Row("e8p-3", "aqlm", _named("had+e8p:3")),
         Row("e8p-4", "aqlm", _named("had+e8p:4")),
         *(
-            Row(f"{name}-{method}", method, _named(form))
+            Row(f"{name}-{start}", start, _named(form))
             for name, form in (("2:4", "2:4"), ("50%", "sparse:50%"))
-            for method in ("fit", "obs", "iterative-obs")
+            for start in ("fit", "obs", "iterative-obs")
         ),
         Row("aqlm-1x16g8", "aqlm", _named("1x16g8")),
     )

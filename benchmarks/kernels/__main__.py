@@ -1,8 +1,8 @@
 """How fast are the operations on this CPU, against others and against the floor?
 
-``python -m benchmarks.kernels [--quick] [--json FILE] [--clock wall|cpu] [--threads N]``; with
-``--roofline`` it counts what GPUs need in place of timing (:mod:`benchmarks.kernels.roofline`), and
-``python -m benchmarks.kernels.gpu`` times on a GPU.
+``python -m benchmarks.kernels [--quick] [--json FILE] [--plots DIR] [--clock wall|cpu]
+[--threads N]``; with ``--roofline`` it counts what GPUs need in place of timing
+(:mod:`benchmarks.kernels.roofline`), and ``python -m benchmarks.kernels.gpu`` times on a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import torch
 
+from benchmarks.bars import bars
 from benchmarks.kernels.cases import CASES, SEED, Case
 from benchmarks.kernels.machine import Machine
 from benchmarks.report import Check, Report, format_table, parser
@@ -88,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     if chosen.roofline:
         from benchmarks.kernels import roofline  # needs Triton
 
-        return roofline.report_of(quick=chosen.quick, json=chosen.json)
+        return roofline.report_of(quick=chosen.quick, json=chosen.json, plots=chosen.plots)
     torch.set_num_threads(chosen.threads)
     machine = Machine.measure(quick=chosen.quick, clock=chosen.clock)
     settings = {
@@ -109,6 +110,14 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     print(report.format_checks())
     if chosen.json:
         report.write_json(chosen.json)
+    if chosen.plots:
+        others = [
+            {"name": f"{row['case']}: {row['implementation']}", "speedup": row["speedup"]}
+            for row in report.rows
+            if row["implementation"] != OURS
+        ]
+        title = "Times of other implementations over ours"
+        print(bars(others, "name", "speedup", chosen.plots / "kernels.png", title=title, unit="x"))
     return report
 
 

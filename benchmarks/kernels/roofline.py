@@ -11,9 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.bars import bars
 from benchmarks.kernels.workloads import LAYERS, Layer, Work, workloads
 from benchmarks.report import Report, format_table
-from pvopt_kernels.ahead_of_time import TARGETS, CompileSpec, Resources, compile_spec, discover
+from pvopt_kernels.tools.ahead_of_time import (
+    TARGETS,
+    CompileSpec,
+    Resources,
+    compile_spec,
+    discover,
+)
 
 __all__ = ["GPUS", "Gpu", "floor", "report_of"]
 
@@ -149,12 +156,15 @@ def row_of(layer: Layer, work: Work, compiled: _Compiled) -> dict[str, Any]:
     return row
 
 
-def report_of(*, quick: bool = False, json: Path | None = None) -> Report:
+def report_of(
+    *, quick: bool = False, json: Path | None = None, plots: Path | None = None
+) -> Report:
     """Print the floors of all layers and the resources of the kernels.
 
     Args:
         quick: one layer only.
         json: file to write the report to, or None.
+        plots: folder to draw a picture into, or None.
     """
     layers = LAYERS[:1] if quick else LAYERS
     peaks = {gpu.name: asdict(gpu) for gpu in GPUS}
@@ -174,4 +184,10 @@ def report_of(*, quick: bool = False, json: Path | None = None) -> Report:
     report.settings["variants"] = compiled.table()
     if json:
         report.write_json(json)
+    if plots:
+        gpu, first = GPUS[0].name, report.rows[0]["layer"]
+        rows = [row for row in report.rows if row["layer"] == first]
+        named = [{**row, "name": f"{row['operation']} {row['case']}"} for row in rows]
+        file, title = plots / "roofline.png", f"Least time on {gpu}, {first}"
+        print(bars(named, "name", f"{gpu}_us", file, title=title, unit="us"))
     return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 import pvopt
 from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt.formats import native
+from pvopt import formats
 from pvopt.llm import (
     LanguageModel,
     TokenBatches,
@@ -24,7 +24,6 @@ from pvopt.llm import (
     output_head,
 )
 from pvopt.tuning import TuneSettings, build_optimizer
-from pvopt.tuning.optimizers import with_beam_size
 
 __all__ = ["RECIPES", "Settings", "keep_teacher", "prepare", "tune"]
 
@@ -48,8 +47,8 @@ class Settings:
         model: source for :func:`pvopt.llm.load_model`.
         train_text, test_text: sources for :func:`pvopt.llm.load_text`.
         steps, batch, length: optimizer steps; sequences per step; tokens per sequence.
-        stop_after: end a run after that many of the steps (the schedule stays that of all); None:
-            all. For a first comparison in a third of the time.
+        stop_after: end a run after that many of the steps (learning rates fall as in all of them);
+            None: all. For a first comparison in a third of the time.
         micro_batch: sequences per forward and backward pass.
         evaluate_at: steps after which the perplexity is measured.
         context, windows: of the evaluation.
@@ -144,15 +143,12 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     test = torch.load(folder / _TEACHER, mmap=True, weights_only=True)["test"]
     teacher_ppl = text_perplexity(settings, teacher.model, test)
     spec = pvopt.AdditiveCodebooks(
-        num_codebooks=settings.num_codebooks,
-        bits=settings.bits,
-        in_group=settings.group,
-        beam_size=settings.beam_size,
+        num_codebooks=settings.num_codebooks, bits=settings.bits, in_group=settings.group
     )
     begin = time.perf_counter()
     weights = pvopt.quantize_(teacher.model, spec, seed=settings.seed)
     quantize_s = time.perf_counter() - begin
-    native.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
+    formats.save(folder / _START, teacher.model, weights, tokenizer=teacher.tokenizer)
     return {
         "teacher_ppl": teacher_ppl,
         "start_ppl": text_perplexity(settings, teacher.model, test),
@@ -162,21 +158,14 @@ def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     }
 
 
-def _with_beam(weights: pvopt.QuantizedWeights, beam_size: int) -> pvopt.QuantizedWeights:
-    """Return the same codes and values with another beam size of the V step, where it has one."""
-    changed = {
-        name: replace(rep, parametrization=with_beam_size(rep.parametrization, beam_size))
-        if isinstance(rep.parametrization, pvopt.AdditiveCodebooks)
-        else rep
-        for name, rep in weights.items()
-    }
-    return pvopt.QuantizedWeights(weights.model, changed)
-
-
-def _tune_settings(settings: Settings, recipe: str) -> TuneSettings:
+def _tune_settings(settings: Settings, recipe: str, *, beams: bool) -> TuneSettings:
+    """Return the settings of a run; ``beams`` tells whether the format is searched with a beam."""
     # Adafactor: learning rates in units of each weight's size, and a factored second moment, which
     # keeps the ratios between the updates of a row. Adam makes every update alike, and with it the
     # choice of the groups of largest update arbitrary.
+    in_subspace = recipe.startswith("subspace")
+    # Where every group is searched in every step, a beam of 5 would take a minute a step.
+    beam_size = settings.beam_size if in_subspace else 1
     return TuneSettings(
         recipe=recipe,
         base="adafactor",
@@ -184,21 +173,21 @@ def _tune_settings(settings: Settings, recipe: str) -> TuneSettings:
         code_lr=settings.code_lr,
         values_lr=settings.values_lr,
         lr=settings.other_lr,
-        fraction=settings.fraction if recipe.startswith("subspace") else None,
+        subspace=f"greedy:{settings.fraction}" if in_subspace else None,
+        beam=beam_size if beams else None,
         trust_ratio=settings.trust_ratio or 0.0,
-        schedule="linear",
+        lr_schedule="linear",
         seed=settings.seed,
     )
 
 
 def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> dict[str, Any]:
     """Tune the start of that name by one recipe and return its row."""
-    loaded = native.load(folder / start)
+    loaded = formats.load(folder / start)
     model, weights = loaded.model, loaded.weights
-    # Where every group is searched in every step, a beam of 5 would take a minute a step.
-    weights = _with_beam(weights, settings.beam_size if recipe.startswith("subspace") else 1)
     kept = torch.load(folder / _TEACHER, mmap=True, weights_only=True)
-    plan = _tune_settings(settings, recipe)
+    beams = any(rep.parametrization.usual_beam > 1 for rep in weights.values())
+    plan = _tune_settings(settings, recipe, beams=beams)
     optimizer = build_optimizer(weights, plan)
     row: dict[str, Any] = {"recipe": recipe}
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, plan.lr_factor)

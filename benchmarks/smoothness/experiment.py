@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import pvopt
-from pvopt.formats import native
+from pvopt import formats
 from pvopt.llm import LanguageModel, TokenBatches, load_text
 from pvopt.smoothness import (
     SmoothnessEstimate,
@@ -122,7 +122,7 @@ def code_rates(settings: Settings, model: nn.Module, ids: Tensor, start: Path | 
         )
         weights = pvopt.quantize_(model, spec, seed=settings.seed)
     else:
-        loaded = native.load(start)
+        loaded = formats.load(start)
         model, weights = loaded.model, loaded.weights
     rows = []
     for base, subspace in PLAN:

@@ -13,23 +13,23 @@ from torch.optim import AdamW, Optimizer
 
 from benchmarks.timing import CLOCKS
 from pvopt import Greedy, Nearest, optimizer
-from pvopt.engine import v_step as vstep
 from pvopt.parametrizations.codebooks import Codebooks
 from pvopt.rules.value_optimizers import AdamValues
 
-__all__ = ["PARTS", "parts_of"]
+__all__ = ["PARTS", "REST", "parts_of"]
 
 # What is timed, where it is found, and the bytes per weight that it must at least move in float32.
 PARTS: dict[str, tuple[Any, str, float]] = {
     "gradients are finite": (optimizer, "check_finite", 4),
     "base step (fused AdamW)": (AdamW, "step", 28),
-    "gradient of the values": (Codebooks, "value_gradients", 4.25),
+    "gradient of the values": (Codebooks, "pull", 4.25),
     "Adam on the values": (AdamValues, "update_", 0),
-    "decode": (Codebooks, "decode_groups", 4.25),
-    "norms of the groups": (vstep, "group_sq_norms", 8.5),
+    "norms of the groups": (Codebooks, "change_norms", 4.75),
     "selection": (Greedy, "select", 0.5),
     "search of 1 % of the groups": (Nearest, "propose", 0),
+    "writing the weights": (Codebooks, "write_into", 4.25),
 }
+REST = "the rest"
 
 
 class _Clocks:
@@ -76,5 +76,5 @@ def parts_of(optimizer: Optimizer, *, steps: int, clock: str) -> dict[str, float
             optimizer.step()
         whole = clocks.clock() - began
     rest = whole - sum(clocks.seconds.values())
-    found = {**clocks.seconds, "write back and the rest": rest}
+    found = {**clocks.seconds, REST: rest}
     return {part: value / steps for part, value in found.items()}

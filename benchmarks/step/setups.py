@@ -53,7 +53,7 @@ class Weights:
                 "codebooks": 0.7 * torch.randn(2, 256, 8, generator=source),
                 "scales": 0.05 * (0.5 + torch.rand(rows, 1, generator=source)),
             }
-            rep = Representation(parametrization, codes, values, (rows, columns))
+            rep = Representation(parametrization, {"entries": codes}, values, (rows, columns))
             parameter = nn.Parameter(rep.decode())
             parameter.grad = 1e-3 * torch.randn(rows, columns, generator=source)
             parameters.append(parameter)

@@ -26,11 +26,11 @@ _FIRST_SECTIONS = (
     "pvopt.recipes",
     "pvopt.weights",
     "pvopt.parametrizations",
-    "pvopt.rules.rounding",
-    "pvopt.rules.subspace",
-    "pvopt.rules.value_optimizers",
-    "pvopt.rules.phases",
-    "pvopt.engine.v_step",
+    "pvopt.spaces",
+    "pvopt.rules",
+    "pvopt.metrics",
+    "pvopt.engine",
+    "pvopt.core",
 )
 
 # Their --help goes into the page on the command line.
@@ -56,8 +56,10 @@ class PublicName:
     @property
     def module(self) -> str:
         """The module that defines it, or the package itself for a constant."""
-        module = getattr(self.thing, "__module__", None)
-        return module if isinstance(module, str) else self.package
+        # An instance has the module of its class, which is not where the constant is.
+        if self.directive == "autodata":
+            return self.package
+        return getattr(self.thing, "__module__", self.package)
 
     @property
     def directive(self) -> str:

@@ -1,25 +1,52 @@
-"""What the commands share: progress bars, tables, words."""
+"""What the commands share: help on forms, progress bars, tables, words."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from tqdm import tqdm
 
+from pvopt.core.registry import Registry
+
 __all__ = [
     "PARTS",
+    "CommandParser",
     "add_dtype",
     "names_bar",
     "prepare_dtype",
     "print_table",
     "progress_bar",
+    "table_lines",
     "text_part",
 ]
 
 PARTS = ("held-out", "train", "all")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that says what is wrong in one line, and explains short names below its help.
+
+    Attributes:
+        explained: registries whose forms are listed, with those registered since.
+    """
+
+    explained: Sequence[Registry[Any]] = ()
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+
+    def format_help(self) -> str:
+        return super().format_help() + "".join(f"\n{_forms(found)}" for found in self.explained)
+
+
+def _forms(registry: Registry[Any]) -> str:
+    """Return a table of the forms of short names."""
+    rows = [(form.form, form.meaning, form.example) for form in registry.forms]
+    lines = table_lines((registry.kind, "meaning", "example"), rows, left=3)
+    return "".join(f"{line}\n" for line in lines)
 
 
 def progress_bar(**options: Any) -> Any:
@@ -33,13 +60,22 @@ def names_bar(names: list[str]) -> Any:
     return progress_bar(iterable=names, desc="quantize", unit="weight")
 
 
+def table_lines(
+    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
+) -> list[str]:
+    """Return rows of text with aligned columns, the first ``left`` of them to the left."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = []
+    for row in (header, ["-" * width for width in widths], *rows):
+        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
+        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
+        lines.append("  ".join(cells).rstrip())
+    return lines
+
+
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print rows of text with aligned columns, the first one to the left."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    for row in (header, ["-" * width for width in widths], *rows):
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        print("  ".join(cells).rstrip())
+    print("\n".join(table_lines(header, rows)))
 
 
 def add_dtype(parser: argparse.ArgumentParser) -> None:

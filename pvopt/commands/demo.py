@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> int:
     """Quantize, tune, save, load again, compare."""
     import torch
 
-    from pvopt.formats.native import storage_report
+    from pvopt.formats import storage_report
     from pvopt.llm import perplexity
     from pvopt.tuning import (
         Inputs,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         train(trainer, stop)
     if stop():
         return stop.exit_code
-    evaluations = [r for r in trainer.metrics.read() if r["kind"] == "evaluation"]
+    evaluations = [r for r in trainer.records.read() if r["kind"] == "evaluation"]
     teacher = next(r for r in evaluations if r["model"] == "teacher")
     first, *_, last = [r for r in evaluations if r["model"] == "student"]
 

@@ -19,8 +19,8 @@ def add_parser(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of all weights and the sums."""
-    from pvopt.formats.native import storage_report
-    from pvopt.tuning import find_checkpoint, format_name
+    from pvopt.formats import storage_report
+    from pvopt.tuning import find_checkpoint
 
     folder = find_checkpoint(args.checkpoint)
     report = storage_report(folder)
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         [
             weight.name,
             "x".join(map(str, weight.shape)),
-            format_name(weight.parametrization),
+            weight.scheme.name,
             f"{weight.code_bytes:,}",
             f"{weight.value_bytes:,}",
             f"{weight.bits_per_weight:.3f}",

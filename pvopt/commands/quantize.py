@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .common import names_bar, progress_bar
 
 if TYPE_CHECKING:
-    from pvopt import Parametrization, QuantizedWeights
+    from pvopt import QuantizedWeights, Scheme
     from pvopt.llm import LanguageModel
 
 __all__ = ["add_parser", "run"]
@@ -18,13 +18,14 @@ __all__ = ["add_parser", "run"]
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    from pvopt.calibration import METHODS
-    from pvopt.tuning import FORMATS
+    from pvopt.parametrizations import PARAMETRIZATIONS
+    from pvopt.spaces import SPACES
+    from pvopt.starts import STARTS
 
     parser = commands.add_parser("quantize", help="quantize a model, with or without a text")
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
-    forms = ", ".join(FORMATS).replace("%", "%%")  # argparse formats its help
-    parser.add_argument("--format", default="2x8g8", help=forms + "; default 2x8g8")
+    parser.explained = (PARAMETRIZATIONS, SPACES, STARTS)
+    parser.add_argument("--format", default="2x8g8", help="a form below; default 2x8g8")
     parser.add_argument("--calibration", metavar="TEXT", help="file, hub:NAME or pydoc")
     parser.add_argument(
         "--calibration-tokens", type=int, default=65536, metavar="N", help="default 65536"
@@ -37,7 +38,8 @@ def add_parser(commands: Any) -> None:
         help="tokens per sequence; default 1024",
     )
     parser.add_argument(
-        "--method", choices=METHODS, help="of a calibrated start; default: what suits the format"
+        "--start",
+        help="how calibration starts weights, a form below; default: what suits the format",
     )
     parser.add_argument(
         "--fine-tune",
@@ -59,23 +61,23 @@ def run(args: argparse.Namespace) -> int:
     """Quantize and save."""
     import torch
 
-    from pvopt.formats.native import save, storage_report
+    from pvopt.formats import save, storage_report
     from pvopt.llm import load_model
+    from pvopt.parametrizations import parse_scheme
     from pvopt.weights import quantize_
-    from pvopt.tuning import parse_format
 
-    parametrization = parse_format(args.format)
+    scheme = parse_scheme(args.format)
     metadata = {"model": args.model, "format": args.format, "seed": args.seed}
     if args.calibration is None:
-        for name in ("method", "work", "fine_tune"):
+        for name in ("start", "work", "fine_tune"):
             if getattr(args, name):
                 raise ValueError(f"--{name.replace('_', '-')} needs a text: --calibration TEXT")
     loaded = load_model(args.model, dtype=getattr(torch, args.dtype))
     start = time.perf_counter()
     if args.calibration is None:
-        weights = quantize_(loaded.model, parametrization, seed=args.seed, progress=names_bar)
+        weights = quantize_(loaded.model, scheme, seed=args.seed, progress=names_bar)
     else:
-        weights = _calibrated(args, loaded, parametrization, metadata)
+        weights = _calibrated(args, loaded, scheme, metadata)
     seconds = time.perf_counter() - start
     save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
     report = storage_report(args.out)
@@ -89,12 +91,13 @@ def run(args: argparse.Namespace) -> int:
 def _calibrated(
     args: argparse.Namespace,
     loaded: LanguageModel,
-    parametrization: Parametrization,
+    scheme: Scheme,
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
     """Quantize on a text; say how in the metadata."""
-    from pvopt.calibration import FineTuning, calibrate_, default_method, parse_method
+    from pvopt.calibration import FineTuning, calibrate_
     from pvopt.llm import load_text
+    from pvopt.starts import parse_start, usual_start
 
     tokens = loaded.encode(load_text(args.calibration))
     length = args.calibration_length
@@ -108,12 +111,12 @@ def _calibrated(
             f"the text to calibrate on has {len(tokens)} tokens, less than one sequence of "
             f"{length}: take a longer one or a smaller --calibration-length"
         )
-    method = args.method or default_method(parametrization)
+    start = parse_start(args.start) if args.start else usual_start(scheme)
     result = calibrate_(
         loaded.model,
         tokens[: count * length].view(count, length),
-        parametrization,
-        parse_method(method),
+        scheme,
+        start,
         fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
         work=args.work,
         seed=args.seed,
@@ -122,11 +125,11 @@ def _calibrated(
     metadata["calibration"] = {
         "text": args.calibration,
         "tokens": count * length,
-        "method": method,
+        "start": start.name,
         "fine_tune": args.fine_tune,
     }
     print(
-        f"{method} on {count * length:,} tokens: mean relative error of a layer's outputs "
+        f"{start.name} on {count * length:,} tokens: mean relative error of a layer's outputs "
         f"{statistics.mean(result.layer_errors.values()):.4f}"
     )
     return result.weights

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import inspect
-import re
 import sys
 import types
 import typing
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
     from pvopt.llm import PerplexityResult
     from pvopt.tuning import StepRecord, StopRequest, Trainer
 
-__all__ = ["add_parser", "add_settings", "run", "train"]
+__all__ = ["add_fields", "add_parser", "run", "train"]
 
 # What a resumed run may do differently.
 _CHANGEABLE = {"steps", "checkpoint_every", "eval_every", "eval_windows"}
@@ -26,7 +24,11 @@ _CHANGEABLE = {"steps", "checkpoint_every", "eval_every", "eval_windows"}
 
 def add_parser(commands: Any) -> None:
     """Add the command to the command line."""
-    from pvopt.tuning import FORMATS
+    from pvopt.parametrizations import PARAMETRIZATIONS
+    from pvopt.rules.rounding import ROUNDINGS
+    from pvopt.rules.subspace import SUBSPACES
+    from pvopt.spaces import SPACES
+    from pvopt.tuning import Inputs, TuneSettings
 
     # Only what the user gave is in the namespace: a resumed run keeps the rest as it was.
     parser = commands.add_parser(
@@ -35,50 +37,28 @@ def add_parser(commands: Any) -> None:
         argument_default=argparse.SUPPRESS,
         description="Distil a quantized model from its own full-precision original.",
     )
-    parser.add_argument("--model", help="full precision: folder, hub id, smollm2 or tiny-llama")
-    forms = ", ".join(FORMATS).replace("%", "%%")  # argparse formats its help
-    parser.add_argument("--format", help=forms + "; default 2x8g8")
-    parser.add_argument("--checkpoint", help="start from it (with --model: another original)")
-    parser.add_argument("--text", help="file, hub:NAME or pydoc (default)")
-    parser.add_argument("--eval-text", help="default: the last tenth of --text, held out")
+    parser.explained = (PARAMETRIZATIONS, SPACES, SUBSPACES, ROUNDINGS)
+    add_fields(parser, Inputs)
     parser.add_argument("--out", required=True, help="folder for checkpoint, metrics and curves")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out")
-    add_settings(parser)
+    add_fields(parser, TuneSettings)
     parser.set_defaults(run=run)
 
 
-def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every field of the settings, with the help of its docstring."""
-    from pvopt.tuning import TuneSettings, settings
-
-    choices = {
-        "recipe": settings.RECIPES,
-        "base": settings.BASES,
-        "loss": settings.LOSSES,
-        "subspace": settings.SUBSPACES,
-        "metric": settings.METRICS,
-        "schedule": settings.SCHEDULES,
-        "dtype": settings.DTYPES,
-    }
-    hints = typing.get_type_hints(TuneSettings)
-    documented = _argument_help(TuneSettings)
-    for field in fields(TuneSettings):
-        if field.name == "relative_code_lr":
-            group = parser.add_mutually_exclusive_group()
-            for flag, value in (("--relative-code-lr", True), ("--absolute-code-lr", False)):
-                text = documented[field.name] if value else "--code-lr is the same for all weights"
-                group.add_argument(
-                    flag, dest=field.name, action="store_const", const=value, help=text
-                )
-            continue
-        default = "" if field.default in (None, MISSING) else f" (default {field.default})"
-        parser.add_argument(
-            "--" + field.name.replace("_", "-"),
-            type=_plain_type(hints[field.name]),
-            choices=choices.get(field.name),
-            help=documented[field.name].replace("%", "%%") + default,
-        )
+def add_fields(parser: argparse.ArgumentParser, settings: Any) -> None:
+    """Add a flag for every field of a dataclass, explained by the field's metadata."""
+    hints = typing.get_type_hints(settings)
+    for field in fields(settings):
+        help, default = field.metadata["help"].replace("%", "%%"), field.default
+        shown = "" if default in (None, MISSING) else f" (default {default})"
+        flag, kind = "--" + field.name.replace("_", "-"), _plain_type(hints[field.name])
+        if kind is bool:
+            shown = f" (default {'yes' if default else 'no'})"
+            parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=help + shown)
+        else:
+            choices = field.metadata["choices"]
+            parser.add_argument(flag, type=kind, choices=choices, help=help + shown)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -137,7 +117,7 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
             bar.write(f"step {step}: perplexity of the {model} {result.perplexity:.5g}")
 
         trainer.run(stop=stop, on_step=on_step, on_evaluation=on_evaluation)
-    records = trainer.metrics.read()
+    records = trainer.records.read()
     curves = trainer.folder / "curves.png"
     plot_curves(records, curves, title=settings.recipe)
     rows = [
@@ -150,13 +130,13 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
         f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows, "
         f"{settings.dtype}"
     )
-    for path in (trainer.checkpoint, trainer.metrics.path, curves):
+    for path in (trainer.checkpoint, trainer.records.path, curves):
         print(path)
 
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
     """Complete the inputs by the original of a checkpoint."""
-    from pvopt.formats.native import CheckpointError, read_metadata
+    from pvopt.formats import CheckpointError, read_metadata
     from pvopt.tuning import find_checkpoint
 
     if "checkpoint" in inputs and "format" in inputs:
@@ -170,15 +150,6 @@ def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(model, str):
         raise CheckpointError(f"{folder}: does not name its original; give it by --model")
     return {**inputs, "model": model}
-
-
-def _argument_help(cls: type) -> dict[str, str]:
-    """Read the descriptions under ``Args:`` of a docstring."""
-    section = (inspect.getdoc(cls) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = re.findall(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
-    described = {name: " ".join(text.split()).rstrip(".") for name, text in found}
-    # Without the marks of reStructuredText: :mod:`pvopt.recipes`, ``name``.
-    return {f.name: re.sub(r":\w+:(?=`)|`", "", described.get(f.name, "")) for f in fields(cls)}
 
 
 def _plain_type(hint: Any) -> Any:

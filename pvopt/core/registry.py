@@ -39,7 +39,7 @@ class ShortForm(Generic[T]):
 
 
 class Registry(Generic[T]):
-    """Classes of settings by name: each registers itself, in its own file.
+    r"""Classes of settings by name: each registers itself, in its own file.
 
     Args:
         kind: what the classes are, for messages, such as ``"space"``.
@@ -48,7 +48,7 @@ class Registry(Generic[T]):
         >>> from dataclasses import dataclass
         >>> shapes = Registry("shape")
         >>> square = ShortForm(
-        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\\d+)",
+        ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\d+)",
         ...     build=lambda n: Square(side=int(n)), write=lambda s: f"square:{s.side}",
         ... )
         >>> @shapes.register(square)
@@ -108,7 +108,8 @@ class Registry(Generic[T]):
         return iter(self._classes)
 
     def __contains__(self, cls: object) -> bool:
-        return cls in self._classes.values()
+        """Tell whether a class, or one of a name, is registered."""
+        return cls in self._classes or cls in self._classes.values()
 
     @property
     def forms(self) -> tuple[ShortForm[T], ...]:
@@ -225,7 +226,7 @@ class Registry(Generic[T]):
         text = text.strip()
         failed: ValueError | None = None
         # Brackets belong to the last of several names; to the whole only where that fails.
-        for plain, settings in ((text, {}), _brackets(text)):
+        for plain, settings in ((text, {}), _brackets(text, self._value)):
             for form in self._forms.values():
                 if re.fullmatch(form.pattern, plain):
                     try:
@@ -241,6 +242,15 @@ class Registry(Generic[T]):
         forms = ", ".join(form.form for form in self.forms)
         raise ValueError(f"{self.kind} {text!r} is unknown{hint}; the forms are {forms}")
 
+    def _value(self, node: ast.expr) -> Any:
+        """Return a literal, or the registered settings that a call of their class describes."""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and not node.args:
+            for registry in self._nested:
+                if node.func.id in registry:
+                    settings = {str(k.arg): registry._value(k.value) for k in node.keywords}
+                    return registry.from_json({"class": node.func.id, **settings})
+        return ast.literal_eval(node)
+
     def _build(self, form: ShortForm[T], text: str) -> T:
         match = re.fullmatch(form.pattern, text)
         if match is None:
@@ -251,7 +261,9 @@ class Registry(Generic[T]):
             raise ValueError(f"{self.kind} {text!r} ({form.form}): {error}") from error
 
 
-def _brackets(text: str) -> tuple[str, dict[str, Any]]:
+def _brackets(
+    text: str, value: Callable[[ast.expr], Any] = ast.literal_eval
+) -> tuple[str, dict[str, Any]]:
     """Return a short name without the settings in brackets at its end, and these."""
     if not text.endswith("]"):
         return text, {}
@@ -266,7 +278,7 @@ def _brackets(text: str) -> tuple[str, dict[str, Any]]:
         assert isinstance(call, ast.Call)
         if call.args or any(keyword.arg is None for keyword in call.keywords):
             raise ValueError("settings need names")
-        found = {str(k.arg): ast.literal_eval(k.value) for k in call.keywords}
+        found = {str(k.arg): value(k.value) for k in call.keywords}
     except (SyntaxError, ValueError, AssertionError) as error:
         raise ValueError(f"settings {inside!r} of {text!r} must be NAME=VALUE, ...") from error
     return text[:place], found

@@ -60,7 +60,7 @@ def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
         An empty folder.
 
     Raises:
-        CheckpointError: if something else than a folder of ours is in the place.
+        CheckpointError: if something other than a folder of ours is in the place.
 
     Example:
         >>> import tempfile
@@ -76,7 +76,7 @@ def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
         ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
         if not ours:
             raise CheckpointError(
-                f"{folder}: exists and is no checkpoint (it has no {marker}); it is not replaced"
+                f"{folder}: exists and is not a checkpoint (it has no {marker}); it is not replaced"
             )
     target.parent.mkdir(parents=True, exist_ok=True)
     _remove(partial)  # of a writer that was killed

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pvopt.llm.distillation import language_loss
 from pvopt.evaluation_mode import evaluation_mode
+from pvopt.llm.distillation import language_loss
 
 
 @dataclass(frozen=True)

@@ -181,6 +181,32 @@ class Metric(ABC):
             inner: rows and columns of the padded one.
         """
 
-    def to(self, device: torch.device | str) -> Metric:
-        """Return the metric on a device."""
-        return self
+    @abstractmethod
+    def normalized(self) -> Metric:
+        """Return the positive multiple whose diagonal is 1 on average; of a zero metric all ones.
+
+        Nearness does not depend on the multiple: on the number of tokens, on the unit of the
+        inputs. Normalized ones neither overflow nor underflow.
+        """
+
+    def relative_error(self, weight: Tensor, other: Tensor) -> float:
+        r"""Return how far another weight is, relative to the weight, in float64.
+
+        .. math:: \frac{\|W - W_q\|_D}{\|W\|_D}
+
+        With :class:`pvopt.Row` of ``X'X`` this is the relative error of a layer's outputs.
+
+        Args:
+            weight: ``[*shape]``.
+            other: ``[*shape]``.
+
+        Returns:
+            The ratio; 0 for no error, infinite for an error where the weight is 0.
+        """
+        weight = weight.double()
+        error = self.squared_norm(weight - other.double()).clamp(min=0)
+        return float((error / self.squared_norm(weight)).sqrt()) if error > 0 else 0.0
+
+    @abstractmethod
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Metric:
+        """Return the metric on a device, in a dtype (None: its own)."""

@@ -155,5 +155,9 @@ class Diagonal(Metric):
         self.check(shape)
         return self.weights.reshape(-1, matrix_shape(shape)[1])
 
-    def to(self, device: torch.device | str) -> Diagonal:
-        return Diagonal(self.weights.to(device))
+    def normalized(self) -> Diagonal:
+        mean = self.weights.mean()
+        return Diagonal(torch.where(mean > 0, self.weights / mean, 1.0))
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Diagonal:
+        return Diagonal(self.weights.to(device=device, dtype=dtype))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pvopt.core.layout import GroupLayout, matrix_shape
+from pvopt.core.validation import check_number
 
 from .block import Block
 from .contract import GroupCosts, GroupMetric, Metric
@@ -115,8 +116,43 @@ class Row(Metric):
         more = inner[1] - matrix_shape(shape)[1]
         return Row(torch.nn.functional.pad(self.hessian, (0, more, 0, more)))
 
-    def to(self, device: torch.device | str) -> Row:
-        return Row(self.hessian.to(device))
+    def damped(self, fraction: float) -> Row:
+        r"""Add a fraction of the mean diagonal to the diagonal, so that it can be inverted.
+
+        .. math:: H + \lambda I, \qquad \lambda = \text{fraction} \cdot \frac1n \mathrm{tr}\, H
+
+        Args:
+            fraction: at least 0.
+
+        Returns:
+            A damped copy; the identity where the Hessian is zero, which has nothing to be a
+            fraction of.
+
+        Raises:
+            ValueError: if the fraction is negative.
+
+        Example:
+            >>> Row(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).damped(0.5).hessian
+            tensor([[3., 1.],
+                    [1., 3.]])
+
+        References:
+            GPTQ (arXiv 2210.17323), section 3.3, step 3.
+        """
+        check_number("fraction", fraction, 0.0)
+        hessian = self.hessian.clone()
+        mean = hessian.diagonal().mean()
+        hessian.diagonal().add_(torch.where(mean > 0, fraction * mean, 1.0))
+        return Row(hessian)
+
+    def normalized(self) -> Row:
+        mean = self.hessian.diagonal().mean()
+        return Row(
+            self.hessian / mean if mean > 0 else torch.eye(len(self.hessian)).to(self.hessian)
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Row:
+        return Row(self.hessian.to(device=device, dtype=dtype))
 
 
 class ColumnCosts(GroupCosts):

@@ -41,7 +41,8 @@ class AdditiveCodebooks(Codebooks):
     .. math:: w_g = s_g \sum_{m=1}^{M} C_m[z_{g,m}]
 
     2x8g8 (``AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)``) is about 2 bits per weight,
-    1x16g8 about 2.3 on a 7B model, 1x8g8 about 1. The V step is a beam search in random codebook order.
+    1x16g8 about 2.3 on a 7B model, 1x8g8 about 1. The V step is a beam search in random order of
+    the codebooks.
 
     Args:
         num_codebooks: ``M``, 1 to 16.

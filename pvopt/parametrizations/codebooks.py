@@ -60,8 +60,6 @@ class Codebooks(Parametrization):
     stacks = True
     couples = True
 
-    #: Combinations that a V step's search keeps between codebooks, unless options say otherwise.
-    usual_beam: ClassVar[int]
     #: Combinations of the fit's last search, and its rounds before that.
     usual_fit_beam: ClassVar[int]
     usual_iterations: ClassVar[int]

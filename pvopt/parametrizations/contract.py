@@ -43,16 +43,22 @@ class Parametrization(ABC):
             :class:`Representation`): values are then ``count`` times as long, and group ``g`` of
             weight ``w`` has number ``w * num_groups + g``.
         has_levels: whether codes are scalar, so that :meth:`bracket` is defined.
+        usual_beam: combinations that :meth:`search` keeps unless its options say otherwise; 1 where
+            it is exact and has no use for :attr:`SearchOptions.beam_size`.
         couples: whether :meth:`search` understands metrics that couple the weights of a group;
             others are given the metric's diagonal, and the best of several candidates counts.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
             kept beside them); usually a V step leaves values as they are.
+        usual_start: short name of the start that suits it where the layer's inputs are known, as
+            ``pvopt.starts.parse_start`` reads it.
     """
 
     stacks: ClassVar[bool] = False
     has_levels: ClassVar[bool] = False
+    usual_beam: ClassVar[int] = 1
     couples: ClassVar[bool] = False
     values_follow_codes: ClassVar[bool] = False
+    usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:

@@ -99,6 +99,10 @@ class E8P(Parametrization):
 
     stacks = True
 
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return 1 if self.bits == 2 else _USUAL_BEAM
+
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         layout = self.layout(shape)
         # As many bytes for 8 weights as bits for one.

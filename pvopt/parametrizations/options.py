@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+from pvopt.core.registry import Registry
 from pvopt.core.validation import check_integer
 
-__all__ = ["FitOptions", "SearchOptions"]
+__all__ = ["OPTIONS", "FitOptions", "SearchOptions"]
+
+#: Options by name: settings of starts hold them.
+OPTIONS: Registry[Any] = Registry("options")
 
 
+@OPTIONS.register()
 @dataclass(frozen=True, kw_only=True)
 class SearchOptions:
     """How hard the V step's search tries; given to the optimizer and to calibrated starts.
@@ -33,6 +39,7 @@ class SearchOptions:
             check_integer("beam_size", self.beam_size, 1, 1024)
 
 
+@OPTIONS.register()
 @dataclass(frozen=True, kw_only=True)
 class FitOptions:
     """How hard a start without data tries.

@@ -1,4 +1,4 @@
-"""What every fit does first."""
+"""What every start does first."""
 
 from __future__ import annotations
 
@@ -7,7 +7,22 @@ from torch import Tensor
 
 from pvopt.metrics.contract import Metric
 
-__all__ = ["prepare_fit"]
+__all__ = ["prepare_fit", "prepare_weight"]
+
+
+def prepare_weight(weight: Tensor) -> Tensor:
+    """Return a weight in at least float32, detached and contiguous.
+
+    Raises:
+        TypeError: if it is not floating.
+        ValueError: if it is not finite.
+    """
+    if not weight.is_floating_point():
+        raise TypeError(f"weight must be floating, got {weight.dtype}")
+    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
+    if not bool(weight.isfinite().all()):
+        raise ValueError("weight must be finite, got NaN or infinite entries")
+    return weight
 
 
 def prepare_fit(
@@ -28,11 +43,7 @@ def prepare_fit(
         TypeError: if the weight is not floating.
         ValueError: if the weight is not finite, or the metric does not fit it.
     """
-    if not weight.is_floating_point():
-        raise TypeError(f"weight must be floating, got {weight.dtype}")
-    weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
-    if not bool(weight.isfinite().all()):
-        raise ValueError("weight must be finite, got NaN or infinite entries")
+    weight = prepare_weight(weight)
     importance = None
     if metric is not None:
         importance = metric.diagonal(tuple(weight.shape)).to(weight).contiguous()

@@ -22,7 +22,7 @@ from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .sparse_support import SparseSupport, spread
+from .sparse_support import OnSupport, SparseSupport, spread
 from .supports import best_supports
 
 __all__ = ["QuantizedNonzeros"]
@@ -41,7 +41,7 @@ __all__ = ["QuantizedNonzeros"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class QuantizedNonzeros(Parametrization):
+class QuantizedNonzeros(OnSupport):
     r"""A sparse weight, the nonzeros of which are themselves codes and values.
 
     .. math:: w_{g, S_g(j)} = \mathrm{decode}(z, v)_{g j}, \qquad w_{g i} = 0 \;\text{for}\;
@@ -101,6 +101,14 @@ class QuantizedNonzeros(Parametrization):
     @property
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
+
+    @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
+    @property
+    def sparsity(self) -> SparseSupport:
+        return self.support
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         """The supports of a group, and what the inner parametrization needs for its nonzeros."""
@@ -195,21 +203,7 @@ class QuantizedNonzeros(Parametrization):
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
-        """Fit the inner parametrization to the entries of a dense weight on a support.
-
-        Args:
-            weight: ``[*shape]``, floating.
-            support: ``[*shape]`` bool, of the right number of entries in every group.
-            metric: whose diagonal weighs the squared errors, or None for 1.
-            options: how hard to try.
-            generator: source of random draws.
-
-        Returns:
-            Codes of the support and of the nonzeros, values of the nonzeros.
-
-        Raises:
-            ValueError: if a group has another number of entries.
-        """
+        """Fit the inner parametrization to the nonzeros."""
         weight, importance, generator = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         streams = self.streams(shape)

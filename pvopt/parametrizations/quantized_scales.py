@@ -91,6 +91,10 @@ class QuantizedScales(Parametrization):
         return self.inner.stacks
 
     @property
+    def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.usual_beam
+
+    @property
     def couples(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.couples
 

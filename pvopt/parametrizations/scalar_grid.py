@@ -33,6 +33,7 @@ class ScalarGrid(Parametrization):
 
     stacks = True
     has_levels = True
+    usual_start = "gptq"
 
     num_codes: ClassVar[int]
     codes_per_word: ClassVar[int] = 1

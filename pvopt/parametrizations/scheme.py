@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from pvopt.spaces.chain import Chain
 from pvopt.spaces.contract import SPACES, Space
 from pvopt.spaces.identity import identity
 
+from .preparation import prepare_weight
 from .registry import PARAMETRIZATIONS
 
 if TYPE_CHECKING:
@@ -95,18 +96,47 @@ class Scheme:
             TypeError: if the metric does not exist in the space.
             ValueError: if the groups do not fit the shape, or the weight is not finite.
         """
-        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
+        return self.start_inside(
+            weight,
+            metric,
+            lambda inner, own: self.parametrization.fit(
+                inner, metric=own, options=options, generator=generator
+            ),
+        )
+
+    def start_inside(
+        self,
+        weight: Tensor,
+        metric: Metric | None,
+        start: Callable[[Tensor, Metric | None], Representation],
+    ) -> Representation:
+        """Start a representation by a function that works in the space and need not know it.
+
+        The space chooses what it owns, weight and metric enter it, and what the function returns
+        leaves it.
+
+        Args:
+            weight: ``[*shape]``, floating.
+            metric: in which distance, or None for the Euclidean.
+            start: is given the weight in the space (contiguous, finite, at least float32) and the
+                metric there, and returns a representation of the parametrization alone.
+
+        Returns:
+            Codes and values of the weight.
+
+        Raises:
+            TypeError: if the weight is not floating, or the metric does not exist in the space.
+            ValueError: if weight, metric and groups do not fit, or the weight is not finite.
+        """
+        weight = prepare_weight(weight)
         shape = tuple(weight.shape)
         self.check(shape)
+        if metric is not None:
+            metric.check(shape)
         codes, values = self.space.start(weight, metric)
         owned = {**codes, **values}
         inside = self.space.enter_metric(metric, shape, owned)
-        rep = self.parametrization.fit(
-            self.space.enter(weight, owned).contiguous(),
-            metric=inside,
-            options=options,
-            generator=generator,
-        )
+        rep = start(self.space.enter(weight, owned).contiguous(), inside)
         return rep.within(self.space, shape, codes, values)
 
     def bits_per_weight(self, shape: tuple[int, ...], *, value_bits: int = 16) -> float:

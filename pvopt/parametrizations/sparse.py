@@ -41,8 +41,8 @@ class Sparse(SparseSupport):
     .. math:: \|w_g\|_0 = k, \qquad k = \mathrm{round}(\text{density} \cdot |g|) \ge 1
 
     A group is a row or the whole weight; its codes are the mask, a bit per weight (in whole
-    bytes). Values: ``values``, the nonzeros in order, ``[rows, k]`` or ``[k]``. With 16 bits for a nonzero that is
-    1 + 16 density bits per weight.
+    bytes). Values: ``values``, the nonzeros in order, ``[rows, k]`` or ``[k]``. With 16 bits for a
+    nonzero that is 1 + 16 density bits per weight.
 
     A V step moves whole groups: with ``per="tensor"`` there is one, which a subspace rule always
     selects and a trust region always accepts.
@@ -76,6 +76,10 @@ class Sparse(SparseSupport):
             raise ValueError(f"density must be in (0, 1], got {self.density}")
         if self.per not in ("row", "tensor"):
             raise ValueError(f"per must be 'row' or 'tensor', got {self.per!r}")
+
+    @property
+    def usual_start(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return "obs" if self.per == "tensor" else super().usual_start
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         """The mask, eight bits in a byte; the last byte of a group is filled up with zeros."""

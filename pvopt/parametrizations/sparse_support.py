@@ -17,10 +17,45 @@ from .query import Query
 from .representation import Representation
 from .supports import best_supports
 
-__all__ = ["SparseSupport", "spread"]
+__all__ = ["OnSupport", "SparseSupport", "spread"]
 
 
-class SparseSupport(Parametrization):
+class OnSupport(Parametrization):
+    """A sparse parametrization: it can represent any weight on a support that a start chooses."""
+
+    @property
+    @abstractmethod
+    def sparsity(self) -> SparseSupport:
+        """Where nonzeros may be: how many in each group."""
+
+    @abstractmethod
+    def represent(
+        self,
+        weight: Tensor,
+        support: Tensor,
+        *,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Put the entries of a dense weight on a support into a representation.
+
+        Args:
+            weight: ``[*shape]``, floating, at least float32.
+            support: ``[*shape]`` bool, of the right number of entries in every group.
+            metric: whose diagonal weighs the squared errors of the nonzeros, or None for 1.
+            options: how hard a fit of the nonzeros tries.
+            generator: source of random draws.
+
+        Returns:
+            Codes of the support, codes and values of the nonzeros.
+
+        Raises:
+            ValueError: if a group has another number of entries.
+        """
+
+
+class SparseSupport(OnSupport):
     r"""A fixed number of nonzeros in every group; codes say where, values how large they are.
 
     .. math:: w_{g, S_g(j)} = v_{g j}, \qquad w_{g i} = 0 \;\text{for}\; i \notin S_g
@@ -38,6 +73,11 @@ class SparseSupport(Parametrization):
 
     stacks = True
     values_follow_codes = True
+    usual_start = "iterative-obs"
+
+    @property
+    def sparsity(self) -> SparseSupport:
+        return self
 
     @abstractmethod
     def num_nonzeros(self, shape: tuple[int, ...]) -> int:
@@ -56,19 +96,16 @@ class SparseSupport(Parametrization):
         layout = rep.layout
         return layout.merge(self.masks(rep.group_codes(), layout.group_size))
 
-    def represent(self, weight: Tensor, support: Tensor) -> Representation:
-        """Put the entries of a dense weight on a support into a representation.
-
-        Args:
-            weight: ``[*shape]``, at least float32.
-            support: ``[*shape]`` bool, of the right number of entries in every group.
-
-        Returns:
-            Codes of the support, values of the weight on it.
-
-        Raises:
-            ValueError: if a group has another number of entries.
-        """
+    def represent(
+        self,
+        weight: Tensor,
+        support: Tensor,
+        *,
+        metric: Metric | None = None,
+        options: FitOptions | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Representation:
+        """Take the nonzeros as they are, whatever the metric."""
         shape = tuple(weight.shape)
         layout, count = self.layout(shape), self.num_nonzeros(shape)
         masks = layout.split(support)

@@ -3,25 +3,38 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_integer, check_number
+from pvopt.engine.column_search import row_metric_search
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.row import Row
 from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.options import FitOptions, SearchOptions
 from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.validation import check_integer
-from pvopt.engine.column_descent import row_metric_search
 
-from .contract import Initialization
+from .contract import STARTS, Start
 from .gptq import GPTQ
-from .hessian import damped
 
 __all__ = ["AQLM"]
 
 
-@dataclass(frozen=True)
-class AQLM(Initialization):
+@STARTS.register(
+    ShortForm(
+        form="aqlm",
+        meaning="codes and values in turn, for the layer's outputs",
+        example="aqlm",
+        pattern="aqlm",
+        build=lambda: AQLM(),
+        write=lambda start: "aqlm",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class AQLM(Start):
     r"""Alternate the best codes and the best values for the layer's outputs.
 
     .. math:: \min_{z, v} \; \mathrm{tr}\,(W - \mathrm{decode}(z, v))\, H\,
@@ -39,23 +52,24 @@ class AQLM(Initialization):
         steps: Adam's steps per round.
         lr: Adam's learning rate in units of the root mean square of each value tensor, falling
             linearly to a tenth within a round.
-        beam_size: of the search; None for the parametrization's own.
         damping: fraction of the Hessian's mean diagonal that is added to it.
+        search_options: how hard the searches of codes try.
+        fit_options: how hard the weighted fit tries.
 
     Raises:
-        TypeError: if a count is no integer.
+        TypeError: if a count is not an integer.
         ValueError: if an argument is out of range.
 
     Example:
-        >>> from pvopt import AdditiveCodebooks
-        >>> from pvopt.starts import layer_error
+        >>> from pvopt import AdditiveCodebooks, Row
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(32, 16, generator=draws)
-        >>> hessian, books = inputs.T @ inputs, AdditiveCodebooks(num_codebooks=2, bits=4, in_group=4)
-        >>> calibrated = AQLM().start(weight, books, hessian=hessian).decode()
-        >>> error = layer_error(weight, calibrated, hessian)
-        >>> bool(error < 0.5 * layer_error(weight, books.fit(weight).decode(), hessian))
+        >>> metric = Row(inputs.T @ inputs)
+        >>> books = AdditiveCodebooks(num_codebooks=2, bits=4, in_group=4)
+        >>> rep = AQLM().start(weight, books, metric=metric)
+        >>> error = metric.relative_error(weight, rep.decode())
+        >>> error < 0.7 * metric.relative_error(weight, books.fit(weight).decode())
         True
 
     References:
@@ -66,45 +80,43 @@ class AQLM(Initialization):
     tolerance: float = 0.02
     steps: int = 30
     lr: float = 0.01
-    beam_size: int | None = None
     damping: float = 1e-3
+    search_options: SearchOptions = field(default_factory=SearchOptions)
+    fit_options: FitOptions = field(default_factory=FitOptions)
+
+    needs_metric = Row
 
     def __post_init__(self) -> None:
         check_integer("max_rounds", self.max_rounds, 1, 1000)
         check_integer("steps", self.steps, 0, 100_000)
-        if self.beam_size is not None:
-            check_integer("beam_size", self.beam_size, 1, 1024)
         if not 0 <= self.tolerance < 1:
             raise ValueError(f"tolerance must be in [0, 1), got {self.tolerance}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be at least 0 and finite, got {self.damping}")
+        check_number("lr", self.lr, 0.0, above=True)
+        check_number("damping", self.damping, 0.0)
 
     def _start(
         self,
         weight: Tensor,
         parametrization: Parametrization,
-        hessian: Tensor | None,
+        metric: Metric | None,
         generator: torch.Generator,
     ) -> Representation:
-        assert hessian is not None
+        assert isinstance(metric, Row)
         # GPTQ's recursion leaves an error for all later columns to make up for; a first pass of
         # the search does not look ahead. Layer error of a q_proj of SmolLM2 at 2x8g8, two rounds:
         # 0.091 with it, 0.099 without (k-means alone: 0.131).
-        rep = GPTQ().start(weight, parametrization, hessian=hessian, generator=generator)
-        metric = damped(hessian, self.damping)
-        metric = (metric / metric.diagonal().mean()).to(weight.dtype)
-        matrix = weight.reshape(-1, len(metric))
-        error = _error(rep, matrix, metric)
+        first = GPTQ(search_options=self.search_options, fit_options=self.fit_options)
+        rep = first._start(weight, parametrization, metric, generator)
+        own = metric.damped(self.damping).normalized().to(weight.device, weight.dtype)
+        error = float(own.squared_norm(rep.decode() - weight))
         for _ in range(self.max_rounds):
-            row_metric_search(rep, weight, metric, beam_size=self.beam_size, generator=generator)
-            before, error = error, self._tune_values(rep, matrix, metric)
+            row_metric_search(rep, weight, own, options=self.search_options, generator=generator)
+            before, error = error, self._tune_values(rep, weight, own)
             if not error < (1 - self.tolerance) * before:
                 break
         return rep
 
-    def _tune_values(self, rep: Representation, weight: Tensor, metric: Tensor) -> float:
+    def _tune_values(self, rep: Representation, weight: Tensor, metric: Row) -> float:
         """Run Adam on the values, leave the best ones; return their squared error."""
         values = list(rep.values.values())
         sizes = [float(v.square().mean().sqrt()) or 1.0 for v in values]
@@ -113,8 +125,8 @@ class AQLM(Initialization):
         fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda t: 1 - 0.9 * t / max(1, self.steps))
         best, kept = math.inf, [v.clone() for v in values]
         for step in range(self.steps + 1):
-            difference = rep.decode().view_as(weight) - weight
-            gradient = difference @ metric  # half of it
+            difference = (rep.decode() - weight).view(-1, len(metric.hessian))
+            gradient = difference @ metric.hessian  # half of it
             error = float((difference * gradient).sum())
             if error < best:
                 best = error
@@ -122,7 +134,7 @@ class AQLM(Initialization):
                     old.copy_(value)
             if step == self.steps:
                 break
-            pulled = rep.parametrization.value_gradients(rep, gradient.view(rep.shape))
+            pulled = rep.pull([gradient.view(rep.shape)])
             for name, value in rep.values.items():
                 value.grad = pulled[name]
             adam.step()
@@ -131,8 +143,3 @@ class AQLM(Initialization):
             value.grad = None
             value.copy_(old)
         return best
-
-
-def _error(rep: Representation, weight: Tensor, metric: Tensor) -> float:
-    difference = rep.decode().view_as(weight) - weight
-    return float(((difference @ metric) * difference).sum())

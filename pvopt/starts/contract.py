@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from pvopt.core.registry import Registry
+from pvopt.metrics.contract import Metric
 from pvopt.parametrizations.contract import Parametrization
-from pvopt.spaces.rotation import Incoherent
-from pvopt.parametrizations.layout import matrix_shape
+from pvopt.parametrizations.options import OPTIONS
 from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme, as_scheme
 
-__all__ = ["Initialization"]
+__all__ = ["STARTS", "Start", "parse_start", "usual_start"]
+
+#: Starts by name.
+STARTS: Registry[Start] = Registry("start")
+STARTS.nests(OPTIONS)
 
 
-class Initialization(ABC):
+class Start(ABC):
     """How a dense weight gets its first codes and values; a frozen dataclass of settings.
 
-    A subclass defines ``_start``; :meth:`start` checks and prepares its arguments.
+    A subclass defines ``_start``, which works in the space of the groups, and registers itself in
+    :data:`STARTS`; :meth:`start` checks its arguments, enters the space and leaves it.
     """
 
+    #: The kind of metric that it works in; None for a start that looks at the weight alone.
+    needs_metric: ClassVar[type[Metric] | None] = None
+
     @property
-    def needs_hessian(self) -> bool:
-        """Whether :meth:`start` must be given the Hessian of the layer's inputs."""
-        return True
+    def name(self) -> str:
+        """The short name, losslessly; the inverse of :func:`parse_start`."""
+        return STARTS.name(self)
 
     @torch.no_grad()
     def start(
         self,
         weight: Tensor,
-        parametrization: Parametrization,
+        scheme: Parametrization | Scheme,
         *,
-        hessian: Tensor | None = None,
+        metric: Metric | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
-        r"""Return a representation of a weight that keeps the layer's outputs close.
+        r"""Return a representation that is close to a weight: in a metric, if the start needs one.
+
+        With the metric of the layer's inputs it keeps the layer's outputs close:
 
         .. math:: \min_{z, v} \; \|X (W - W_q)'\|_F^2 = \mathrm{tr}\, (W - W_q) H (W - W_q)',
             \qquad H = X'X
@@ -43,10 +56,10 @@ class Initialization(ABC):
         Args:
             weight: ``[*shape]``, floating; computed in at least float32, seen as a matrix
                 ``[out, in]``.
-            parametrization: the settings of the representation.
-            hessian: ``[in, in]`` symmetric positive semidefinite, ``X'X`` of the layer's inputs
-                ``X`` ``[tokens, in]``. Any positive multiple gives the same start, up to rounding:
-                the sum over tokens or their mean. None where the method needs none.
+            scheme: the settings of the representation.
+            metric: such as :class:`pvopt.Row` of ``X'X`` for the layer's inputs ``X``
+                ``[tokens, in]``. Any positive multiple gives the same start, up to rounding: the
+                sum over tokens or their mean. Ignored by starts that need none.
             generator: source of every random draw, on the weight's device; None draws from a fresh
                 one seeded with 0.
 
@@ -54,48 +67,49 @@ class Initialization(ABC):
             Codes and values of the weight; the values have the weight's dtype, at least float32.
 
         Raises:
-            TypeError: if the weight is not floating, or the method cannot start the
+            TypeError: if the weight is not floating, the metric is of another kind than the start
+                needs or does not exist in the space, or the start does not suit the
                 parametrization.
-            ValueError: if the Hessian is missing or does not fit the weight, either is not finite,
+            ValueError: if a metric is missing or does not fit the weight, the weight is not finite,
                 or groups do not fit the weight.
         """
-        if not weight.is_floating_point():
-            raise TypeError(f"weight must be floating, got {weight.dtype}")
-        weight = weight.detach().to(torch.promote_types(weight.dtype, torch.float32)).contiguous()
-        if not weight.isfinite().all():
-            raise ValueError("weight must be finite, got NaN or infinite entries")
-        if generator is None:
-            generator = torch.Generator(weight.device).manual_seed(0)
-        if hessian is None and self.needs_hessian:
+        scheme, kind = as_scheme(scheme), self.needs_metric
+        if kind is None:
+            metric = None
+        elif metric is None:
             raise ValueError(
-                f"{type(self).__name__} needs the hessian X'X of the layer's inputs, got None"
+                f"{type(self).__name__} needs the metric of the layer's inputs, Row(X'X), got None"
             )
-        if hessian is not None:
-            hessian = _checked(hessian, weight)
-        if isinstance(parametrization, Incoherent):  # the same problem, in the rotated space
-            if hessian is not None:
-                hessian = parametrization.split_hessian(hessian, tuple(weight.shape))
-            rotated = parametrization.rotate(weight)
-            rep = self._start(rotated, parametrization.inner, hessian, generator)
-            return Representation(parametrization, rep.codes, rep.values, rep.shape)
-        return self._start(weight, parametrization, hessian, generator)
+        else:  # float64: Hessians of few tokens are nearly singular
+            metric = metric.to(weight.device, torch.float64)
+        source = torch.Generator(weight.device).manual_seed(0) if generator is None else generator
+
+        def inside(inner: Tensor, own: Metric | None) -> Representation:
+            if kind is not None and not isinstance(own, kind):
+                raise TypeError(
+                    f"{type(self).__name__} needs a metric {kind.__name__} in the space of the "
+                    f"groups, got {type(own).__name__}"
+                )
+            return self._start(inner, scheme.parametrization, own, source)
+
+        return scheme.start_inside(weight, metric, inside)
 
     @abstractmethod
     def _start(
         self,
         weight: Tensor,
         parametrization: Parametrization,
-        hessian: Tensor | None,
+        metric: Metric | None,
         generator: torch.Generator,
     ) -> Representation:
-        """Start a representation; the arguments are checked.
+        """Start a representation in the space of the groups; the arguments are checked.
 
         Args:
             weight: ``[*shape]``, contiguous, finite, at least float32. Not to be changed.
             parametrization: the settings of the representation.
-            hessian: ``[in, in]`` float64 on the weight's device, finite, symmetric, with a
-                non-negative diagonal; possibly singular. Not to be changed. None only if
-                :attr:`needs_hessian` is False.
+            metric: in the space, of the kind that the start needs, in float64; possibly singular.
+                A start that needs none is given the space's Euclidean one: None, or the weights of
+                squared errors in a space that is no isometry.
             generator: source of every random draw.
 
         Returns:
@@ -103,20 +117,34 @@ class Initialization(ABC):
         """
 
 
-def _checked(hessian: Tensor, weight: Tensor) -> Tensor:
-    """Return the Hessian in float64 on the weight's device."""
-    columns = matrix_shape(weight.shape)[1]
-    if tuple(hessian.shape) != (columns, columns):
-        raise ValueError(
-            f"hessian must have shape [{columns}, {columns}] for a weight of shape "
-            f"{list(weight.shape)}, got {list(hessian.shape)}"
-        )
-    hessian = hessian.detach().to(device=weight.device, dtype=torch.float64)
-    if not hessian.isfinite().all():
-        raise ValueError("hessian must be finite, got NaN or infinite entries")
-    if (hessian.diagonal() < 0).any():
-        raise ValueError("hessian must have a non-negative diagonal, got a negative entry")
-    size = hessian.diagonal().max()
-    if (hessian - hessian.T).abs().max() > 1e-3 * size:
-        raise ValueError("hessian must be symmetric, got entries that differ by over 0.1 %")
-    return hessian
+def parse_start(text: str) -> Start:
+    """Make a start of its short name.
+
+    Args:
+        text: such as ``"gptq"``. Settings follow in brackets: ``"gptq[damping=0.02]"``.
+
+    Returns:
+        The start.
+
+    Raises:
+        ValueError: if no start has the name, or a setting is out of range.
+
+    Example:
+        >>> parse_start("gptq[damping=0.02]").damping, parse_start("fit:weighted").name
+        (0.02, 'fit:weighted')
+    """
+    return STARTS.parse(text)
+
+
+def usual_start(scheme: Parametrization | Scheme) -> Start:
+    """Return the calibrated start that suits a scheme, as its parametrization declares it.
+
+    Args:
+        scheme: of the weights.
+
+    Example:
+        >>> from pvopt import UniformGrid, parse_scheme
+        >>> usual_start(UniformGrid(bits=4)).name, usual_start(parse_scheme("had+e8p:2")).name
+        ('gptq', 'aqlm')
+    """
+    return parse_start(as_scheme(scheme).parametrization.usual_start)

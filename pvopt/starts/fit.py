@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_bool
+from pvopt.metrics.contract import Metric
 from pvopt.parametrizations.contract import Parametrization
-from pvopt.parametrizations.layout import matrix_shape
+from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
 
-from .contract import Initialization
+from .contract import STARTS, Start
 
 __all__ = ["Fit"]
 
 
-@dataclass(frozen=True)
-class Fit(Initialization):
-    r"""Start by :meth:`pvopt.Parametrization.fit`, with or without the scale of the inputs.
+@STARTS.register(
+    ShortForm(
+        form="fit[:weighted]",
+        meaning="the format's own fit, without data; weighted: by the size of the inputs",
+        example="fit, fit:weighted",
+        pattern=r"fit(:weighted)?",
+        build=lambda weighted: Fit(weighted=weighted is not None),
+        write=lambda start: "fit:weighted" if start.weighted else "fit",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class Fit(Start):
+    r"""Start by :meth:`pvopt.Scheme.fit`, with or without the size of the inputs.
 
-    .. math:: \min_{z, v} \sum_{ij} d_j (W_{ij} - W_{q,ij})^2, \qquad
-        d_j = 1 \;\text{or}\; H_{jj}
+    .. math:: \min_{z, v} \sum_{ij} d_{ij} (W_{ij} - W_{q,ij})^2, \qquad
+        d_{ij} = 1 \;\text{or the metric's diagonal, such as}\; H_{jj}
 
     For :class:`pvopt.UniformGrid` this is rounding to nearest with a search of the clipping, for
-    codebooks (weighted, residual) k-means.
+    codebooks (weighted, residual) k-means, for sparse weights the largest magnitudes.
 
     Args:
-        weighted: whether errors count as much as the input they meet, by the diagonal of the
-            Hessian; otherwise no data is needed.
+        weighted: whether errors count as much as the inputs they meet, by the diagonal of the
+            metric; otherwise no data is needed.
+        fit_options: how hard to try.
 
     Raises:
-        TypeError: if ``weighted`` is no bool.
+        TypeError: if ``weighted`` is not a bool.
 
     Example:
         >>> from pvopt import UniformGrid
@@ -41,27 +55,24 @@ class Fit(Initialization):
     """
 
     weighted: bool = False
+    fit_options: FitOptions = field(default_factory=FitOptions)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.weighted, bool):
-            raise TypeError(f"weighted must be a bool, got {self.weighted!r}")
+        check_bool("weighted", self.weighted)
 
     @property
-    def needs_hessian(self) -> bool:
-        """Whether the fit is weighted."""
-        return self.weighted
+    def needs_metric(self) -> type[Metric] | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return Metric if self.weighted else None
 
     def _start(
         self,
         weight: Tensor,
         parametrization: Parametrization,
-        hessian: Tensor | None,
+        metric: Metric | None,
         generator: torch.Generator,
     ) -> Representation:
-        metric = None
-        if self.weighted and hessian is not None:
-            diagonal = hessian.diagonal().to(weight.dtype)  # [in]
-            usual = diagonal.mean()
-            diagonal = diagonal / usual if usual > 0 else torch.ones_like(diagonal)
-            metric = diagonal.expand(matrix_shape(weight.shape)).reshape(weight.shape)
-        return parametrization.fit(weight, metric=metric, generator=generator)
+        if self.weighted and metric is not None:
+            metric = metric.normalized()
+        return parametrization.fit(
+            weight, metric=metric, options=self.fit_options, generator=generator
+        )

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pvopt.core.draws import Draws
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_bool, check_number
+from pvopt.metrics.block import Block
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.diagonal import Diagonal
+from pvopt.metrics.row import Row
 from pvopt.parametrizations.contract import Parametrization
-from pvopt.metrics.block import BlockMetric
-from pvopt.parametrizations.layout import GroupLayout
-from pvopt.parametrizations.representation import Representation, code_dtype
+from pvopt.parametrizations.options import FitOptions, SearchOptions
+from pvopt.parametrizations.query import Query
+from pvopt.parametrizations.representation import Representation
 
-from .contract import Initialization
+from .contract import STARTS, Start
 from .fit import Fit
-from .hessian import damped
 
 __all__ = ["GPTQ"]
 
@@ -23,8 +28,18 @@ __all__ = ["GPTQ"]
 _BATCH = 128
 
 
-@dataclass(frozen=True)
-class GPTQ(Initialization):
+@STARTS.register(
+    ShortForm(
+        form="gptq",
+        meaning="column by column, later ones make up for the errors (LDLQ for groups of inputs)",
+        example="gptq, gptq[damping=0.02]",
+        pattern="gptq",
+        build=lambda: GPTQ(),
+        write=lambda start: "gptq",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
+class GPTQ(Start):
     r"""Round block columns one after the other; later columns take up the error of earlier ones.
 
     With the damped Hessian factored as :math:`H = R R'`, R upper triangular (for blocks of several
@@ -42,23 +57,25 @@ class GPTQ(Initialization):
     Args:
         damping: fraction of the Hessian's mean diagonal that is added to it.
         activation_order: whether columns are visited in the order of decreasing diagonal of the
-            Hessian: errors of loud inputs are passed on to quiet ones. Otherwise from left to
-            right.
+            Hessian: errors of high-energy inputs are passed on to low-energy ones. Otherwise from
+            left to right. Which inputs share a scale stays; :class:`pvopt.Permutation` groups them
+            by their energy.
+        search_options: how hard the search of each block column tries.
+        fit_options: how hard the fits of values try.
 
     Raises:
-        TypeError: if ``activation_order`` is no bool.
+        TypeError: if ``activation_order`` is not a bool.
         ValueError: if ``damping`` is negative or not finite.
 
     Example:
-        >>> from pvopt import UniformGrid
-        >>> from pvopt.starts import layer_error
+        >>> from pvopt import Row, UniformGrid
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(8, 16, generator=draws)
-        >>> hessian, grid = inputs.T @ inputs, UniformGrid(bits=2)
-        >>> calibrated = GPTQ().start(weight, grid, hessian=hessian).decode()
-        >>> error = layer_error(weight, calibrated, hessian)
-        >>> bool(error < 0.5 * layer_error(weight, grid.fit(weight).decode(), hessian))
+        >>> metric, grid = Row(inputs.T @ inputs), UniformGrid(bits=2)
+        >>> rep = GPTQ().start(weight, grid, metric=metric)
+        >>> error = metric.relative_error(weight, rep.decode())
+        >>> error < 0.7 * metric.relative_error(weight, grid.fit(weight).decode())
         True
 
     References:
@@ -69,54 +86,39 @@ class GPTQ(Initialization):
     damping: float = 0.01
     activation_order: bool = True
 
+    search_options: SearchOptions = field(default_factory=SearchOptions)
+    fit_options: FitOptions = field(default_factory=FitOptions)
+
+    needs_metric = Row
+
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be at least 0 and finite, got {self.damping}")
-        if not isinstance(self.activation_order, bool):
-            raise TypeError(f"activation_order must be a bool, got {self.activation_order!r}")
+        check_number("damping", self.damping, 0.0)
+        check_bool("activation_order", self.activation_order)
 
     def _start(
         self,
         weight: Tensor,
         parametrization: Parametrization,
-        hessian: Tensor | None,
+        metric: Metric | None,
         generator: torch.Generator,
     ) -> Representation:
-        assert hessian is not None
-        shape = tuple(weight.shape)
-        layout = parametrization.layout(shape)
-        own_space = type(parametrization).split is Parametrization.split
-        value_columns = parametrization.value_columns(shape) if own_space else None
-        if value_columns is None:
-            # In a rotated space all inputs are about equally loud, so there is nothing to weigh.
-            fit = Fit(weighted=own_space)
-            rep = fit.start(weight, parametrization, hessian=hessian, generator=generator)
+        assert isinstance(metric, Row)
+        if parametrization.value_columns(tuple(weight.shape)) is None:
+            fit = Fit(weighted=True, fit_options=self.fit_options)
+            rep = fit._start(weight, parametrization, metric, generator)
         else:
-            rep = _empty(weight, parametrization)
-        metric = damped(parametrization.split_hessian(hessian, shape), self.damping)
-        groups = layout.merge(parametrization.split(weight)).reshape(
-            layout.rows * layout.out_group, -1
-        )
-        order = self._order(metric, layout)
-        _Recursion(rep, groups, metric, order, value_columns, generator).run()
+            rep = _blank(weight, parametrization)
+        _Recursion(self, rep, weight, metric.damped(self.damping).hessian, generator).run()
         return rep
 
-    def _order(self, metric: Tensor, layout: GroupLayout) -> Tensor:
-        """Return the block columns in the order of their visits, ``[cols]``."""
-        if not self.activation_order:
-            return torch.arange(layout.cols, device=metric.device)
-        loudness = metric.diagonal().view(layout.cols, layout.in_group).sum(1)
-        return loudness.argsort(descending=True, stable=True)
 
-
-def _empty(weight: Tensor, parametrization: Parametrization) -> Representation:
+def _blank(weight: Tensor, parametrization: Parametrization) -> Representation:
     """Return a representation whose codes and values are still to be set."""
     shape = tuple(weight.shape)
-    codes = torch.zeros(
-        parametrization.code_shape(shape),
-        dtype=code_dtype(parametrization.code_bits),
-        device=weight.device,
-    )
+    codes = {
+        name: torch.zeros(stream.shape, dtype=stream.dtype, device=weight.device)
+        for name, stream in parametrization.streams(shape).items()
+    }
     shapes = parametrization.value_shapes(shape)
     values = {name: weight.new_zeros(size) for name, size in shapes.items()}
     return Representation(parametrization, codes, values, shape)
@@ -126,34 +128,38 @@ class _Recursion:
     """The walk over the columns of one weight.
 
     Args:
+        settings: of the start.
         rep: codes (and values) to set.
-        weight: ``[out, in]`` in the space of the groups; not changed.
-        metric: ``[in, in]`` float64, positive definite.
-        order: ``[cols]`` the block columns in the order of their visits.
-        value_columns: number of neighbouring columns with values of their own, or None.
+        weight: ``[*shape]``; not changed.
+        hessian: ``[in, in]`` float64, positive definite.
         generator: source of random draws.
     """
 
     def __init__(
         self,
+        settings: GPTQ,
         rep: Representation,
         weight: Tensor,
-        metric: Tensor,
-        order: Tensor,
-        value_columns: int | None,
+        hessian: Tensor,
         generator: torch.Generator,
     ) -> None:
-        self.rep, self.generator = rep, generator
+        self.settings, self.rep, self.generator = settings, rep, generator
         self.layout = layout = rep.layout
-        self.order = order.tolist()
+        self.value_columns = rep.parametrization.value_columns(rep.shape)
+        energy = hessian.diagonal()
+        order = torch.arange(layout.cols, device=weight.device)
+        if settings.activation_order:
+            of_blocks = energy.view(layout.cols, layout.in_group).sum(1)
+            order = of_blocks.argsort(descending=True, stable=True)
+        self.order = order.tolist()  # of the block columns
         inside = torch.arange(layout.in_group, device=order.device)
         self.columns = (order[:, None] * layout.in_group + inside).flatten()  # [in], as visited
         self.places = self.columns.argsort()  # where a column is visited
-        factor, inverse = _factor(metric[self.columns][:, self.columns])
+        factor, inverse = _factor(hessian[self.columns][:, self.columns])
         self.factor, self.inverse = factor.to(weight.dtype), inverse.to(weight.dtype)
-        self.weight = weight[:, self.columns]  # a copy, in the order of the visits
-        self.importance = metric.diagonal().to(weight.dtype)
-        self.value_columns = value_columns
+        # A copy, in the order of the visits.
+        self.weight = weight.view(-1, len(hessian))[:, self.columns]
+        self.energy = energy.to(weight.dtype)
         self.rows = torch.arange(layout.rows, device=order.device)
 
     def run(self) -> None:
@@ -165,11 +171,10 @@ class _Recursion:
             errors = torch.zeros_like(self.weight[:, start:stop])  # scaled by the factor
             for left in range(start, stop, width):
                 column, right = self.order[left // width], left + width
-                if self.value_columns is not None:
-                    group = column * width // self.value_columns
-                    if group not in begun:
-                        begun.add(group)
-                        self._refit(group, errors[:, : left - start], start)
+                size = self.value_columns
+                if size is not None and (group := column * width // size) not in begun:
+                    begun.add(group)
+                    self._refit(group, size, errors[:, : left - start], start, stop)
                 here = slice(left, right)
                 decoded = self._round(column, self.weight[:, here], self.factor[here, here])
                 error = (self.weight[:, here] - decoded) @ self.factor[here, here]
@@ -181,35 +186,40 @@ class _Recursion:
         """Set the codes of a block column; return what it decodes to, ``[out, in_group]``."""
         rep, layout = self.rep, self.layout
         parametrization = rep.parametrization
-        groups = self.rows * layout.cols + column
-        goal = target.reshape(layout.rows, layout.group_size)  # rows of a group are neighbours
-        metric = None
-        if layout.in_group > 1:
-            block = factor @ factor.T
-            if layout.out_group > 1:
-                block = torch.kron(torch.eye(layout.out_group).to(block), block)
-            metric = BlockMetric(block)
-        found = parametrization.candidates(
-            goal, rep, groups, 1, metric=metric, generator=self.generator
+        query = Query(
+            target=target.reshape(layout.rows, layout.group_size),  # rows of a group are neighbours
+            rep=rep,
+            groups=self.rows * layout.cols + column,
+            metric=Block(factor @ factor.T) if layout.in_group > 1 else None,
+            options=self.settings.search_options,
+            draws=Draws.of(self.generator, rep.device),
         )
-        codes = found.codes[:, 0]
-        decoded = parametrization.decode_moved(goal, rep, groups, codes)
-        parametrization.move_(goal, rep, groups, codes)
+        codes = parametrization.candidates(query).codes[:, 0]
+        decoded = parametrization.decode_moved(query, codes)
+        parametrization.move_(rep, query.groups, codes, decoded)
         return decoded.reshape(target.shape)
 
-    def _refit(self, group: int, errors: Tensor, start: int) -> None:
-        """Fit the values of a group of columns to what these have become."""
-        assert self.value_columns is not None
-        first = group * self.value_columns
-        places = self.places[first : first + self.value_columns]
+    def _refit(self, group: int, size: int, errors: Tensor, start: int, stop: int) -> None:
+        """Fit the values of a group of columns to what these have become.
+
+        Args:
+            group: its number.
+            size: of a group.
+            errors: of the columns of this batch that are rounded already.
+            start: of the batch.
+            stop: of the batch; columns beyond it have not been told of these errors yet.
+        """
+        columns = slice(group * size, (group + 1) * size)
+        places = self.places[columns]
         present = self.weight[:, places]
-        # Columns beyond the present batch have not been told of its errors yet.
-        outside = places >= start + max(1, _BATCH // self.layout.in_group) * self.layout.in_group
         late = errors @ self.inverse[start : start + errors.shape[1], places]
-        present = torch.where(outside, present - late, present)
-        importance = self.importance[first : first + self.value_columns].expand_as(present)
+        present = torch.where(places >= stop, present - late, present)
+        energy = self.energy[columns]
         fitted = self.rep.parametrization.fit(
-            present, metric=importance / importance.mean(), generator=self.generator
+            present,
+            metric=Diagonal((energy / energy.mean())[None]),
+            options=self.settings.fit_options,
+            generator=self.generator,
         )
         for name, value in self.rep.values.items():
             value[:, group : group + 1] = fitted.values[name]

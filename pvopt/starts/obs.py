@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from abc import abstractmethod
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pvopt.core.layout import matrix_shape
+from pvopt.core.registry import ShortForm
+from pvopt.core.validation import check_integer, check_number
+from pvopt.metrics.contract import Metric
+from pvopt.metrics.row import Row
 from pvopt.parametrizations.contract import Parametrization
-from pvopt.parametrizations.layout import matrix_shape
-from pvopt.parametrizations.quantized_nonzeros import QuantizedNonzeros
+from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.sparse import Sparse, SparseNM
-from pvopt.parametrizations.sparse_support import SparseSupport
+from pvopt.parametrizations.sparse_support import OnSupport, SparseSupport
 from pvopt.parametrizations.supports import best_supports
 
-from .contract import Initialization
-from .hessian import damped
+from .contract import STARTS, Start
 from .pruning import PrunedRows
 from .refit import polished, positive_cholesky, refit_support, removal_costs_more
 
@@ -28,57 +31,99 @@ __all__ = ["IterativeOBS", "OneShotOBS"]
 _CHUNK_ELEMENTS = 3 << 20
 
 
-@dataclass(frozen=True)
-class _OBS(Initialization):
+@dataclass(frozen=True, kw_only=True)
+class _OBS(Start):
     """What both have in common: damping, the inverse, the refit of what is left."""
 
     damping: float = 0.01
+    fit_options: FitOptions = field(default_factory=FitOptions)
+
+    needs_metric = Row
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.damping) and self.damping >= 0):
-            raise ValueError(f"damping must be at least 0 and finite, got {self.damping}")
+        check_number("damping", self.damping, 0.0)
 
     def _start(
         self,
         weight: Tensor,
         parametrization: Parametrization,
-        hessian: Tensor | None,
+        metric: Metric | None,
         generator: torch.Generator,
     ) -> Representation:
-        quantized = isinstance(parametrization, QuantizedNonzeros)
-        sparse = parametrization.support if quantized else parametrization
-        if not isinstance(sparse, SparseSupport):
+        if not isinstance(parametrization, OnSupport):
             raise TypeError(
                 f"{type(self).__name__} starts sparse parametrizations (Sparse, SparseNM, "
                 f"QuantizedNonzeros), got {type(parametrization).__name__}"
             )
-        assert hessian is not None
+        assert isinstance(metric, Row)
         shape = tuple(weight.shape)
-        parametrization.layout(shape)
-        matrix = weight.reshape(matrix_shape(shape))
-        hessian = damped(hessian, self.damping)
-        inverse = torch.cholesky_inverse(positive_cholesky(hessian))  # column by column
+        own = metric.damped(self.damping)
+        inverse = torch.cholesky_inverse(positive_cholesky(own.hessian))  # column by column
         inverse = inverse.to(weight.dtype, memory_format=torch.contiguous_format)
-        support, values = self._solve(matrix, sparse, hessian, inverse, shape)
-        dense, mask = values.view(shape), support.view(shape)
-        if not quantized:
-            return sparse.represent(dense, mask)
-        importance = hessian.diagonal().to(dense).expand_as(matrix).reshape(shape)
-        return parametrization.represent(dense, mask, metric=importance, generator=generator)
+        matrix = weight.reshape(matrix_shape(shape))
+        groups = _Groups(parametrization.sparsity, shape)
+        support, values = self._solve(matrix, groups, own.hessian, inverse)
+        return parametrization.represent(
+            values.view(shape),
+            support.view(shape),
+            metric=own,
+            options=self.fit_options,
+            generator=generator,
+        )
 
+    @abstractmethod
     def _solve(
-        self,
-        weight: Tensor,
-        parametrization: SparseSupport,
-        hessian: Tensor,
-        inverse: Tensor,
-        shape: tuple[int, ...],
+        self, weight: Tensor, groups: _Groups, hessian: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return which weights of the matrix ``[rows, in]`` stay, and their values."""
-        raise NotImplementedError
 
 
-@dataclass(frozen=True)
+class _Groups:
+    """The groups of a sparse weight, and how many weights stay in each."""
+
+    def __init__(self, sparsity: SparseSupport, shape: tuple[int, ...]) -> None:
+        self.layout, self.nonzeros = sparsity.layout(shape), sparsity.num_nonzeros(shape)
+
+    @property
+    def removals(self) -> int | None:
+        """How many weights go from each row; None where a group is of several rows."""
+        if self.layout.out_group > 1:
+            return None
+        return self.layout.cols * (self.layout.in_group - self.nonzeros)
+
+    def least_salient(self, weight: Tensor, inverse: Tensor) -> Tensor:
+        """Return the mask ``[rows, in]`` of the weights that go if all go at once."""
+        saliency = (weight.square() / inverse.diagonal()).view(self.layout.shape)
+        masks = best_supports(self.layout.split(saliency), self.nonzeros, 1)[:, 0]
+        return ~self.layout.merge(masks).view(weight.shape)
+
+    def next_removals(self, saliency: Tensor, size: int) -> Tensor:
+        """Return the columns ``[n, size]`` of least saliency; fewer where groups are full soon.
+
+        Of several groups in a row, each loses at most one.
+        """
+        if self.layout.cols == 1:
+            return saliency.topk(size, dim=1, largest=False).indices
+        groups = saliency.view(len(saliency), self.layout.cols, self.layout.in_group)
+        least, place = groups.min(2)  # [n, groups]
+        full = groups.isfinite().sum(2) <= self.nonzeros
+        least = least.masked_fill(full, math.inf)
+        size = min(size, int((~full).sum(1).min()))
+        group = least.topk(size, dim=1, largest=False).indices  # [n, size]
+        return group * self.layout.in_group + place.gather(1, group)
+
+
+@STARTS.register(
+    ShortForm(
+        form="obs",
+        meaning="sparse weights: those of least saliency go, all at once",
+        example="obs",
+        pattern="obs",
+        build=lambda: OneShotOBS(),
+        write=lambda start: "obs",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class OneShotOBS(_OBS):
     r"""Remove the weights of least saliency, all at once, and refit the others.
 
@@ -88,15 +133,17 @@ class OneShotOBS(_OBS):
 
     Args:
         damping: fraction of the Hessian's mean diagonal that is added to it.
+        fit_options: how hard a fit of quantized nonzeros tries.
 
     Raises:
         ValueError: if ``damping`` is negative or not finite, or (on use) too small for a singular
             Hessian.
 
     Example:
-        >>> from pvopt import Sparse
-        >>> hessian = torch.tensor([[4.0, 0.0], [0.0, 1.0]])
-        >>> OneShotOBS(0.0).start(torch.tensor([[1.0, 1.5]]), Sparse(density=0.5), hessian=hessian).decode()
+        >>> from pvopt import Row, Sparse
+        >>> metric = Row(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
+        >>> start, weight = OneShotOBS(damping=0.0), torch.tensor([[1.0, 1.5]])
+        >>> start.start(weight, Sparse(density=0.5), metric=metric).decode()
         tensor([[1., 0.]])
 
     References:
@@ -105,18 +152,23 @@ class OneShotOBS(_OBS):
     """
 
     def _solve(
-        self,
-        weight: Tensor,
-        parametrization: SparseSupport,
-        hessian: Tensor,
-        inverse: Tensor,
-        shape: tuple[int, ...],
+        self, weight: Tensor, groups: _Groups, hessian: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        support = _least_salient(weight, parametrization, inverse, shape).logical_not_()
+        support = groups.least_salient(weight, inverse).logical_not_()
         return support, refit_support(weight, support, hessian)
 
 
-@dataclass(frozen=True)
+@STARTS.register(
+    ShortForm(
+        form="iterative-obs",
+        meaning="sparse weights: a few go at a time, then some are exchanged",
+        example="iterative-obs",
+        pattern="iterative-obs",
+        build=lambda: IterativeOBS(),
+        write=lambda start: "iterative-obs",
+    )
+)
+@dataclass(frozen=True, kw_only=True)
 class IterativeOBS(_OBS):
     r"""Remove weights a few at a time, the others making up for them; then exchange some.
 
@@ -133,26 +185,26 @@ class IterativeOBS(_OBS):
 
     Args:
         damping: fraction of the Hessian's mean diagonal that is added to it.
+        fit_options: how hard a fit of quantized nonzeros tries.
         steps: in how many steps weights are removed, the later the fewer at a time; where there
             are fewer weights to remove, one at a time.
         rounds: how many times some are exchanged.
         exchanged: share of the removed weights that a round restores, in (0, 1].
 
     Raises:
-        TypeError: if ``steps`` or ``rounds`` is no integer; on use, if the parametrization is not
-            sparse row by row.
+        TypeError: if ``steps`` or ``rounds`` is not an integer; on use, if the parametrization is
+            not sparse row by row.
         ValueError: if an argument is out of range, or (on use) the damping too small for a
             singular Hessian.
 
     Example:
-        >>> from pvopt import Sparse
-        >>> from pvopt.starts import relative_layer_error
+        >>> from pvopt import Row, Sparse
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 8, generator=draws) @ torch.randn(8, 32, generator=draws)
-        >>> weight, hessian = torch.randn(16, 32, generator=draws), inputs.T @ inputs
-        >>> for method in (OneShotOBS(), IterativeOBS()):
-        ...     rep = method.start(weight, Sparse(density=0.5), hessian=hessian)
-        ...     print(round(relative_layer_error(weight, rep.decode(), hessian), 3))
+        >>> weight, metric = torch.randn(16, 32, generator=draws), Row(inputs.T @ inputs)
+        >>> for start in (OneShotOBS(), IterativeOBS()):
+        ...     rep = start.start(weight, Sparse(density=0.5), metric=metric)
+        ...     print(round(metric.relative_error(weight, rep.decode()), 3))
         0.004
         0.002
 
@@ -167,40 +219,27 @@ class IterativeOBS(_OBS):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value, low in (("steps", self.steps, 1), ("rounds", self.rounds, 0)):
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be an int, got {value!r}")
-            if value < low:
-                raise ValueError(f"{name} must be at least {low}, got {value}")
+        check_integer("steps", self.steps, 1, 1 << 20)
+        check_integer("rounds", self.rounds, 0, 1 << 20)
         if not 0 < self.exchanged <= 1:
             raise ValueError(f"exchanged must be in (0, 1], got {self.exchanged}")
 
     def _solve(
-        self,
-        weight: Tensor,
-        parametrization: SparseSupport,
-        hessian: Tensor,
-        inverse: Tensor,
-        shape: tuple[int, ...],
+        self, weight: Tensor, groups: _Groups, hessian: Tensor, inverse: Tensor
     ) -> tuple[Tensor, Tensor]:
-        columns = weight.shape[1]
-        if isinstance(parametrization, SparseNM):
-            groups = columns // parametrization.group_size
-            removals = groups * (parametrization.group_size - parametrization.nonzeros)
-        elif isinstance(parametrization, Sparse) and parametrization.per == "row":
-            removals = columns - parametrization.num_nonzeros(shape)
-        else:
+        removals = groups.removals
+        if removals is None:
             raise TypeError(
-                f"IterativeOBS removes as many weights from each row, which {parametrization} "
-                "does not ask for; OneShotOBS takes it"
+                "IterativeOBS removes as many weights from each row, got groups of "
+                f"{groups.layout.out_group} rows; OneShotOBS takes them"
             )
         if removals == 0:
             return torch.ones_like(weight, dtype=torch.bool), weight
-        removed, values, error = self._prune(weight, parametrization, inverse, removals)
-        at_once = _least_salient(weight, parametrization, inverse, shape)
+        removed, values, error = self._prune(weight, groups, inverse, removals)
+        at_once = groups.least_salient(weight, inverse)
         other = ~removal_costs_more(weight, inverse, at_once, error)
         if bool(other.any()):
-            found = self._prune(weight[other], parametrization, inverse, removals, at_once[other])
+            found = self._prune(weight[other], groups, inverse, removals, at_once[other])
             better = found[2] < error[other]
             rows = other.nonzero()[better, 0]
             removed[rows], values[rows] = found[0][better], found[1][better]
@@ -209,7 +248,7 @@ class IterativeOBS(_OBS):
     def _prune(
         self,
         weight: Tensor,
-        parametrization: SparseSupport,
+        groups: _Groups,
         inverse: Tensor,
         removals: int,
         first: Tensor | None = None,
@@ -224,20 +263,20 @@ class IterativeOBS(_OBS):
         for start in range(0, len(weight), chunk):
             rows = PrunedRows(weight[start : start + chunk], inverse, removals)
             if first is None:
-                self._remove(rows, parametrization, removals)
+                self._remove(rows, groups, removals)
             else:
                 mask = first[start : start + chunk]
                 rows.remove(mask.nonzero()[:, 1].view(len(mask), removals))
             for _ in range(self.rounds):
                 other = rows.restored(rows.most_gain(restored))
-                self._remove(other, parametrization, removals)
+                self._remove(other, groups, removals)
                 if not rows.take_better(other):
                     break
             parts.append((rows.removed, rows.weight, rows.error))
         removed, values, error = (torch.cat(part) for part in zip(*parts, strict=True))
         return removed, values, error
 
-    def _remove(self, rows: PrunedRows, parametrization: SparseSupport, removals: int) -> None:
+    def _remove(self, rows: PrunedRows, groups: _Groups, removals: int) -> None:
         """Remove weights until so many are removed."""
         missing = removals - rows.count
         steps = math.ceil(self.steps * missing / removals)
@@ -247,12 +286,7 @@ class IterativeOBS(_OBS):
             size = removals - rows.count - _left(missing, step, steps)
             if size <= 0:
                 continue
-            saliency = rows.saliency()
-            if not isinstance(parametrization, SparseNM):
-                chosen = saliency.topk(size, dim=1, largest=False).indices
-            else:
-                chosen = _one_per_group(saliency, parametrization, size)
-            rows.remove(chosen)
+            rows.remove(groups.next_removals(rows.saliency(), size))
 
 
 def _left(missing: int, step: int, steps: int) -> int:
@@ -265,24 +299,3 @@ def _left(missing: int, step: int, steps: int) -> int:
     if missing <= steps:
         return max(0, missing - step)
     return round(missing * (1 - min(step, steps) / steps) ** 2)
-
-
-def _least_salient(
-    weight: Tensor, parametrization: SparseSupport, inverse: Tensor, shape: tuple[int, ...]
-) -> Tensor:
-    """Return the mask ``[rows, in]`` of the weights that go if all go at once."""
-    saliency = (weight.square() / inverse.diagonal()).view(shape)
-    count = parametrization.num_nonzeros(shape)
-    masks = best_supports(parametrization.split(saliency), count, 1)[:, 0]
-    return ~parametrization.layout(shape).merge(masks).view(weight.shape)
-
-
-def _one_per_group(saliency: Tensor, parametrization: SparseNM, size: int) -> Tensor:
-    """Return the columns of least saliency, at most one in each group that may lose one."""
-    groups = saliency.view(len(saliency), -1, parametrization.group_size)
-    least, place = groups.min(2)  # [n, groups]
-    full = groups.isfinite().sum(2) <= parametrization.nonzeros
-    least = least.masked_fill(full, math.inf)
-    size = min(size, int((~full).sum(1).min()))
-    group = least.topk(size, dim=1, largest=False).indices  # [n, size]
-    return group * parametrization.group_size + place.gather(1, group)

@@ -1,18 +1,16 @@
-"""Tuning of language models from the command line: settings, the loop, metrics, curves."""
+"""Tuning of language models from the command line: settings, the loop, records, curves."""
 
-from .formats import FORMATS, format_name, parse_format
-from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
 from .plots import plot_curves
+from .records import RecordsFile, StepRecord
 from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run
 from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .signals import StopRequest
 from .trainer import Trainer
 
 __all__ = [
-    "FORMATS",
     "Inputs",
-    "MetricsFile",
+    "RecordsFile",
     "StepRecord",
     "StopRequest",
     "Trainer",
@@ -21,9 +19,7 @@ __all__ = [
     "build_optimizer",
     "computing_dtype",
     "find_checkpoint",
-    "format_name",
     "load_student",
-    "parse_format",
     "plot_curves",
     "resume_run",
     "start_run",

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-
 from pvopt import recipes
-from pvopt.metrics.sources import SecondMoment
 from pvopt.optimizer import PVOptimizer
-from pvopt.parametrizations import AdditiveCodebooks, Parametrization
+from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.options import SearchOptions
+from pvopt.rules.metric_sources import SecondMoment
+from pvopt.rules.rounding import ROUNDINGS
+from pvopt.rules.subspace import SUBSPACES
 from pvopt.weights import QuantizedWeights
-from pvopt.rules.subspace import Gain, Greedy, Proportional, Uniform
 
+from .bases import BASES
 from .settings import TuneSettings
 
-__all__ = ["build_optimizer", "with_beam_size"]
+__all__ = ["build_optimizer", "check_fits"]
 
 # Codes answer to the present gradient; the latent weights themselves average over time.
 _CODE_BETAS = (0.0, 0.95)
 _OTHER_BETAS = (0.9, 0.95)
-
-_SUBSPACES = {"greedy": Greedy, "gain": Gain, "uniform": Uniform, "proportional": Proportional}
 
 
 def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOptimizer:
@@ -48,6 +45,7 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
         ValueError: if the recipe cannot work with a setting or a representation.
 
     Example:
+        >>> import torch
         >>> from pvopt import UniformGrid, quantize_
         >>> model = torch.nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
@@ -55,67 +53,65 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
         >>> [group["lr"] for group in optimizer.param_groups][1:]
         [0.0001]
     """
-    adam = settings.base in ("adam", "adamw")
-    if settings.base == "adafactor" and not settings.relative_code_lr:
-        raise ValueError("code_lr must be relative with adafactor, whose steps always are")
+    base = BASES[settings.base]
     groups: list[dict[str, Any]] = []
     for name in weights:
         weight = weights.parameter(name)
         # A weight of zeros has no scale of its own.
         scale = float(weight.detach().float().square().mean().sqrt()) or 1.0
-        scaled = settings.relative_code_lr and settings.base != "adafactor"
+        scaled = settings.relative_code_lr and not base.relative
         lr = settings.code_lr * (scale if scaled else 1.0)
         group = {"params": [weight], "lr": lr, "values_lr_ratio": settings.values_lr / lr}
-        groups.append(group | ({"betas": _CODE_BETAS} if adam else {}))
+        groups.append(group | base.group_settings(_CODE_BETAS))
     others = weights.other_parameters()
     if settings.lr == 0:
         for parameter in others:
             parameter.requires_grad_(False)
     elif others:
-        group = {"params": others, "lr": settings.lr}
-        groups.append(group | ({"betas": _OTHER_BETAS} if adam else {}))
-    options: dict[str, Any] = {"seed": settings.seed, "trust_ratio": settings.trust_ratio or None}
+        groups.append({"params": others, "lr": settings.lr} | base.group_settings(_OTHER_BETAS))
+    options: dict[str, Any] = {
+        "seed": settings.seed,
+        "trust_ratio": settings.trust_ratio or None,
+        "search": SearchOptions(beam_size=settings.beam),
+    }
     if settings.latent_decay is not None:
         options["latent_decay"] = settings.latent_decay
     if settings.subspace is not None:
-        options["subspace"] = _SUBSPACES[settings.subspace]()
+        options["subspace"] = SUBSPACES.parse(settings.subspace)
+    if settings.rounding is not None:
+        options["rounding"] = ROUNDINGS.parse(settings.rounding)
     if settings.metric == "second-moment":
         options["metric"] = SecondMoment()
     recipe = getattr(recipes, settings.recipe)
-    optimizer: PVOptimizer = recipe(_base(groups, settings), weights, **options)
-    if settings.fraction is not None:
-        for group in optimizer.param_groups:
-            group["fraction"] = settings.fraction
-    return optimizer
+    lifted = base.make(groups, weight_decay=settings.weight_decay)
+    try:
+        return recipe(lifted, weights, **options)
+    except TypeError as error:  # a rounding or a metric does not fit a representation
+        raise ValueError(str(error)) from error
 
 
-def with_beam_size(parametrization: Parametrization, beam_size: int) -> Parametrization:
-    """Return additive codebooks with another beam size of the V step.
+def check_fits(settings: TuneSettings, parametrization: Parametrization) -> None:
+    """Refuse, before any work, settings that a parametrization cannot work with.
 
     Args:
-        parametrization: additive codebooks.
-        beam_size: combinations kept between codebooks.
+        settings: the run's.
+        parametrization: of quantized weights.
 
     Raises:
-        ValueError: for parametrizations without a beam, or if the size is out of range.
+        ValueError: if there is no beam to set, or the rounding does not fit.
 
     Example:
-        >>> with_beam_size(AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8), 3).beam_size
-        3
+        >>> from pvopt import UniformGrid
+        >>> check_fits(TuneSettings(beam=3), UniformGrid(bits=2))
+        Traceback (most recent call last):
+        ...
+        ValueError: beam does not fit UniformGrid, whose search is exact
     """
-    if not isinstance(parametrization, AdditiveCodebooks):
-        raise ValueError(f"beam fits additive codebooks only, got {parametrization}")
-    return replace(parametrization, beam_size=beam_size)
-
-
-def _base(groups: list[dict[str, Any]], settings: TuneSettings) -> Optimizer:
-    decay: dict[str, Any] = {"weight_decay": settings.weight_decay}
-    if settings.base == "adamw":
-        return torch.optim.AdamW(groups, fused=True, **decay)
-    if settings.base == "adam":
-        return torch.optim.Adam(groups, fused=True, **decay)
-    if settings.base == "sgd":
-        return torch.optim.SGD(groups, fused=True, **decay)
-    if settings.base == "rmsprop":
-        return torch.optim.RMSprop(groups, alpha=_CODE_BETAS[1], **decay)
-    return torch.optim.Adafactor(groups, **decay)
+    name = type(parametrization).__name__
+    if settings.beam is not None and parametrization.usual_beam == 1:
+        raise ValueError(f"beam does not fit {name}, whose search is exact")
+    if settings.rounding is not None:
+        try:
+            ROUNDINGS.parse(settings.rounding).check(parametrization)
+        except TypeError as error:
+            raise ValueError(str(error)) from error

@@ -13,7 +13,7 @@ def plot_curves(records: Iterable[Mapping[str, Any]], file: str | Path, *, title
     """Draw loss and perplexity over the steps.
 
     Args:
-        records: of a :class:`~pvopt.tuning.records.MetricsFile`.
+        records: of a :class:`~pvopt.tuning.records.RecordsFile`.
         file: a PNG to write.
         title: above both panels.
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["MetricsFile", "StepRecord"]
+__all__ = ["RecordsFile", "StepRecord"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class StepRecord:
         forward_backward_s: seconds in both models' passes.
         optimizer_s: seconds in ``optimizer.step()``.
         tokens_per_s: tokens of the step by the seconds it took.
-        lr_factor: what the schedule multiplied all learning rates with.
+        lr_factor: what all learning rates were multiplied with.
     """
 
     loss: float
@@ -35,7 +35,7 @@ class StepRecord:
     lr_factor: float
 
 
-class MetricsFile:
+class RecordsFile:
     """Append records to a file, and read them back.
 
     Every record has ``kind`` and ``step``, the number of steps taken by then. The kinds are
@@ -47,9 +47,9 @@ class MetricsFile:
 
     Example:
         >>> import tempfile
-        >>> metrics = MetricsFile(Path(tempfile.mkdtemp()) / "metrics.jsonl")
-        >>> metrics.append("step", 1, loss=2.5)
-        >>> metrics.read()
+        >>> records = RecordsFile(Path(tempfile.mkdtemp()) / "metrics.jsonl")
+        >>> records.append("step", 1, loss=2.5)
+        >>> records.read()
         [{'kind': 'step', 'step': 1, 'loss': 2.5}]
     """
 

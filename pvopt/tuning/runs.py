@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvopt.formats.native import CheckpointError, load, load_tokenizer, load_training_state
+from pvopt.formats import CheckpointError, load, load_tokenizer, load_training_state
 from pvopt.llm import LanguageModel, TokenBatches, load_model, load_text, split_text
+from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_
 
-from .formats import parse_format
-from .optimizers import with_beam_size
-from .settings import TuneSettings, computing_dtype
+from .optimizers import check_fits
+from .settings import TuneSettings, computing_dtype, setting
 from .trainer import Trainer
 
 __all__ = ["Inputs", "find_checkpoint", "load_student", "resume_run", "start_run"]
@@ -28,21 +28,17 @@ Progress = Callable[[list[str]], Iterable[str]]
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run starts from.
+    """What a run starts from, by names (see :func:`pvopt.llm.load_model`, ``load_text``)."""
 
-    Args:
-        model: source of the full-precision model (see :func:`pvopt.llm.load_model`).
-        text: source of the text to tune on (see :func:`pvopt.llm.load_text`).
-        eval_text: source of the text to evaluate on; None holds out the end of ``text``.
-        format: of the quantized weights (see :func:`~pvopt.tuning.formats.parse_format`).
-        checkpoint: a quantized model to start from, in place of ``format``.
-    """
-
-    model: str
-    text: str = "pydoc"
-    eval_text: str | None = None
-    format: str = "2x8g8"
-    checkpoint: str | None = None
+    model: str = setting(..., "full precision: folder, hub id, smollm2 or tiny-llama")
+    text: str = setting("pydoc", "text to tune on: file, hub:NAME or pydoc")
+    eval_text: str | None = setting(
+        None, "text to evaluate on; default: the last tenth of --text, held out"
+    )
+    format: str = setting("2x8g8", "what weights are quantized to, a form below")
+    checkpoint: str | None = setting(
+        None, "quantized model to start from, in place of --format (with --model: another original)"
+    )
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -132,21 +128,19 @@ def start_run(
     if find_checkpoint(folder) != folder and not overwrite:
         raise ValueError(f"{folder} holds a run already: resume it, overwrite it or choose another")
     if inputs.checkpoint is None:
-        parametrization = parse_format(inputs.format)
-        if settings.beam is not None:
-            with_beam_size(parametrization, settings.beam)
+        scheme = parse_scheme(inputs.format)
+        check_fits(settings, scheme.parametrization)
         teacher = load_model(inputs.model)
         batches, held_out = _texts(inputs, settings, teacher)
         student = replace(teacher, model=copy.deepcopy(teacher.model))
-        weights = quantize_(student.model, parametrization, seed=settings.seed, progress=progress)
+        weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
         student, weights, found = load_student(inputs.checkpoint)
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
+        for rep in weights.values():
+            check_fits(settings, rep.parametrization)
         teacher = load_model(inputs.model, dtype=_dtype(student))
         batches, held_out = _texts(inputs, settings, teacher)
-    if settings.beam is not None:
-        for rep in weights.values():
-            rep.parametrization = with_beam_size(rep.parametrization, settings.beam)
     metadata = {"model": inputs.model, "inputs": asdict(inputs)}
     trainer = Trainer(
         student,
@@ -162,7 +156,7 @@ def start_run(
     # Nothing was deleted until everything else had succeeded.
     for name in ("checkpoint", ".checkpoint.previous"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    trainer.metrics.path.unlink(missing_ok=True)
+    trainer.records.path.unlink(missing_ok=True)
     return trainer
 
 
@@ -173,7 +167,7 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
         folder: of the run.
         changes: settings to replace. The result equals that of an uninterrupted run with the
             changed settings where these have not mattered before, such as ``steps`` with a
-            constant schedule.
+            constant learning rate.
 
     Returns:
         A trainer at the checkpoint's step.

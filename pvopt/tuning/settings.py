@@ -1,10 +1,10 @@
-"""All settings of a tuning run, with the defaults in one place."""
+"""All settings of a tuning run: defaults, help texts and limits in one place."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,74 +12,38 @@ from torch import nn
 
 from pvopt import recipes
 from pvopt.llm import native_autocast_dtype
+from pvopt.parametrizations.options import SearchOptions
+from pvopt.rules.rounding import ROUNDINGS
+from pvopt.rules.subspace import SUBSPACES
 
-__all__ = [
-    "BASES",
-    "DTYPES",
-    "LOSSES",
-    "METRICS",
-    "RECIPES",
-    "SCHEDULES",
-    "SUBSPACES",
-    "TuneSettings",
-    "autocast_dtype",
-    "computing_dtype",
-]
+from .bases import BASES
 
-RECIPES = tuple(sorted(recipes.__all__))
-BASES = ("adafactor", "adam", "adamw", "rmsprop", "sgd")
-LOSSES = ("kl", "ce")
-SUBSPACES = ("greedy", "gain", "uniform", "proportional")
-METRICS = ("euclidean", "second-moment")
-SCHEDULES = ("constant", "linear", "cosine")
+__all__ = ["DTYPES", "TuneSettings", "autocast_dtype", "computing_dtype", "setting"]
+
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-_WITH_FRACTION = ("subspace_pv", "subspace_pv_ste")
+
+def setting(default: Any, help: str, choices: Iterable[str] | None = None) -> Any:
+    """Return a field of settings whose help text the command line shows.
+
+    Args:
+        default: value of the field; ``...`` for none.
+        help: what the setting does, in a line.
+        choices: all values that are allowed, if these are few.
+    """
+    shown = {"help": help, "choices": None if choices is None else tuple(choices)}
+    return field(metadata=shown) if default is ... else field(default=default, metadata=shown)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TuneSettings:
     """How a run tunes; frozen, primitives only, checked on construction.
 
-    Args:
-        recipe: name of a function of :mod:`pvopt.recipes`.
-        steps: optimizer steps in all.
-        batch: sequences per step.
-        micro_batch: sequences per forward and backward pass, a divisor of ``batch``; None: all.
-        length: tokens per sequence.
-        loss: ``kl`` (distillation from the full-precision model) or ``ce`` (next tokens).
-        temperature: softens (> 1) the distributions of ``kl``.
-        base: the torch optimizer that is lifted.
-        code_lr: learning rate of the latent weights, which makes the codes move.
-        relative_code_lr: whether ``code_lr`` is in units of each weight's root mean square.
-        values_lr: learning rate of codebooks and scales, relative to their root mean square.
-        lr: learning rate of all other parameters, for ``adafactor`` in units of each one's root
-            mean square; 0 freezes them.
-        weight_decay: of the base optimizer, on everything.
-        fraction: share of the groups that may move per step; None: the recipe's own.
-        subspace: which groups they are: ``greedy`` (largest change), ``gain`` (largest predicted
-            decrease; searches many more groups), ``uniform`` or ``proportional``; None: the
-            recipe's own.
-        metric: in which distance codes are near: ``euclidean``, or ``second-moment`` of the base
-            optimizer's gradients.
-        trust_ratio: bound on the relative change of a weight by a V step; 0: no bound.
-        latent_decay: share of the rounding error that latent weights forget per step, 0 to 1;
-            None: the recipe's own.
-        beam: beam size of the search in additive codebooks; None: the representation's own. Take
-            1 for recipes that search all groups in every step.
-        schedule: of all learning rates: ``constant``, ``linear`` (to 0) or ``cosine`` (to 0).
-        warmup: steps over which the learning rates rise linearly.
-        seed: of batches and rounding.
-        checkpoint_every: steps between checkpoints; 0: only at the end.
-        eval_every: steps between evaluations; 0: only before the first step and after the last.
-        eval_windows: windows of the held-out text to evaluate on.
-        eval_length: tokens per window of evaluation; None: ``length``.
-        dtype: of the computation: ``float32``, ``bfloat16`` or ``float16`` (autocast), or ``auto``:
-            that of a tuned checkpoint to start from, that of a model in half precision, bfloat16
-            where the hardware multiplies it, else float32. A run keeps what that turned out to be.
+    What each setting does is the ``help`` in its field's metadata, which
+    ``python -m pvopt tune --help`` prints.
 
     Raises:
-        ValueError: for a setting out of range.
+        ValueError: for a setting out of range, or one that the recipe would leave unused.
 
     Example:
         >>> TuneSettings(steps=0)
@@ -88,46 +52,81 @@ class TuneSettings:
         ValueError: steps must be at least 1, got 0
     """
 
-    recipe: str = "subspace_pv_ste"
-    steps: int = 48
-    batch: int = 4
-    micro_batch: int | None = None
-    length: int = 512
-    loss: str = "kl"
-    temperature: float = 1.0
-    base: str = "adafactor"
-    code_lr: float = 4e-2
-    relative_code_lr: bool = True
-    values_lr: float = 2e-3
-    lr: float = 3e-3
-    weight_decay: float = 0.0
-    fraction: float | None = None
-    subspace: str | None = None
-    metric: str = "euclidean"
-    trust_ratio: float = 0.0
-    latent_decay: float | None = None
-    beam: int | None = None
-    schedule: str = "linear"
-    warmup: int = 0
-    seed: int = 0
-    checkpoint_every: int = 0
-    eval_every: int = 0
-    eval_windows: int = 16
-    eval_length: int | None = None
-    dtype: str = "auto"
+    recipe: str = setting(
+        "subspace_pv_ste", "which method, a function of pvopt.recipes", sorted(recipes.__all__)
+    )
+    steps: int = setting(48, "optimizer steps in all")
+    batch: int = setting(4, "sequences per step")
+    micro_batch: int | None = setting(
+        None, "sequences per forward and backward pass, a divisor of the batch; default: all"
+    )
+    length: int = setting(512, "tokens per sequence")
+    loss: str = setting(
+        "kl", "distillation from the full-precision model, or next tokens", ("kl", "ce")
+    )
+    temperature: float = setting(1.0, "softens (above 1) the distributions of kl")
+    base: str = setting("adafactor", "torch optimizer that is lifted", BASES)
+    code_lr: float = setting(
+        4e-2, "learning rate of the latent weights, which makes the codes move"
+    )
+    relative_code_lr: bool = setting(
+        True, "whether --code-lr is in units of each weight's root mean square"
+    )
+    values_lr: float = setting(
+        2e-3, "learning rate of codebooks and scales, relative to their root mean square"
+    )
+    lr: float = setting(
+        3e-3,
+        "learning rate of all other parameters, for adafactor in units of each one's root mean "
+        "square; 0 freezes them",
+    )
+    weight_decay: float = setting(0.0, "of the base optimizer, on everything")
+    subspace: str | None = setting(
+        None, "rule for the groups that may move in a step, a form below; default: the recipe's own"
+    )
+    rounding: str | None = setting(
+        None, "rule that takes one of the near codes, a form below; default: the recipe's own"
+    )
+    metric: str = setting(
+        "euclidean",
+        "in which distance codes are near: second-moment weighs by the base optimizer's squared "
+        "gradients",
+        ("euclidean", "second-moment"),
+    )
+    trust_ratio: float = setting(
+        0.0, "bound on the relative change of a weight by a V step; 0: no bound"
+    )
+    latent_decay: float | None = setting(
+        None,
+        "share of the rounding error that latent weights forget in a step, 0 to 1; default: the "
+        "recipe's own",
+    )
+    beam: int | None = setting(
+        None,
+        "combinations that the search of several codes keeps; default: the format's usual number. "
+        "Take 1 for recipes that search all groups in every step",
+    )
+    lr_schedule: str = setting(
+        "linear", "of all learning rates, falling to 0 or not", ("constant", "linear", "cosine")
+    )
+    warmup: int = setting(0, "steps over which the learning rates rise linearly")
+    seed: int = setting(0, "of batches and rounding")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: only at the end")
+    eval_every: int = setting(
+        0, "steps between evaluations; 0: only before the first step and after the last"
+    )
+    eval_windows: int = setting(16, "windows of the held-out text to evaluate on")
+    eval_length: int | None = setting(None, "tokens per window of evaluation; default: --length")
+    dtype: str = setting(
+        "auto", "of the computation; auto: bfloat16 where the hardware multiplies it", DTYPES
+    )
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("recipe", RECIPES),
-            ("base", BASES),
-            ("loss", LOSSES),
-            ("metric", METRICS),
-            ("schedule", SCHEDULES),
-            ("dtype", DTYPES),
-        ):
-            if getattr(self, name) not in allowed:
+        for known in fields(self):
+            value, allowed = getattr(self, known.name), known.metadata["choices"]
+            if allowed is not None and value not in allowed:
                 shown = ", ".join(allowed)
-                raise ValueError(f"{name} must be one of {shown}, got {getattr(self, name)!r}")
+                raise ValueError(f"{known.name} must be one of {shown}, got {value!r}")
         for name, least in (
             ("steps", 1),
             ("batch", 1),
@@ -143,29 +142,24 @@ class TuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
+        SearchOptions(beam_size=self.beam)
         for name in ("temperature", "code_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("values_lr", "lr", "weight_decay", "trust_ratio"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
-                raise ValueError(f"{name} must not be negative, got {value}")
-        if self.fraction is not None and not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction must be in (0, 1], got {self.fraction}")
-        if self.fraction is not None and self.recipe not in _WITH_FRACTION:
-            raise ValueError(
-                f"fraction fits the recipes {' and '.join(_WITH_FRACTION)}, "
-                f"got {self.fraction} with {self.recipe}"
-            )
-        if self.subspace is not None and (
-            self.subspace not in SUBSPACES or self.recipe not in _WITH_FRACTION
-        ):
-            raise ValueError(
-                f"subspace must be one of {', '.join(SUBSPACES)}, for the recipes "
-                f"{' and '.join(_WITH_FRACTION)}, got {self.subspace!r} with {self.recipe}"
-            )
-        if self.metric == "second-moment" and self.base == "sgd":
-            raise ValueError("metric must be euclidean with sgd, which keeps no second moment")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, registry in (("subspace", SUBSPACES), ("rounding", ROUNDINGS)):
+            text = getattr(self, name)
+            if text is not None:
+                registry.parse(text)
+                if self.recipe == "continuous_only":
+                    raise ValueError(f"{name} does not fit continuous_only, which moves no codes")
+        base = BASES[self.base]
+        if self.metric == "second-moment" and not base.keeps_squares:
+            raise ValueError(f"metric must be euclidean with {self.base}: it keeps no squares")
+        if base.relative and not self.relative_code_lr:
+            raise ValueError(f"code_lr must be relative with {self.base}, whose steps always are")
         if self.latent_decay is not None and not 0 <= self.latent_decay <= 1:
             raise ValueError(f"latent_decay must be in [0, 1], got {self.latent_decay}")
         if self.batch % self.sequences_per_pass:
@@ -185,16 +179,16 @@ class TuneSettings:
         """Return what all learning rates are multiplied with in a step, from 0.
 
         Example:
-            >>> settings = TuneSettings(steps=6, warmup=2, schedule="linear")
+            >>> settings = TuneSettings(steps=6, warmup=2, lr_schedule="linear")
             >>> [settings.lr_factor(step) for step in range(6)]
             [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
         """
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        if self.schedule == "linear":
+        if self.lr_schedule == "linear":
             return 1 - done
-        return (1 + math.cos(math.pi * done)) / 2 if self.schedule == "cosine" else 1.0
+        return (1 + math.cos(math.pi * done)) / 2 if self.lr_schedule == "cosine" else 1.0
 
 
 def computing_dtype(dtype: str, model: nn.Module, metadata: Mapping[str, Any] | None = None) -> str:

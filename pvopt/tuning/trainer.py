@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pvopt.formats.native import save
+from pvopt.formats import save
 from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
@@ -26,8 +26,8 @@ from pvopt.llm import (
 )
 from pvopt.weights import QuantizedWeights
 
-from .records import MetricsFile, StepRecord
 from .optimizers import build_optimizer
+from .records import RecordsFile, StepRecord
 from .settings import TuneSettings, autocast_dtype, computing_dtype
 
 __all__ = ["Trainer"]
@@ -42,9 +42,9 @@ class _Stopped(Exception):
 class Trainer:
     """Tune a quantized language model and write what happens into a folder.
 
-    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats.native`). The state
-    after ``n`` steps is a function of the settings, the start and the texts only, however often
-    the run was interrupted.
+    The folder gets ``metrics.jsonl`` and ``checkpoint`` (see :mod:`pvopt.formats`). The
+    state after ``n`` steps is a function of the settings, the start and the texts only, however
+    often the run was interrupted.
 
     Args:
         student: the model to tune; it is kept in evaluation mode, dropout would need a saved
@@ -89,7 +89,7 @@ class Trainer:
             settings, dtype=computing_dtype(settings.dtype, student.model)
         )
         self.folder = Path(folder)
-        self.metrics = MetricsFile(self.folder / "metrics.jsonl")
+        self.records = RecordsFile(self.folder / "metrics.jsonl")
         self.resumable = resumable
         self.step = 0
         self._metadata = dict(metadata or {})
@@ -122,7 +122,7 @@ class Trainer:
         self.optimizer.load_state_dict(training_state["optimizer"])
         self.step = int(training_state["step"])
         self._scheduler = self._new_scheduler()
-        self.metrics.forget_after(self.step)
+        self.records.forget_after(self.step)
 
     def run(
         self,
@@ -152,7 +152,7 @@ class Trainer:
                 break
             record = self._train_step()
             self.step += 1
-            self.metrics.append("step", self.step, **asdict(record))
+            self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
             every = self.settings.checkpoint_every
@@ -229,7 +229,7 @@ class Trainer:
     ) -> None:
         every = self.settings.eval_every
         due = self.step in (0, self.settings.steps) or (every > 0 and self.step % every == 0)
-        done = {(r["model"], r["step"]) for r in self.metrics.read() if r["kind"] == "evaluation"}
+        done = {(r["model"], r["step"]) for r in self.records.read() if r["kind"] == "evaluation"}
         wanted = [("teacher", self.teacher)] * (not any(name == "teacher" for name, _ in done))
         if due and ("student", self.step) not in done:
             wanted.append(("student", self.student.model))
@@ -249,7 +249,7 @@ class Trainer:
                 progress=check,
             )
             seconds = time.perf_counter() - start
-            self.metrics.append(
+            self.records.append(
                 "evaluation",
                 self.step,
                 model=name,

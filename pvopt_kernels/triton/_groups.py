@@ -6,8 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._launch import launch
 from ._lists import Listed, kind_of
 from ._tiles import dense_of

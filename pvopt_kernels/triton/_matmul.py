@@ -9,8 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._launch import interpreted, launch
 from ._tiles import piece_columns
 from ._variants import Variant

@@ -20,8 +20,7 @@ import triton.language as tl
 from torch import Tensor
 from triton import knobs
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._launch import launch, least_columns
 
 __all__ = ["assign", "compile_specs", "nearest"]

@@ -9,9 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._launch import launch
 from ._lists import Listed, kind_of
 from ._tiles import dense_of, piece_columns, source_of

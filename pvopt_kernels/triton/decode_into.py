@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._lists import listed
 from ._weights import codebook_weight
 from .decode import decode_specs, write_listed

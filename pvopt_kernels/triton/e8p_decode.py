@@ -7,9 +7,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
 from pvopt_kernels.e8p_tables import NUM_EVEN
 
+from ._compile_spec import CompileSpec
 from ._e8p import absolute_table
 from ._launch import launch
 

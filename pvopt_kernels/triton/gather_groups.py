@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._groups import groups_specs, move_groups
 from ._lists import listed
 

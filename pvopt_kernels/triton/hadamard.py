@@ -8,8 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
+from ._compile_spec import CompileSpec
 from ._launch import launch
 
 __all__ = ["compile_specs", "hadamard"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._matmul import matmul_specs, multiply
 from ._weights import codebook_weight
 

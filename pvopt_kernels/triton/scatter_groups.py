@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
 from pvopt_kernels.reference.scatter_groups import scatter_groups as in_torch
 
+from ._compile_spec import CompileSpec
 from ._groups import groups_specs, move_groups
 from ._lists import Listed, uniform
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvopt_kernels.ahead_of_time import CompileSpec
-
 from . import _variants
+from ._compile_spec import CompileSpec
 from ._lists import Listed, listed
 from ._value_sums import listed_value_sums, value_sums_specs
 from ._weights import codebook_weight

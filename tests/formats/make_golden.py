@@ -1,7 +1,13 @@
-"""How tests/data/checkpoint-v1 was made; only for the day the format gets a new version."""
+"""How tests/data/checkpoint-v2 was made; only for the day the format gets a new version.
+
+``python tests/formats/make_golden.py``
+"""
 
 from __future__ import annotations
 
+import itertools
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -9,39 +15,47 @@ from safetensors.torch import save_file
 from torch import nn
 
 import pvopt
-from pvopt.formats.native import save
+from pvopt.formats import save
 
-FOLDER = Path(__file__).parent.parent / "data" / "checkpoint-v1"
+FOLDER = Path(__file__).parent.parent / "data" / "checkpoint-v2"
+SHAPE = (6, 16)
 
 
 class Golden(nn.Module):
-    def __init__(self) -> None:
+    """A linear layer for each scheme, one of them in bfloat16, one tied, and other weights."""
+
+    def __init__(self, names: Iterable[str]) -> None:
         super().__init__()
-        self.additive = nn.Linear(16, 8)
-        self.vector = nn.Linear(16, 4, bias=False, dtype=torch.bfloat16)
-        self.grid = nn.Linear(16, 4)
-        self.shared = nn.Linear(6, 3)
+        rows, columns = SHAPE
+        self.layers = nn.ModuleDict({n: nn.Linear(columns, rows, bias=False) for n in names})
+        self.layers["binary"].to(torch.bfloat16)
         self.norm = nn.BatchNorm1d(4)
-        self.tied = nn.Linear(16, 4, bias=False)
-        self.tied.weight = self.grid.weight
+        self.tied = nn.Linear(columns, rows)
+        self.tied.weight = self.layers["grid"].weight
 
 
 def main() -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from schemes import PARAMETRIZATIONS, SPACES
+
     torch.manual_seed(20)
-    model = Golden()
-    spec = {
-        "additive": pvopt.AdditiveCodebooks(
-            num_codebooks=2, bits=3, in_group=4, out_group=2, scale_group=8, refine_iterations=8
-        ),
-        "vector": pvopt.VectorCodebook(bits=5, group_size=2),
-        "grid": pvopt.UniformGrid(bits=3, group_size=8),
-        "shared": pvopt.SharedValues(num_values=3),
+    # Every parametrization and every space, not every pair of them.
+    schemes = {
+        name: pvopt.Scheme(parametrization, space)
+        for (name, parametrization), space in zip(
+            PARAMETRIZATIONS.items(), itertools.cycle(SPACES.values())
+        )
     }
-    weights = pvopt.quantize_(model, spec)
+    model = Golden(schemes)
+    weights = pvopt.quantize_(model, {f"layers.{name}": s for name, s in schemes.items()})
+    narrow = {n: r.to(dtype=model.get_parameter(n).dtype) for n, r in weights.items()}
+    weights = pvopt.QuantizedWeights(model, narrow)
+    weights.write_()
+    metadata = {"schemes": {name: rep.scheme.name for name, rep in weights.items()}}
     state = {"step": 5, "moment": torch.arange(3.0)}
-    save(FOLDER, model, weights, metadata={"made": "once"}, training_state=state)
+    save(FOLDER, model, weights, metadata=metadata, training_state=state)
     dense = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    save_file(dense, str(FOLDER.parent / "checkpoint-v1-dense.safetensors"))
+    save_file(dense, str(FOLDER.parent / f"{FOLDER.name}-dense.safetensors"))
 
 
 if __name__ == "__main__":

@@ -10,15 +10,19 @@ from safetensors import safe_open
 from torch import nn
 
 import pvopt
-from pvopt.formats.native import CheckpointError, load, save, storage_report
+from pvopt.formats import CheckpointError, load, save, storage_report
+from pvopt.parametrizations import as_scheme
 
 FORMATS = {
     "0": (pvopt.E8P(bits=2), 2),
     "1": (pvopt.E8P(bits=3, scale_group=16), 3),
-    "2": (pvopt.Incoherent(pvopt.E8P(bits=4, per_tensor=True), seed=11), 4),
-    "3": (pvopt.Incoherent(pvopt.UniformGrid(bits=3, group_size=8)), 3),
+    "2": (pvopt.Scheme(pvopt.E8P(bits=4, per_tensor=True), pvopt.Rotation(seed=11)), 4),
+    "3": (pvopt.Scheme(pvopt.UniformGrid(bits=3, group_size=8), pvopt.Rotation()), 3),
     "4": (
-        pvopt.Incoherent(pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=16), bits=5)),
+        pvopt.Scheme(
+            pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=16), bits=5),
+            pvopt.Rotation(),
+        ),
         None,
     ),
     "5": (
@@ -53,23 +57,24 @@ def test_files_have_the_stated_size(folder):
             # exactly `bits` per weight in codes: signs and points of the lattice are not stored
             if bits is not None:
                 assert weight.code_bytes == 48 * 48 * bits // 8
-            assert stored.get_tensor(f"{weight.name}.codes").numel() == weight.code_bytes
+            for stream, size in weight.codes.items():
+                assert stored.get_tensor(f"{weight.name}.codes.{stream}").numel() == size
             assert weight.bits_per_weight == p.bits_per_weight((48, 48), value_bits=32)
-            assert weight.parametrization == p
+            assert weight.scheme == as_scheme(p)
 
 
 def test_a_code_of_a_scale_is_stored_once(folder):
     """288 groups of two bytes and 144 scales of 5 bits; 144 codes of 9 bits, 48 scales of 3."""
-    sizes = {weight.name: weight.code_bytes for weight in storage_report(folder[0]).weights}
-    assert sizes["4.weight"] == 288 * 2 + 144 * 5 // 8
-    assert sizes["5.weight"] == 144 * 9 // 8 + 48 * 3 // 8
+    sizes = {weight.name: weight.codes for weight in storage_report(folder[0]).weights}
+    assert sizes["4.weight"] == {"points": 288 * 2, "scales": 144 * 5 // 8}
+    assert sizes["5.weight"] == {"entries": 144 * 9 // 8, "scales": 48 * 3 // 8}
 
 
 def test_a_loaded_model_is_the_same(folder):
     loaded = load(folder[0], network())
     for name, tensor in folder[1].state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
-    seeds = [getattr(rep.parametrization, "seed", None) for rep in loaded.weights.values()]
+    seeds = [getattr(rep.space, "seed", None) for rep in loaded.weights.values()]
     assert seeds == [None, None, 11, 0, 0, None]
 
 

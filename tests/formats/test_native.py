@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from schemes import SCHEMES, SHAPE, representation
 from torch import nn
 
 import pvopt
-from pvopt.formats.native import (
+from pvopt.formats import (
     CheckpointError,
     load,
     load_tokenizer,
@@ -27,7 +28,7 @@ def assert_same(model, weights, loaded):
     assert list(loaded.weights) == list(weights)
     for name, rep in weights.items():
         other = loaded.weights[name]
-        assert other.parametrization == rep.parametrization
+        assert other.scheme == rep.scheme
         for (key, mine), (_, theirs) in zip(rep.tensors(), other.tensors(), strict=True):
             assert mine.dtype == theirs.dtype, (name, key)
             assert torch.equal(mine, theirs), (name, key)
@@ -43,6 +44,14 @@ def edit(folder, change):
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
+
+
+def scheme(content):
+    return content["weights"]["0.weight"]["scheme"]
+
+
+def parametrization(content):
+    return scheme(content)["parametrization"]
 
 
 @pytest.fixture
@@ -76,10 +85,10 @@ def test_no_dense_copy_and_packed_sizes(network, tmp_path):
         names = set(stored.keys())
         for name, rep in weights.items():
             assert name not in names
-            bits = rep.parametrization.stored_code_bits(rep.shape)
-            codes = stored.get_tensor(f"{name}.codes")
-            assert codes.dtype == torch.uint8
-            assert codes.numel() == math.ceil(bits / 8)
+            for key, stream in rep.streams.items():
+                codes = stored.get_tensor(f"{name}.codes.{key}")
+                assert codes.dtype == torch.uint8
+                assert codes.numel() == math.ceil(stream.stored_bits / 8)
     assert "tied_to_quantized.weight" not in names
     assert "scratch" not in names
     assert file.stat().st_mode & 0o777 == (file.parent / "pvopt.json").stat().st_mode & 0o777
@@ -98,7 +107,8 @@ def test_language_model_is_rebuilt_from_the_folder_alone(tmp_path, dtype):
     source = load_model("tiny-llama", dtype=dtype)
     weights = pvopt.quantize_(
         source.model,
-        pvopt.AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8, refine_iterations=0),
+        pvopt.AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8),
+        options=pvopt.FitOptions(iterations=0),
     )
     save(tmp_path / "x", source.model, weights, tokenizer=source.tokenizer)
     before = torch.get_rng_state()
@@ -171,11 +181,11 @@ def test_a_changed_bit_and_a_longer_file_are_noticed(saved, name):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("[]", "is no pvopt checkpoint"),
-        ('{"format": "other", "version": 1}', "is no pvopt checkpoint"),
-        ('{"architectures": ["LlamaForCausalLM"]}', "is no pvopt checkpoint"),
-        ("\x00\x01", "is truncated or no JSON"),
-        ('{"format": "pvopt checkpoint", "version": 1}', "is damaged .*model_class"),
+        ("[]", "is not a pvopt checkpoint"),
+        ('{"format": "other", "version": 1}', "is not a pvopt checkpoint"),
+        ('{"architectures": ["LlamaForCausalLM"]}', "is not a pvopt checkpoint"),
+        ("\x00\x01", "is truncated or not JSON"),
+        ('{"format": "pvopt checkpoint", "version": 2}', "is damaged .*model_class"),
     ],
 )
 def test_foreign_files(saved, content, message):
@@ -187,22 +197,36 @@ def test_foreign_files(saved, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=2), r"version 2; this pvopt reads version 1"),
-        (lambda c: c.update(version="1"), r"version '1'"),
+        (lambda c: c.update(version=1), r"version 1; this pvopt reads version 2"),
+        (lambda c: c.update(version="2"), r"version '2'"),
         (lambda c: c.update(weights=[1]), "is damaged"),
         (lambda c: c.update(files={"model.safetensors": {}}), "is damaged"),
         (lambda c: c["weights"]["0.weight"].update(dtype="os"), "unknown dtype 'os'"),
         (lambda c: c["weights"]["0.weight"].update(shape=[3, 3]), "does not fit pvopt.json"),
-        (lambda c: c["weights"]["0.weight"]["parametrization"].update(bits=99), r"in 1\.\.8"),
-        (lambda c: c["weights"]["0.weight"]["parametrization"].update(x=1), "unknown settings"),
-        (lambda c: c["weights"]["0.weight"]["parametrization"].pop("bits"), "missing settings"),
+        (lambda c: parametrization(c).update(bits=99), r"in 1\.\.8"),
+        (lambda c: parametrization(c).update(bits="2"), "bits must be an int"),
+        (lambda c: parametrization(c).update(x=1), "unknown settings"),
+        (lambda c: parametrization(c).pop("bits"), "missing settings"),
         (
-            lambda c: c["weights"]["0.weight"]["parametrization"].update({"class": "os.system"}),
+            lambda c: parametrization(c).update({"class": "os.system"}),
             "'0.weight': unknown parametrization 'os.system'; known are .*UniformGrid",
         ),
         (
+            lambda c: scheme(c)["space"].update({"class": "Popen"}),
+            "'0.weight': unknown space 'Popen'; known are .*Rotation",
+        ),
+        (lambda c: scheme(c).pop("space"), "a scheme needs parametrization and space"),
+        (
+            lambda c: scheme(c).update(space={"class": "Padding", "columns": 3}),
+            "does not fit pvopt.json",
+        ),
+        (
+            lambda c: scheme(c).update(space={"class": "Permutation"}),
+            "'0.weight.codes.space.order' is missing",
+        ),
+        (
             lambda c: c["weights"].update({"9.w": c["weights"]["0.weight"]}),
-            "'9.w.codes' is missing",
+            "'9.w.codes.levels' is missing",
         ),
         (lambda c: c["tied"].update({"1.weight": "0.weight"}), "unknown to the model: 1.weight"),
     ],
@@ -214,7 +238,7 @@ def test_descriptions_that_do_not_fit(saved, change, message):
 
 
 def test_defaults_fill_settings_that_an_old_file_lacks(saved):
-    edit(saved, lambda c: c["weights"]["0.weight"]["parametrization"].pop("symmetric"))
+    edit(saved, lambda c: parametrization(c).pop("symmetric"))
     rep = load(saved, fresh()).weights["0.weight"]
     assert rep.parametrization == pvopt.UniformGrid(bits=2)
 
@@ -257,42 +281,36 @@ def test_training_state_runs_no_code(saved):
         load_training_state(saved)
 
 
-@dataclass(frozen=True)
-class OwnGrid(pvopt.UniformGrid):
+@dataclass(frozen=True, kw_only=True)
+class Unregistered(pvopt.UniformGrid):
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Tuples(pvopt.UniformGrid):
-    levels: tuple[int, ...] = (1, 2)
+def test_what_is_not_registered_is_refused_and_nothing_changes(saved):
+    loaded = load(saved, fresh())
+    weights = pvopt.quantize_(loaded.model, {"0": Unregistered(bits=2)})
+    with pytest.raises(
+        CheckpointError, match="'native': '0.weight': Unregistered is not registered"
+    ):
+        save(saved, loaded.model, weights)
+    assert load(saved, fresh()).metadata == {"a": [1, None, "x"]}
 
 
-def test_parametrizations_of_the_user_must_be_named(tmp_path):
-    model = nn.Linear(8, 4)
-    weights = pvopt.quantize_(model, OwnGrid(2, note="mine"))
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_parametrization_in_every_space_comes_back_bit_for_bit(name, tmp_path):
+    rep = representation(name, torch.bfloat16 if "grid" in name else torch.float32)
+    model = nn.Linear(SHAPE[1], SHAPE[0])
+    weights = pvopt.QuantizedWeights(model, {"weight": rep})
+    weights.write_()
     folder = save(tmp_path / "x", model, weights)
-    with pytest.raises(CheckpointError, match="unknown parametrization 'OwnGrid'"):
-        load(folder, nn.Linear(8, 4))
-    loaded = load(folder, nn.Linear(8, 4), parametrizations=[OwnGrid])
+    loaded = load(folder, nn.Linear(SHAPE[1], SHAPE[0]))
     assert_same(model, weights, loaded)
-    weights = pvopt.quantize_(model, Tuples(2))
-    with pytest.raises(CheckpointError, match=r"Tuples\.levels: only numbers"):
-        save(tmp_path / "x", model, weights)
-
-
-def test_every_parametrization_of_the_library_can_be_saved():
-    from pvopt import parametrizations
-    from pvopt.formats.native.registry import BUILT_IN
-
-    public = {getattr(parametrizations, name) for name in parametrizations.__all__}
-    concrete = {
-        cls
-        for cls in public
-        if isinstance(cls, type)
-        and issubclass(cls, pvopt.Parametrization)
-        and not cls.__abstractmethods__
-    }
-    assert concrete <= set(BUILT_IN)
+    storage = storage_report(folder).weights[0]
+    assert storage.codes == {key: stream.stored_bytes for key, stream in rep.streams.items()}
+    assert storage.values == {key: value.nbytes for key, value in rep.values.items()}
+    # Streams end with whole bytes.
+    bits = rep.bits_per_weight()
+    assert bits <= storage.bits_per_weight < bits + 8 * len(rep.streams) / rep.decode().numel()
 
 
 def test_storage_is_counted_to_the_byte(network, tmp_path):
@@ -308,9 +326,7 @@ def test_storage_is_counted_to_the_byte(network, tmp_path):
     assert first.bits_per_weight == 8 * (first.code_bytes + first.value_bytes) / 64
     assert first.bits_per_weight_16 == (16 * 2 * 3 + 16 * 68) / 64
     assert report.file_bytes == (folder / "model.safetensors").stat().st_size
-    others = [
-        t.numel() for n, t in tensors.items() if not n.endswith(".codes") and ".values" not in n
-    ]
+    others = [t.numel() for n, t in tensors.items() if ".codes." not in n and ".values." not in n]
     assert report.other_count == sum(others)
     bits = 8 * (total + report.other_bytes) / (5 * 64 + sum(others))
     assert report.total_bits_per_weight == pytest.approx(bits)
@@ -321,7 +337,7 @@ def test_a_file_with_a_right_checksum_but_wrong_content(saved):
 
     file = saved / "model.safetensors"
     tensors = load_file(file)
-    tensors["0.weight.codes"] = tensors["0.weight.codes"][:-1].clone()
+    tensors["0.weight.codes.levels"] = tensors["0.weight.codes.levels"][:-1].clone()
     shutil.copy(file, saved / "copy")
     save_file(tensors, file)
     edit(saved, lambda c: c["files"].update({file.name: vars(FileEntry.of(file))}))
@@ -329,5 +345,5 @@ def test_a_file_with_a_right_checksum_but_wrong_content(saved):
         load(saved, fresh())
     file.write_bytes(b"not safetensors at all")
     edit(saved, lambda c: c["files"].update({file.name: vars(FileEntry.of(file))}))
-    with pytest.raises(CheckpointError, match="no safetensors file"):
+    with pytest.raises(CheckpointError, match="cannot be read as safetensors"):
         load(saved, fresh())

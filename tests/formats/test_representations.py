@@ -35,7 +35,9 @@ def test_there_and_back_with_metadata(tmp_path):
         "b": pvopt.Scheme(pvopt.Ternary(group_size=8), pvopt.Permutation()),
         "a": pvopt.UniformGrid(bits=3),
     }
-    found = {name: pvopt.parametrizations.as_scheme(s).fit(draw(6, 16)) for name, s in schemes.items()}
+    found = {
+        name: pvopt.parametrizations.as_scheme(s).fit(draw(6, 16)) for name, s in schemes.items()
+    }
     found["a"] = found["a"].to(dtype=torch.bfloat16)
     folder = save_representations(tmp_path / "x", found, metadata={"errors": {"a": 0.5}})
     loaded = load_representations(folder)
@@ -62,7 +64,9 @@ def test_members_of_a_stack_are_stored_without_the_stack(tmp_path):
     assert_same(reps[3], loaded)
     for _, tensor in loaded.tensors():
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
-    with pytest.raises(CheckpointError, match="'w' must be the representation of one weight, got 8"):
+    with pytest.raises(
+        CheckpointError, match="'w' must be the representation of one weight, got 8"
+    ):
         save_representations(tmp_path / "stack", {"w": stack})
 
 

@@ -24,7 +24,7 @@ def test_kernels_compile_without_spills_and_fit_into_shared_memory(module):
     # products of at least 16 columns.
     tuned = tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 8)
     run = subprocess.run(
-        [sys.executable, "-m", "pvopt_kernels.ahead_of_time", module, "--json"],
+        [sys.executable, "-m", "pvopt_kernels.tools.ahead_of_time", module, "--json"],
         env={**os.environ, "TRITON_INTERPRET": "0"},
         cwd=PACKAGE.parent,
         capture_output=True,

@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 import pvopt
-from pvopt import AdditiveCodebooks, Incoherent, UniformGrid
-from pvopt.llm import QuantizedLinear, load_model, representations, to_dense, to_quantized
+from pvopt import AdditiveCodebooks, FitOptions, Permutation, Rotation, Scheme, UniformGrid
+from pvopt.layers import QuantizedLinear, representations, to_dense, to_quantized
+from pvopt.llm import load_model
 
 SPEC = {
     "*.mlp.*": AdditiveCodebooks(num_codebooks=2, bits=4, in_group=8),
-    "*.self_attn.q_proj": Incoherent(UniformGrid(bits=3, group_size=16)),
+    "*.self_attn.q_proj": Scheme(UniformGrid(bits=3, group_size=16), Rotation()),
+    "*.self_attn.k_proj": Scheme(UniformGrid(bits=3, group_size=16), Permutation()),
     "*": UniformGrid(bits=3, group_size=16),
 }
 TOKENS = torch.arange(40)[None] + 60
@@ -42,7 +44,7 @@ def test_a_converted_language_model_has_the_same_logits_and_gradients(quantized)
         one, other = model.get_parameter(name).grad, dense.get_parameter(name).grad
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
     for name, rep in weights.items():
-        grads = rep.parametrization.value_gradients(rep, dense.get_parameter(name).grad)
+        grads = rep.pull([dense.get_parameter(name).grad])
         layer = model.get_submodule(name.removesuffix(".weight"))
         for value, parameter in layer.values.named_parameters():
             torch.testing.assert_close(parameter.grad, grads[value], rtol=1e-3, atol=1e-5)
@@ -86,9 +88,9 @@ def test_bias_mode_and_tied_parameters_are_kept():
 
 def test_memory_is_that_of_codes_and_values():
     model = nn.Sequential(nn.Linear(256, 512, bias=False))
-    rep = AdditiveCodebooks(
-        num_codebooks=2, bits=8, in_group=8, fit_beam_size=1, refine_iterations=0
-    ).fit(model[0].weight)
+    rep = AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8).fit(
+        model[0].weight, options=FitOptions(iterations=0, beam_size=1)
+    )
     to_quantized(model, {"0.weight": rep}, dtype=torch.float16)
     held = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     assert held == 2 * 512 * 256 // 8 + 2 * (2 * 256 * 8 + 512)

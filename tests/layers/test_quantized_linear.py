@@ -184,7 +184,10 @@ def test_codes_of_16_bits_come_back():
 
 
 def test_a_member_of_a_stack_takes_its_own_memory_only():
-    reps = [AdditiveCodebooks(num_codebooks=1, bits=2, in_group=4).fit(draw(*SHAPE, seed=i)) for i in range(4)]
+    reps = [
+        AdditiveCodebooks(num_codebooks=1, bits=2, in_group=4).fit(draw(*SHAPE, seed=i))
+        for i in range(4)
+    ]
     stack = Representation.stack(reps)
     layer = QuantizedLinear.from_representation(reps[2])
     for tensor in layer.state_dict().values():

@@ -8,16 +8,16 @@ import torch
 from torch import nn
 
 import pvopt
-from pvopt.commands.tune import _argument_help
+from pvopt.parametrizations import as_scheme
 from pvopt.tuning import (
-    MetricsFile,
+    Inputs,
+    RecordsFile,
     StopRequest,
     TuneSettings,
     build_optimizer,
-    format_name,
-    parse_format,
     plot_curves,
 )
+from pvopt.tuning.optimizers import check_fits
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ from pvopt.tuning import (
         ("grid:4s", pvopt.UniformGrid(bits=4, symmetric=True)),
         ("values:4", pvopt.SharedValues(num_values=4)),
         ("e8p:3", pvopt.E8P(bits=3)),
-        ("had+e8p:2", pvopt.Incoherent(pvopt.E8P(bits=2))),
+        ("had+e8p:2", pvopt.Scheme(pvopt.E8P(bits=2), pvopt.Rotation())),
         (
             "q6+2x8g8",
             pvopt.QuantizedScales(
@@ -42,58 +42,61 @@ from pvopt.tuning import (
         ),
         (
             "had+sparse:25%+vq:8g4",
-            pvopt.Incoherent(
+            pvopt.Scheme(
                 pvopt.QuantizedNonzeros(
                     support=pvopt.Sparse(density=0.25),
                     inner=pvopt.VectorCodebook(bits=8, group_size=4),
-                )
+                ),
+                pvopt.Rotation(),
             ),
         ),
         (
-            "had+q4/64+e8p:2",
-            pvopt.Incoherent(
-                pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=64), bits=4)
+            "had+q4+e8p:2/64",
+            pvopt.Scheme(
+                pvopt.QuantizedScales(inner=pvopt.E8P(bits=2, scale_group=64), bits=4),
+                pvopt.Rotation(),
             ),
         ),
         (
             "had+2x8g8",
-            pvopt.Incoherent(pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)),
+            pvopt.Scheme(
+                pvopt.AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8), pvopt.Rotation()
+            ),
+        ),
+        (
+            "2:4+grid:2g64",
+            pvopt.QuantizedNonzeros(
+                support=pvopt.SparseNM(nonzeros=2, group_size=4),
+                inner=pvopt.UniformGrid(bits=2, group_size=64),
+            ),
         ),
     ],
 )
 def test_formats_and_their_names(text, parametrization):
-    assert parse_format(text) == parametrization
-    assert format_name(parametrization) == text
-    assert parse_format(text.replace(":", "")) == parametrization
-
-
-def test_nonzeros_of_another_form():
-    parametrization = pvopt.QuantizedNonzeros(
-        support=pvopt.SparseNM(nonzeros=2, group_size=4),
-        inner=pvopt.UniformGrid(bits=2, group_size=64),
-    )
-    assert parse_format("2:4+grid:2g64") == parametrization
-    assert format_name(parametrization) == "2:4+grid:2g64"
+    scheme = as_scheme(parametrization)
+    assert pvopt.parse_scheme(text) == scheme
+    assert scheme.name == text
+    if not text.startswith("2:4"):  # where the colon is part of the form
+        assert pvopt.parse_scheme(text.replace(":", "")) == scheme
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is unknown; the forms are MxBgN, MxBgOxN, vq:BgN, grid:B"),
-        ("2x8", "is unknown"),
+        ("", r"is unknown; the forms are MxBg\[Ox\]N"),
+        ("2x8", r"'2x8' is unknown \(did you mean '2x8g8'\?\); the forms are"),
         ("2x8g8 extra", "is unknown"),
-        ("0x8g8", r"'0x8g8' \(MxBgN\): num_codebooks must be in 1\.\.16, got 0"),
+        ("0x8g8", r"'0x8g8' .*num_codebooks must be in 1\.\.16, got 0"),
         ("grid:9g64", r"bits must be in 1\.\.8"),
         ("e8p:5", r"bits must be in 2\.\.4, got 5"),
-        ("had+had+e8p:2", r"\(had\+FORM\): inner must be a Parametrization other than Incoherent"),
         ("q6+grid:2", "inner must be VectorCodebook, AdditiveCodebooks or E8P"),
-        ("q6/64+grid:2", "grid:2 has no scale groups"),
+        ("grid:2/64", "'grid:2/64' is unknown"),
         ("had+2x8", "'2x8' is unknown"),
     ],
 )
 def test_format_errors(text, message):
     with pytest.raises(ValueError, match=message):
-        parse_format(text)
+        pvopt.parse_scheme(text)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +105,7 @@ def test_format_errors(text, message):
         {"recipe": "pv"},
         {"base": "lbfgs"},
         {"loss": "mse"},
-        {"schedule": "step"},
+        {"lr_schedule": "step"},
         {"dtype": "int8"},
         {"steps": 0},
         {"length": 1},
@@ -112,26 +115,30 @@ def test_format_errors(text, message):
         {"lr": -1.0},
         {"values_lr": float("inf")},
         {"temperature": 0.0},
-        {"fraction": 0.0},
-        {"fraction": 0.1, "recipe": "ste"},
+        {"subspace": "greedy:0"},
+        {"subspace": "greedy:much"},
         {"subspace": "best"},
-        {"subspace": "gain", "recipe": "ste"},
+        {"subspace": "gain", "recipe": "continuous_only"},
+        {"rounding": "up"},
+        {"rounding": "forced", "recipe": "continuous_only"},
         {"metric": "manhattan"},
         {"metric": "second-moment", "base": "sgd"},
         {"trust_ratio": -0.1},
         {"latent_decay": 1.5},
         {"beam": 0},
+        {"beam": 4096},
+        {"base": "adafactor", "relative_code_lr": False},
     ],
 )
 def test_wrong_settings_cannot_be_made(wrong):
-    with pytest.raises(ValueError, match=next(reversed(wrong)) if len(wrong) == 1 else "must|fits"):
+    with pytest.raises(ValueError, match=next(iter(wrong)) if len(wrong) == 1 else "must|fit"):
         TuneSettings(**wrong)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("lr_schedule", ["constant", "linear", "cosine"])
 @pytest.mark.parametrize("warmup", [0, 1, 4, 10, 12])
-def test_schedules_rise_then_fall_and_never_stop(schedule, warmup):
-    settings = TuneSettings(steps=10, warmup=warmup, schedule=schedule)
+def test_learning_rates_rise_then_fall_and_never_stop(lr_schedule, warmup):
+    settings = TuneSettings(steps=10, warmup=warmup, lr_schedule=lr_schedule)
     factors = [settings.lr_factor(step) for step in range(10)]
     assert all(0 < factor <= 1 for factor in factors)
     assert factors[:warmup] == [(step + 1) / warmup for step in range(min(10, warmup))]
@@ -139,13 +146,14 @@ def test_schedules_rise_then_fall_and_never_stop(schedule, warmup):
     assert falling == sorted(falling, reverse=True)
     if falling:
         assert falling[0] == 1
-        assert (falling[-1] == 1) == (schedule == "constant" or len(falling) == 1)
+        assert (falling[-1] == 1) == (lr_schedule == "constant" or len(falling) == 1)
 
 
-def test_every_setting_is_explained_on_the_command_line():
-    described = _argument_help(TuneSettings)
-    assert set(described) == {field.name for field in dataclasses.fields(TuneSettings)}
-    assert all(len(text) > 10 for text in described.values())
+@pytest.mark.parametrize("settings", [TuneSettings, Inputs])
+def test_every_setting_is_explained(settings):
+    found = [field.metadata["help"] for field in dataclasses.fields(settings)]
+    assert all(len(text) > 10 for text in found)
+    assert len(set(found)) == len(found)
 
 
 def test_zero_weights_have_a_learning_rate_and_adafactor_scales_by_itself():
@@ -160,13 +168,13 @@ def test_zero_weights_have_a_learning_rate_and_adafactor_scales_by_itself():
         assert groups[1]["lr"] == pytest.approx(0.5 * (rms if base == "adamw" else 1))
         assert all(g["lr"] * g["values_lr_ratio"] == pytest.approx(0.1) for g in groups)
     with pytest.raises(ValueError, match="must be relative"):
-        build_optimizer(weights, TuneSettings(base="adafactor", relative_code_lr=False))
+        TuneSettings(base="adafactor", relative_code_lr=False)
 
 
 def test_settings_reach_the_optimizer():
     model = nn.Linear(8, 4)
     weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
-    settings = TuneSettings(fraction=0.2, trust_ratio=0.3, latent_decay=0.4, seed=5)
+    settings = TuneSettings(subspace="greedy:0.2", trust_ratio=0.3, latent_decay=0.4, seed=5)
     for group in build_optimizer(weights, settings).param_groups:
         found = [group[name] for name in ("fraction", "trust_ratio", "latent_decay", "seed")]
         assert found == [0.2, 0.3, 0.4, 5]
@@ -178,7 +186,7 @@ def test_settings_reach_the_optimizer():
 def test_subspace_and_metric_reach_the_optimizer(base):
     model = nn.Linear(16, 8)
     weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
-    settings = TuneSettings(subspace="gain", metric="second-moment", base=base, fraction=0.2)
+    settings = TuneSettings(subspace="gain:0.2", metric="second-moment", base=base)
     optimizer = build_optimizer(weights, settings)
     assert isinstance(optimizer.subspace, pvopt.Gain)
     assert isinstance(optimizer.metric, pvopt.SecondMoment)
@@ -189,18 +197,62 @@ def test_subspace_and_metric_reach_the_optimizer(base):
     assert (plain.subspace, plain.metric) == (pvopt.Greedy(0.01), None)
 
 
-def test_metrics_survive_torn_lines_and_infinities(tmp_path):
-    metrics = MetricsFile(tmp_path / "m.jsonl")
-    assert metrics.read() == []
+@pytest.mark.parametrize("recipe", ["ste", "stochastic_rounding", "naive_pv", "subspace_pv"])
+def test_any_recipe_takes_another_subspace_and_rounding(recipe):
+    weights = pvopt.quantize_(nn.Linear(16, 8), pvopt.UniformGrid(bits=2))
+    settings = TuneSettings(recipe=recipe, subspace="uniform:0.3", rounding="stochastic:linear")
+    optimizer = build_optimizer(weights, settings)
+    assert (optimizer.subspace, optimizer.rounding) == (
+        pvopt.Uniform(0.3),
+        pvopt.Stochastic("linear"),
+    )
+
+
+def test_the_beam_is_an_option_of_the_search():
+    books = pvopt.AdditiveCodebooks(num_codebooks=2, bits=2, in_group=4)
+    weights = pvopt.quantize_(nn.Linear(16, 8), books)
+    assert build_optimizer(weights, TuneSettings(beam=3)).search.beam_size == 3
+    assert build_optimizer(weights, TuneSettings()).search.beam_size is None
+
+
+@pytest.mark.parametrize(
+    ("text", "settings", "message"),
+    [
+        ("grid:2", {"beam": 3}, "beam does not fit UniformGrid, whose search is exact"),
+        ("vq:4g2", {"beam": 3}, "beam does not fit VectorCodebook"),
+        ("had+e8p:2", {"beam": 3}, "beam does not fit E8P"),
+        ("q6+vq:4g2", {"beam": 3}, "beam does not fit QuantizedScales"),
+        ("2x8g8", {"rounding": "stochastic:linear"}, "needs scalar codes"),
+    ],
+)
+def test_settings_that_a_format_has_no_use_for_are_refused(text, settings, message):
+    with pytest.raises(ValueError, match=message):
+        check_fits(TuneSettings(**settings), pvopt.parse_scheme(text).parametrization)
+
+
+@pytest.mark.parametrize("text", ["2x8g8", "had+e8p:3", "q6+2x8g8", "2:4+2x4g8"])
+def test_searches_with_a_beam_take_its_size(text):
+    check_fits(TuneSettings(beam=3), pvopt.parse_scheme(text).parametrization)
+
+
+def test_a_metric_that_does_not_fit_is_a_mistake_of_the_user():
+    weights = pvopt.quantize_(nn.Linear(16, 8), pvopt.parse_scheme("had+grid:2"))
+    with pytest.raises(ValueError, match="metric"):
+        build_optimizer(weights, TuneSettings(metric="second-moment"))
+
+
+def test_records_survive_torn_lines_and_infinities(tmp_path):
+    records = RecordsFile(tmp_path / "m.jsonl")
+    assert records.read() == []
     for step in range(3):
-        metrics.append("step", step, loss=float("inf") if step == 1 else 1.5)
-    with open(metrics.path, "a") as file:
+        records.append("step", step, loss=float("inf") if step == 1 else 1.5)
+    with open(records.path, "a") as file:
         file.write('{"kind": "step", "st')
-    assert [record["loss"] for record in metrics.read()] == [1.5, None, 1.5]
-    metrics.forget_after(1)
-    metrics.append("step", 7, loss=0.0)
-    assert [record["step"] for record in metrics.read()] == [0, 1, 7]
-    assert "Infinity" not in metrics.path.read_text()
+    assert [record["loss"] for record in records.read()] == [1.5, None, 1.5]
+    records.forget_after(1)
+    records.append("step", 7, loss=0.0)
+    assert [record["step"] for record in records.read()] == [0, 1, 7]
+    assert "Infinity" not in records.path.read_text()
 
 
 @pytest.mark.parametrize("high", [20.5, 90.0, 280_000.0])

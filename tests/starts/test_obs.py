@@ -10,17 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import Sparse, SparseNM, UniformGrid
-from pvopt.starts import (
-    Fit,
-    IterativeOBS,
-    OneShotOBS,
-    damped,
-    layer_error,
-    obs,
-    refit,
-    refit_support,
-)
+from pvopt import Row, Sparse, SparseNM, UniformGrid
+from pvopt.starts import Fit, IterativeOBS, OneShotOBS, obs, refit, refit_support
 from pvopt.starts.pruning import PrunedRows
 from pvopt.starts.refit import polished, removal_costs_more
 
@@ -215,10 +206,12 @@ def test_single_precision_is_polished_to_least_squares(damping):
     """Also where single precision is too coarse for the inverse Hessian."""
     weight, inputs = problem(11, 16, 64, 40)
     weight, hessian = weight.float(), inputs.T @ inputs
-    rep = IterativeOBS(damping).start(weight, ROW, hessian=hessian)
-    matrix = damped(hessian, damping)
-    direct = refit_support(weight, ROW.support(rep), matrix)
-    found, least = (float(layer_error(weight, w, matrix)) for w in (rep.decode(), direct))
+    rep = IterativeOBS(damping=damping).start(weight, ROW, metric=Row(hessian))
+    matrix = Row(hessian).damped(damping)
+    direct = refit_support(weight, ROW.support(rep), matrix.hessian)
+    found, least = (
+        float(matrix.squared_norm(weight.double() - w.double())) for w in (rep.decode(), direct)
+    )
     assert found <= least * (1 + 1e-4)
 
 
@@ -251,11 +244,11 @@ def test_refit_is_least_squares_for_supports_of_any_sizes(seed):
 @pytest.mark.parametrize(
     "parametrization", [ROW, Sparse(density=0.25), Sparse(density=1.0), PAIRS], ids=str
 )
-@pytest.mark.parametrize("method", [OneShotOBS(0.0), IterativeOBS(0.0)], ids=str)
+@pytest.mark.parametrize("method", [OneShotOBS(damping=0.0), IterativeOBS(damping=0.0)], ids=str)
 def test_a_start_is_a_least_squares_point_of_its_support(parametrization, method):
     weight, inputs = problem(1, 6, 16, 40)
-    rep = method.start(weight, parametrization, hessian=inputs.T @ inputs)
-    parametrization.check_codes(rep.codes, rep.shape)
+    rep = method.start(weight, parametrization, metric=Row(inputs.T @ inputs))
+    rep.check_codes()
     expected = least_squares(weight.numpy(), parametrization.support(rep).numpy(), inputs.numpy())
     np.testing.assert_allclose(rep.decode().numpy(), expected, atol=1e-8)
 
@@ -269,7 +262,8 @@ def test_one_shot_keeps_the_largest_saliencies_of_row_group_or_tensor():
         (PAIRS, saliency.reshape(-1, 4)),
         (Sparse(density=0.25, per="tensor"), saliency.reshape(1, -1)),
     ):
-        rep = OneShotOBS(0.0).start(weight, parametrization, hessian=torch.from_numpy(hessian))
+        metric = Row(torch.from_numpy(hessian))
+        rep = OneShotOBS(damping=0.0).start(weight, parametrization, metric=metric)
         count = parametrization.num_nonzeros((4, 8))
         least = np.sort(groups, axis=1)[:, -count][:, None]
         support = parametrization.support(rep).numpy().reshape(groups.shape)
@@ -292,10 +286,14 @@ def test_one_by_one_is_the_greedy_of_least_squares(seed):
                 errors[column] = error(dense, least_squares(dense, other, x), x)[row]
             kept[row, errors.argmin()] = False
     greedy = error(dense, least_squares(dense, kept, x), x)
-    hessian = inputs.T @ inputs
+    metric = Row(inputs.T @ inputs)
     found = [
-        error(dense, m.start(weight, ROW, hessian=hessian).decode().numpy(), x)
-        for m in (OneShotOBS(0.0), IterativeOBS(0.0, rounds=0), IterativeOBS(0.0, rounds=3))
+        error(dense, m.start(weight, ROW, metric=metric).decode().numpy(), x)
+        for m in (
+            OneShotOBS(damping=0.0),
+            IterativeOBS(damping=0.0, rounds=0),
+            IterativeOBS(damping=0.0, rounds=3),
+        )
     ]
     np.testing.assert_allclose(found[1], np.minimum(greedy, found[0]), rtol=1e-6)
     assert (found[2] <= found[1] * (1 + 1e-9)).all()
@@ -308,11 +306,11 @@ def test_iterative_is_below_one_shot_is_below_magnitude(parametrization, tokens)
     ratios = []
     for seed in range(200):
         weight, inputs = problem(seed, 8, 32, tokens)
-        hessian = inputs.T @ inputs
+        metric = Row(inputs.T @ inputs)
         errors = [
             float(
-                layer_error(
-                    weight, method.start(weight, parametrization, hessian=hessian).decode(), hessian
+                metric.squared_norm(
+                    weight - method.start(weight, parametrization, metric=metric).decode()
                 )
             )
             for method in (Fit(), OneShotOBS(), IterativeOBS(rounds=1))
@@ -330,36 +328,37 @@ def test_more_than_one_removal_in_a_step_and_chunks_of_rows(monkeypatch):
     errors = np.zeros((5, 2))
     for seed in range(5):
         weight, inputs = problem(seed, 12, 64, 200)
-        hessian = inputs.T @ inputs
+        metric = Row(inputs.T @ inputs)
         for place, method in enumerate(methods):
-            found = method.start(weight, ROW, hessian=hessian).decode()
-            errors[seed, place] = layer_error(weight, found, hessian)
+            found = method.start(weight, ROW, metric=metric).decode()
+            errors[seed, place] = metric.squared_norm(weight - found)
     ratio = (errors[:, 0] / errors[:, 1]).mean()
     assert 0.7 <= ratio <= 1
     weight, inputs = problem(5, 12, 64, 200)
-    hessian = inputs.T @ inputs
-    whole = IterativeOBS().start(weight, ROW, hessian=hessian)
+    metric = Row(inputs.T @ inputs)
+    whole = IterativeOBS().start(weight, ROW, metric=metric)
     monkeypatch.setattr("pvopt.starts.obs._CHUNK_ELEMENTS", 5 * 32 * 64)
-    parts = IterativeOBS().start(weight, ROW, hessian=hessian)
-    assert torch.equal(parts.codes, whole.codes)
+    parts = IterativeOBS().start(weight, ROW, metric=metric)
+    assert torch.equal(parts.codes["support"], whole.codes["support"])
     torch.testing.assert_close(parts.decode(), whole.decode())
 
 
 def test_single_precision_and_dead_inputs():
     weight, inputs = problem(7, 6, 24, 12)  # singular: fewer tokens than inputs
     hessian = inputs.T @ inputs
+    metric = Row(hessian)
     for method in (OneShotOBS(), IterativeOBS()):
-        double = method.start(weight, ROW, hessian=hessian)
-        single = method.start(weight.float(), ROW, hessian=hessian.float())
+        double = method.start(weight, ROW, metric=metric)
+        single = method.start(weight.float(), ROW, metric=Row(hessian.float()))
         assert single.dtype == torch.float32
-        left, right = (float(layer_error(weight, r.decode(), hessian)) for r in (single, double))
+        left, right = (float(metric.squared_norm(weight - r.decode())) for r in (single, double))
         assert left == pytest.approx(right, rel=0.1)
     with pytest.raises(ValueError, match="damping must be larger"):
-        OneShotOBS(damping=0.0).start(weight, ROW, hessian=hessian)
+        OneShotOBS(damping=0.0).start(weight, ROW, metric=metric)
     weight, inputs = problem(8, 6, 24, 100)
     inputs[:, 3] = 0.0  # costs nothing to remove
     for method in (OneShotOBS(), IterativeOBS()):
-        rep = method.start(weight, ROW, hessian=inputs.T @ inputs)
+        rep = method.start(weight, ROW, metric=Row(inputs.T @ inputs))
         assert not bool(ROW.support(rep)[:, 3].any())
 
 
@@ -368,19 +367,19 @@ def test_a_convolution_is_seen_as_a_matrix():
     shaped = weight.view(4, 3, 2, 2)
     for parametrization in (ROW, PAIRS):
         for method in (OneShotOBS(), IterativeOBS()):
-            flat = method.start(weight, parametrization, hessian=inputs.T @ inputs)
-            rep = method.start(shaped, parametrization, hessian=inputs.T @ inputs)
+            flat = method.start(weight, parametrization, metric=Row(inputs.T @ inputs))
+            rep = method.start(shaped, parametrization, metric=Row(inputs.T @ inputs))
             assert torch.equal(rep.decode().view(4, 12), flat.decode())
 
 
 def test_what_cannot_be_started_is_refused_by_name():
     weight, inputs = problem(0, 4, 8, 20)
-    hessian = inputs.T @ inputs
+    metric = Row(inputs.T @ inputs)
     for method in (OneShotOBS(), IterativeOBS()):
         with pytest.raises(TypeError, match=rf"{type(method).__name__}.*sparse.*UniformGrid"):
-            method.start(weight, UniformGrid(bits=2), hessian=hessian)
-    with pytest.raises(TypeError, match=r"IterativeOBS.*OneShotOBS takes it"):
-        IterativeOBS().start(weight, Sparse(density=0.5, per="tensor"), hessian=hessian)
+            method.start(weight, UniformGrid(bits=2), metric=metric)
+    with pytest.raises(TypeError, match=r"IterativeOBS.*OneShotOBS takes them"):
+        IterativeOBS().start(weight, Sparse(density=0.5, per="tensor"), metric=metric)
 
 
 @pytest.mark.parametrize(

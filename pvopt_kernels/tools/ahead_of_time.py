@@ -18,9 +18,10 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-__all__ = ["TARGETS", "CompileSpec", "Resources", "Target", "compile_spec", "discover"]
+from pvopt_kernels.triton._compile_spec import CompileSpec
+
+__all__ = ["TARGETS", "Resources", "Target", "compile_spec", "discover"]
 
 
 @dataclass(frozen=True)
@@ -59,35 +60,6 @@ TARGETS = {
     "sm_90": Target("sm_90", "cuda", 90, 32, 227 << 10, 228 << 10, 1 << 16, 8, 64, 32),
     "gfx942": Target("gfx942", "hip", "gfx942", 64, 64 << 10, 64 << 10, 4 * 512 * 64, 8, 32, 16),
 }
-
-
-@dataclass(frozen=True)
-class CompileSpec:
-    """One variant of a kernel.
-
-    Args:
-        kernel: the function decorated by ``triton.jit`` (not the autotuner around it).
-        signature: types of the arguments that are no constants, such as ``{"x": "*fp32",
-            "n": "i32"}``; a tuple of types for an argument that is a tuple.
-        constexprs: values of the arguments annotated ``tl.constexpr`` (and of pointers that are
-            None).
-        label: distinguishes the variants, such as ``"bf16 g=8 K=256"``.
-        num_warps: warps of a block.
-        num_stages: stages of software pipelining.
-        aligned: arguments that are multiples of 16 (pointers: of 16 bytes); None stands for all
-            pointers, which is what torch allocates.
-    """
-
-    kernel: Any
-    signature: Mapping[str, str | tuple[str, ...]]
-    constexprs: Mapping[str, Any]
-    label: str
-    num_warps: int = 4
-    num_stages: int = 2
-    aligned: tuple[str, ...] | None = None
-
-    def __str__(self) -> str:
-        return f"{self.kernel.__name__}[{self.label}, {self.num_warps} warps]"
 
 
 @dataclass(frozen=True)
@@ -225,7 +197,7 @@ def _blocks(target: Target, warps: int, registers: int, shared: int) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Compile the kernels of the modules named, or of all, and print what they use."""
-    parser = argparse.ArgumentParser(prog="python -m pvopt_kernels.ahead_of_time")
+    parser = argparse.ArgumentParser(prog="python -m pvopt_kernels.tools.ahead_of_time")
     parser.add_argument("modules", nargs="*", help="names in pvopt_kernels.triton; default all")
     parser.add_argument("--target", action="append", choices=sorted(TARGETS), help="default all")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pvopt import AdditiveCodebooks, UniformGrid, VectorCodebook
-from pvopt.starts import AQLM, GPTQ, Fit, damped
+from pvopt import AdditiveCodebooks, Row, SearchOptions, UniformGrid, VectorCodebook
+from pvopt.starts import AQLM, GPTQ, Fit
 
 SEEDS = st.integers(0, 2**32 - 1)
 few = settings(max_examples=3, deadline=None, derandomize=True)
@@ -34,7 +34,7 @@ def draw(seed: int, rows: int = 12, columns: int = 16):
 def error(rep, weight, metric):
     """tr (W - Wq) M (W - Wq)', by NumPy."""
     difference = (weight - rep.decode()).double().numpy()
-    return np.trace(difference @ metric.numpy() @ difference.T)
+    return np.trace(difference @ metric.hessian.numpy() @ difference.T)
 
 
 @pytest.mark.parametrize("parametrization", FORMATS, ids=repr)
@@ -42,12 +42,12 @@ def error(rep, weight, metric):
 @few
 def test_no_round_raises_the_layer_error(parametrization, seed):
     weight, inputs = draw(seed)
-    hessian = inputs.T @ inputs
-    metric = damped(hessian, AQLM().damping)
-    reps = [GPTQ().start(weight, parametrization, hessian=hessian)]
+    own = Row(inputs.T @ inputs)
+    metric = own.damped(AQLM().damping)
+    reps = [GPTQ().start(weight, parametrization, metric=own)]
     for rounds in range(1, 4):  # the first rounds of a longer run are those of a shorter one
         method = AQLM(max_rounds=rounds, tolerance=0.0)
-        reps.append(method.start(weight, parametrization, hessian=hessian))
+        reps.append(method.start(weight, parametrization, metric=own))
     errors = [error(rep, weight, metric) for rep in reps]
     assert all(b <= a * (1 + 1e-9) for a, b in itertools.pairwise(errors))
     assert errors[-1] < errors[0]
@@ -57,20 +57,20 @@ def test_no_round_raises_the_layer_error(parametrization, seed):
 
 def test_a_round_without_progress_is_the_last():
     weight, inputs = draw(0)
-    hessian, books = inputs.T @ inputs, FORMATS[0]
-    one = AQLM(max_rounds=1).start(weight, books, hessian=hessian)
-    satisfied = AQLM(max_rounds=50, tolerance=0.99).start(weight, books, hessian=hessian)
+    metric, books = Row(inputs.T @ inputs), FORMATS[0]
+    one = AQLM(max_rounds=1).start(weight, books, metric=metric)
+    satisfied = AQLM(max_rounds=50, tolerance=0.99).start(weight, books, metric=metric)
     assert torch.equal(one.decode(), satisfied.decode())
-    more = AQLM(max_rounds=2, tolerance=0.0).start(weight, books, hessian=hessian)
+    more = AQLM(max_rounds=2, tolerance=0.0).start(weight, books, metric=metric)
     assert not torch.equal(one.decode(), more.decode())
 
 
 def test_values_alone_can_be_tuned_and_carry_no_gradients():
     weight, inputs = draw(1)
-    rep = AQLM().start(weight, FORMATS[0], hessian=inputs.T @ inputs)
+    rep = AQLM().start(weight, FORMATS[0], metric=Row(inputs.T @ inputs))
     assert all(v.grad is None and not v.requires_grad for v in rep.values.values())
-    wild = AQLM(lr=100.0, max_rounds=1).start(weight, FORMATS[0], hessian=inputs.T @ inputs)
-    still = AQLM(steps=0, max_rounds=1).start(weight, FORMATS[0], hessian=inputs.T @ inputs)
+    wild = AQLM(lr=100.0, max_rounds=1).start(weight, FORMATS[0], metric=Row(inputs.T @ inputs))
+    still = AQLM(steps=0, max_rounds=1).start(weight, FORMATS[0], metric=Row(inputs.T @ inputs))
     assert torch.equal(wild.decode(), still.decode())
 
 
@@ -78,12 +78,13 @@ def test_wrong_settings_are_named():
     for name, value in (
         ("max_rounds", 0),
         ("steps", -1),
-        ("beam_size", 0),
         ("tolerance", 1.0),
         ("lr", 0.0),
         ("damping", -0.1),
     ):
         with pytest.raises(ValueError, match=f"{name} must be"):
             AQLM(**{name: value})
+    with pytest.raises(ValueError, match="beam_size must be"):
+        AQLM(search_options=SearchOptions(beam_size=0))
     with pytest.raises(TypeError, match="steps must be an int"):
         AQLM(steps=1.5)

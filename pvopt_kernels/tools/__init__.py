@@ -1,0 +1,1 @@
+"""Programs beside the kernels; no kernel imports them."""
