@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 __all__ = ["Registry", "ShortForm"]
 
 T = TypeVar("T")
-C = TypeVar("C", bound=type)  # decorated classes keep their types
+Class = TypeVar("Class", bound=type)  # the decorated class keeps its own constructor
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -65,11 +65,11 @@ class Registry(Generic[T]):
 
     def __init__(self, kind: str) -> None:
         self.kind = kind
-        self._classes: dict[str, type[Any]] = {}
+        self._classes: dict[str, type[T]] = {}
         self._forms: dict[str, ShortForm[T]] = {}
         self._nested: list[Registry[Any]] = [self]
 
-    def register(self, short: ShortForm[Any] | None = None) -> Callable[[C], C]:
+    def register(self, short: ShortForm[Any] | None = None) -> Callable[[Class], Class]:
         """Return a decorator that makes a class known by its name, and by a short form.
 
         A class of the same name and module takes the place of an older one, so that a module can
@@ -80,7 +80,7 @@ class Registry(Generic[T]):
             ValueError: if another class has the name.
         """
 
-        def add(cls: C) -> C:
+        def add(cls: Class) -> Class:
             name = cls.__name__
             if not hasattr(cls, "__dataclass_fields__"):
                 raise TypeError(f"{name}: only dataclasses can be registered as a {self.kind}")
@@ -89,7 +89,7 @@ class Registry(Generic[T]):
                 raise ValueError(
                     f"a {self.kind} of the name {name} is registered already, by {known.__module__}"
                 )
-            self._classes[name] = cls
+            self._classes[name] = cls  # type: ignore[assignment]
             if short is not None:
                 self._forms[name] = short
             return cls
