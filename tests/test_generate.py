@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pvopt.cli import main
-from pvopt.llm import QuantizedLinear, load_model
+from pvopt.layers import QuantizedLinear
+from pvopt.llm import load_model
 from pvopt.tuning import autocast_dtype, load_student
 
 # After this prompt the likeliest logit is ahead of the next one by 2 % at least, several times what

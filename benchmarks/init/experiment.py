@@ -99,7 +99,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         calibration,
         row.build(loaded.model),
         row.parsed_start(),
-        fine_tuning=FineTuning(settings.fine_tune) if settings.fine_tune else None,
+        fine_tuning=FineTuning(epochs=settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )
     quantize_s = time.perf_counter() - begin

@@ -16,7 +16,7 @@ from .blocks import BlockCall
 __all__ = ["FineTuning"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FineTuning:
     r"""Adam on codebooks, scales and other values of one block; codes stay.
 
@@ -142,7 +142,7 @@ def _set_gradients(rep: Representation, parameter: nn.Parameter) -> None:
     gradient = parameter.grad
     if gradient is None:  # an expert that the batch did not reach
         gradient = torch.zeros_like(parameter)
-    for name, value in rep.parametrization.value_gradients(rep, gradient).items():
+    for name, value in rep.pull([gradient]).items():
         rep.values[name].grad = value
     parameter.grad = None
 

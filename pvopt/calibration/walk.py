@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from pvopt.evaluation_mode import evaluation_mode
-from pvopt.parametrizations import Parametrization, Representation
-from pvopt.starts import Initialization, relative_layer_error
+from pvopt.metrics.row import Row
+from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
+from pvopt.starts.contract import STARTS, Start
 from pvopt.weights import QuantizedWeights, match_patterns, select_weights
 
 from .blocks import BlockCall, capture_inputs, find_blocks
 from .fine_tuning import FineTuning
+from .finished_blocks import FinishedBlocks
 from .hessians import gather_hessians
-from .work import WorkFolder
 
 __all__ = ["Calibration", "calibrate_"]
 
@@ -40,8 +43,8 @@ class Calibration:
 def calibrate_(
     model: nn.Module,
     tokens: Tensor,
-    spec: Parametrization | Mapping[str, Parametrization],
-    method: Initialization | Mapping[str, Initialization],
+    spec: Parametrization | Scheme | Mapping[str, Parametrization | Scheme],
+    start: Start | Mapping[str, Start],
     *,
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
     batch_size: int = 1,
@@ -53,8 +56,8 @@ def calibrate_(
     r"""Quantize the linear layers of a causal language model, calibrated on a text, in place.
 
     Block by block: the block runs in full precision on the inputs that the quantized blocks before
-    it hand on, while ``X'X`` of the inputs of its layers is gathered; every weight is started by
-    its method; the continuous values are fine-tuned if asked for; the quantized block computes the
+    it hand on, while ``X'X`` of the inputs of its layers is gathered; every weight gets its
+    start; the continuous values are fine-tuned if asked for; the quantized block computes the
     next block's inputs.
 
     Memory beyond the model and its representations is bounded by
@@ -70,14 +73,15 @@ def calibrate_(
         model: a causal language model of transformers, with its blocks in one ``nn.ModuleList``.
             Its blocks are changed one after the other: an interrupted call leaves some quantized.
         tokens: ``[sequences, length]`` token ids, without padding.
-        spec: parametrizations, as :func:`pvopt.quantize_` takes them; linear layers of the blocks
-            only.
-        method: one start for all weights, or by pattern like ``spec``.
+        spec: parametrizations or schemes, as :func:`pvopt.quantize_` takes them; linear layers of
+            the blocks only.
+        start: one for all weights, or by pattern like ``spec``.
         exclude: patterns of modules or parameters to leave alone.
         batch_size: sequences per forward pass; it must divide their number.
         fine_tuning: how to tune the continuous values of each block, or None.
         work: folder that finished blocks are saved to; a call with the same arguments and the
-            original model takes them from there. None saves nothing.
+            original model takes them from there. Starts must be registered then. None saves
+            nothing.
         seed: of the generator of each weight's start and of the fine-tuning.
         progress: wraps the list of the blocks' names, for instance ``tqdm.tqdm``.
 
@@ -96,7 +100,8 @@ def calibrate_(
         >>> from pvopt.llm import load_model, load_text
         >>> loaded = load_model("tiny-llama")
         >>> tokens = loaded.encode(load_text("pydoc"))[: 4 * 64].view(4, 64)
-        >>> result = calibrate_(loaded.model, tokens, UniformGrid(bits=4, group_size=32), Fit(weighted=True))
+        >>> grid = UniformGrid(bits=4, group_size=32)
+        >>> result = calibrate_(loaded.model, tokens, grid, Fit(weighted=True))
         >>> len(result.weights), max(result.layer_errors.values()) < 0.15
         (14, True)
 
@@ -104,27 +109,27 @@ def calibrate_(
         GPTQ (arXiv 2210.17323), section 3.3; AQLM (arXiv 2401.06118), algorithm 1.
     """
     chosen = select_weights(model, spec, tuple(exclude))
-    methods = match_patterns(model, method, tuple(exclude), Initialization, "method")
-    lacking = [name for name in chosen if name not in methods]
+    starts = match_patterns(model, start, tuple(exclude), (Start,), "start")
+    lacking = [name for name in chosen if name not in starts]
     if lacking:
-        raise ValueError(f"method has no pattern for {lacking[:5]}")
+        raise ValueError(f"start has no pattern for {lacking[:5]}")
     list_name, blocks = find_blocks(model, chosen)
     layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen}
     other = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear)]
     if other:
         raise ValueError(f"only linear layers can be calibrated, not {other[:5]}")
     batches = _batches(tokens, batch_size)
-    folder = None
+    finished = None
     if work is not None:
         settings = {
             "tokens": _digest([batches]),
             "weights": _digest(model.get_parameter(name) for name in chosen),
-            "spec": {name: repr(p) for name, p in chosen.items()},
-            "method": {name: repr(methods[name]) for name in chosen},
-            "fine_tuning": repr(fine_tuning),
+            "spec": {name: scheme.to_json() for name, scheme in chosen.items()},
+            "start": {name: STARTS.to_json(starts[name]) for name in chosen},
+            "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
             "seed": seed,
         }
-        folder = WorkFolder(work, settings)
+        finished = FinishedBlocks(work, settings)
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
     representations: dict[str, Representation] = {}
     errors: dict[str, float] = {}
@@ -139,14 +144,14 @@ def calibrate_(
                 {w: p for w, p in chosen.items() if w.startswith(f"{name}.")},
                 last=number == len(names) - 1,
             )
-            if folder is not None and folder.finished(name):
-                found, report = block.load(folder, name, inputs.hidden)
+            if finished is not None and name in finished:
+                found, own_errors = block.load(finished, name, inputs.hidden)
             else:
-                found, report = block.calibrate(inputs.hidden, methods, fine_tuning, seed)
-                if folder is not None:
-                    folder.save(name, found, report)
+                found, own_errors = block.calibrate(inputs.hidden, starts, fine_tuning, seed)
+                if finished is not None:
+                    finished.save(name, found, own_errors)
             representations |= found
-            errors |= report
+            errors |= own_errors
     # In the model's order, as quantize_ has them.
     weights = QuantizedWeights(model, {name: representations[name] for name in chosen})
     weights.write_()
@@ -155,18 +160,18 @@ def calibrate_(
 
 @dataclass(frozen=True, eq=False)
 class _Block:
-    """One block of the walk: what it is called with, and which of its weights get which format."""
+    """One block of the walk: what it is called with, and which of its weights get which scheme."""
 
     model: nn.Module
     module: nn.Module
     call: BlockCall
-    chosen: dict[str, Parametrization]
+    chosen: dict[str, Scheme]
     last: bool
 
     def calibrate(
         self,
         hidden: Tensor,
-        methods: Mapping[str, Initialization],
+        starts: Mapping[str, Start],
         fine_tuning: FineTuning | None,
         seed: int,
     ) -> tuple[dict[str, Representation], dict[str, float]]:
@@ -182,17 +187,16 @@ class _Block:
                 if outputs is not None:
                     outputs[number] = output
                 hessians.end_batch()
-        for name, parametrization in self.chosen.items():
+        for name, scheme in self.chosen.items():
             parameter = self.model.get_parameter(name)
             generator = torch.Generator(parameter.device).manual_seed(seed)
             try:
-                rep = methods[name].start(
-                    parameter, parametrization, hessian=hessians[name], generator=generator
-                )
+                metric = Row(hessians[name])
+                rep = starts[name].start(parameter, scheme, metric=metric, generator=generator)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"cannot quantize {name!r}: {error}") from error
             quantized = rep.decode()
-            errors[name] = relative_layer_error(parameter, quantized, hessians[name])
+            errors[name] = metric.relative_error(parameter, quantized)
             representations[name] = rep
             parameter.copy_(quantized)
         del hessians
@@ -203,17 +207,17 @@ class _Block:
         return representations, errors
 
     def load(
-        self, folder: WorkFolder, name: str, hidden: Tensor
+        self, finished: FinishedBlocks, name: str, hidden: Tensor
     ) -> tuple[dict[str, Representation], dict[str, float]]:
         """Take the block's weights from the folder and overwrite its inputs by its outputs."""
-        parameters = {weight: self.model.get_parameter(weight) for weight in self.chosen}
-        shapes = {weight: tuple(parameter.shape) for weight, parameter in parameters.items()}
-        representations, report = folder.load(name, self.chosen, shapes)
-        for weight, parameter in parameters.items():
-            representations[weight] = representations[weight].to(parameter.device)
+        stored, errors = finished.load(name)
+        representations: dict[str, Representation] = {}
+        for weight in self.chosen:
+            parameter = self.model.get_parameter(weight)
+            representations[weight] = stored[weight].to(parameter.device)
             parameter.copy_(representations[weight].decode())
         self._advance(hidden)
-        return representations, report
+        return representations, errors
 
     def _advance(self, hidden: Tensor) -> None:
         if self.last:  # nobody needs the outputs of the last block

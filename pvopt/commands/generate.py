@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Load, generate, print prompt and continuation."""
     import torch
 
-    from pvopt.llm import load_model, to_quantized
+    from pvopt.layers import to_quantized
+    from pvopt.llm import load_model
     from pvopt.tuning import autocast_dtype, load_student
 
     if args.tokens < 1:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from . import recipes
 from .branch_and_bound import CertifiedCodes, QuadraticModel, branch_and_bound
+from .diagonal_metric import diagonal_metric
 from .exact_v_step import ExactV, FullMetricV, all_codes
 from .exploration import Exploration
 from .generators import random_least_squares, random_logistic, random_quadratic, random_start
 from .logistic import Logistic
 from .methods import Method
-from .metrics import diagonal_metric
 from .p_step import ExactP, GradientP, KeepValues, PStep
 from .partitions import GlobalOptimum, contains, global_optimum, set_partitions
 from .points import Point

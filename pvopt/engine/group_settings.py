@@ -26,7 +26,7 @@ class GroupSettings:
 
     Raises:
         ValueError: for an option out of range.
-        TypeError: for a flag that is no bool or a seed that is no int.
+        TypeError: for a flag that is not a bool or a seed that is not an int.
 
     Example:
         >>> GroupSettings(latent_decay=2.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
@@ -79,7 +80,7 @@ class StackedSearch(GroupSearch):
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep
         layout = rep.layout
-        matrices = [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in self.targets]
+        matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
         first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
@@ -126,11 +127,10 @@ class DenseSearch(GroupSearch):
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
         self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
-        whole = (
-            rep.decode().square()
-            if self._norms.coupled
-            else self._norms.squared_norms(self.decoded)
-        )
+        if self._norms.coupled or math.prod(rep.inner_shape) != math.prod(rep.shape):
+            whole = rep.merge(self.decoded).square()
+        else:  # what groups add is all there is
+            whole = self._norms.squared_norms(self.decoded)
         self.squared_norms = whole.sum()[None]
 
     def _costs(self, metric: Metric | None) -> GroupCosts:

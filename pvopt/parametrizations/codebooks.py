@@ -140,8 +140,8 @@ class Codebooks(Parametrization):
         )
 
     def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Return dense weights of any shape as matrices, which share their memory."""
-        return [t if t.dim() == 2 else t.view(matrix_shape(t.shape)) for t in tensors]
+        """Return dense weights of any shape as matrices, which share their memory if possible."""
+        return [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in tensors]
 
     def pull(self, rep: Representation, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
         """Sum the gradients of the groups of each entry, and of the groups of each scale."""
@@ -156,7 +156,11 @@ class Codebooks(Parametrization):
         )
 
     def write_into(self, rep: Representation, weights: Sequence[Tensor]) -> None:
-        decode_into(self._matrices(weights), *self._stacked(rep), out_group=self.out_group)
+        matrices = self._matrices(weights)
+        decode_into(matrices, *self._stacked(rep), out_group=self.out_group)
+        for weight, matrix in zip(weights, matrices, strict=True):
+            if matrix.data_ptr() != weight.data_ptr():  # a convolution in channels_last
+                weight.copy_(matrix.view(weight.shape))
 
     def search(self, query: Query) -> Tensor:
         """Beam search over the codebooks in random order (exact for a single codebook).

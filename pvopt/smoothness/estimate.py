@@ -80,7 +80,7 @@ def estimate_smoothness(
         One estimate for every estimator and fraction, in the order of the settings.
 
     Raises:
-        TypeError: for weights of another dtype, or a loss that is no scalar.
+        TypeError: for weights of another dtype, or a loss that is not a scalar.
         ValueError: for parameters that do not fit, or derivatives that are not finite.
         RuntimeError: if ``power`` is asked for and the loss cannot be differentiated twice.
 

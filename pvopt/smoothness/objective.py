@@ -130,7 +130,7 @@ def resolve(
         if not isinstance(p, nn.Parameter):
             raise TypeError(f"parameters must hold nn.Parameter, got {type(p).__name__}")
         if id(p) not in own:
-            raise ValueError(f"parameters[{number}] is no parameter of model")
+            raise ValueError(f"parameters[{number}] is not a parameter of model")
         if not p.requires_grad:
             raise ValueError(f"parameters[{number}] must require a gradient; it is frozen")
         if p.dtype not in (torch.float32, torch.float64):

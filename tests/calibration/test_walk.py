@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from pvopt import SharedValues, UniformGrid
+from pvopt import Permutation, Row, Scaling, Scheme, SharedValues, UniformGrid
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.calibration.hessians import gather_hessians
-from pvopt.formats.native import CheckpointError
+from pvopt.formats import CheckpointError
 from pvopt.llm import load_model
-from pvopt.starts import Fit, Initialization
+from pvopt.starts import Fit, Start
 
 GRID = UniformGrid(bits=3, group_size=32)
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(0))
@@ -24,17 +24,16 @@ def model():
     return load_model("tiny-llama").model
 
 
-class Recording(Initialization):
+class Recording(Start):
     """Keeps what it is given."""
+
+    needs_metric = Row
 
     def __init__(self):
         self.hessians = []
 
-    def __repr__(self):
-        return "Recording()"
-
-    def _start(self, weight, parametrization, hessian, generator):
-        self.hessians.append(hessian)
+    def _start(self, weight, parametrization, metric, generator):
+        self.hessians.append(metric.hessian)
         return parametrization.fit(weight, generator=generator)
 
 
@@ -120,10 +119,10 @@ def test_an_interrupted_walk_goes_on_and_ends_with_the_same_bits(model, tmp_path
             progress=stop_after_first,
         )  # fmt: skip
     saved = sorted(p.name for p in tmp_path.iterdir())
-    assert saved == ["calibration.json", "model.layers.0.json", "model.layers.0.pt"]
-    before = (tmp_path / "model.layers.0.pt").stat().st_mtime_ns
+    assert saved == ["model.layers.0", "settings"]
+    before = (tmp_path / "model.layers.0").stat().st_mtime_ns
     result = calibrate_(resumed, TOKENS, GRID, Fit(weighted=True), fine_tuning=tune, work=tmp_path)
-    assert (tmp_path / "model.layers.0.pt").stat().st_mtime_ns == before
+    assert (tmp_path / "model.layers.0").stat().st_mtime_ns == before
     assert result.layer_errors == expected.layer_errors
     for name, rep in expected.weights.items():
         for (_, mine), (_, theirs) in zip(
@@ -133,13 +132,32 @@ def test_an_interrupted_walk_goes_on_and_ends_with_the_same_bits(model, tmp_path
         assert torch.equal(whole.get_parameter(name), resumed.get_parameter(name))
 
 
+@pytest.mark.parametrize("space", [Permutation(), Scaling(inputs=True)], ids=str)
+def test_what_a_space_owns_is_kept_and_tuned(model, tmp_path, space):
+    """Permutations and scales of channels are in the blocks' folders; scales are tuned too."""
+    scheme, tune = Scheme(GRID, space), FineTuning(lr=1e-2)
+    plain, again = copy.deepcopy(model), copy.deepcopy(model)
+    without = calibrate_(plain, TOKENS, scheme, Fit(weighted=True))
+    first = calibrate_(model, TOKENS, scheme, Fit(weighted=True), fine_tuning=tune, work=tmp_path)
+    read = calibrate_(again, TOKENS, scheme, Fit(weighted=True), fine_tuning=tune, work=tmp_path)
+    assert read.layer_errors == first.layer_errors
+    for name, rep in first.weights.items():
+        for (_, mine), (_, theirs) in zip(rep.tensors(), read.weights[name].tensors(), strict=True):
+            assert torch.equal(mine, theirs)
+        assert torch.equal(again.get_parameter(name), rep.decode())
+        if ".layers.0." in name:  # its inputs are the same with and without tuning
+            untuned = without.weights[name]
+            assert all(torch.equal(codes, untuned.codes[n]) for n, codes in rep.codes.items())
+            assert not any(torch.equal(v, untuned.values[n]) for n, v in rep.values.items())
+
+
 def test_a_work_folder_is_refused_if_it_is_of_something_else(model, tmp_path):
     fresh = copy.deepcopy(model)
     calibrate_(model, TOKENS, GRID, Fit(), work=tmp_path / "work")
     with pytest.raises(CheckpointError, match=r"other settings \(weights\)"):
         calibrate_(model, TOKENS, GRID, Fit(), work=tmp_path / "work")
     model = fresh
-    with pytest.raises(CheckpointError, match=r"other settings \(method\)"):
+    with pytest.raises(CheckpointError, match=r"other settings \(start\)"):
         calibrate_(model, TOKENS, GRID, Fit(weighted=True), work=tmp_path / "work")
     with pytest.raises(CheckpointError, match=r"other settings \(tokens\)"):
         calibrate_(model, TOKENS[:2], GRID, Fit(), work=tmp_path / "work")
@@ -147,11 +165,11 @@ def test_a_work_folder_is_refused_if_it_is_of_something_else(model, tmp_path):
     (tmp_path / "foreign" / "letter.txt").write_text("dear")
     with pytest.raises(CheckpointError, match="must be empty or the work of a calibration"):
         calibrate_(model, TOKENS, GRID, Fit(), work=tmp_path / "foreign")
-    file = tmp_path / "work" / "model.layers.1.pt"
+    file = tmp_path / "work" / "model.layers.1" / "model.safetensors"
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    with pytest.raises(CheckpointError, match=r"layers\.1\.pt: is damaged.*delete model"):
+    with pytest.raises(CheckpointError, match=r"layers\.1.*is damaged.*; delete .*layers\.1 to"):
         calibrate_(model, TOKENS, GRID, Fit(), work=tmp_path / "work")
 
 
@@ -159,9 +177,9 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes(model):
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match="embed_tokens"):
         calibrate_(model, TOKENS, {"*embed_tokens.weight": SharedValues(num_values=4)}, Fit())
-    with pytest.raises(ValueError, match="method has no pattern for"):
+    with pytest.raises(ValueError, match="start has no pattern for"):
         calibrate_(model, TOKENS, GRID, {"*.mlp.*": Fit()})
-    with pytest.raises(TypeError, match=r"method\['\*'\] must be an Initialization, got 'gptq'"):
+    with pytest.raises(TypeError, match=r"start\['\*'\] must be a Start, got 'gptq'"):
         calibrate_(model, TOKENS, GRID, "gptq")
     with pytest.raises(ValueError, match=r"tokens must be integers of shape \[sequences, length\]"):
         calibrate_(model, TOKENS[0], GRID, Fit())
@@ -171,7 +189,7 @@ def test_what_cannot_be_calibrated_is_refused_and_nothing_changes(model):
         assert torch.equal(value, before[name])
 
 
-def test_methods_are_chosen_by_pattern(model):
+def test_starts_are_chosen_by_pattern(model):
     attention = Recording()
     calibrate_(model, TOKENS, GRID, {"*.self_attn.*": attention, "*": Fit()})
     assert len(attention.hessians) == 8
@@ -213,7 +231,10 @@ def test_fine_tuning_lowers_the_blocks_error_and_leaves_codes(model):
     without = calibrate_(plain, TOKENS, spec, Fit())
     with_it = calibrate_(tuned, TOKENS, spec, Fit(), fine_tuning=FineTuning(epochs=3, lr=3e-2))
     first = [n for n in without.weights if ".layers.0." in n]
-    assert all(torch.equal(without.weights[n].codes, with_it.weights[n].codes) for n in first)
+    assert all(
+        torch.equal(without.weights[n].codes["levels"], with_it.weights[n].codes["levels"])
+        for n in first
+    )
     assert tuned.training == model.training
     assert all(p.requires_grad and p.grad is None for p in tuned.parameters())
 

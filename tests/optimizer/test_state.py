@@ -395,7 +395,9 @@ def test_the_distributed_checkpoint_reads_a_fresh_optimizer_without_moving_it(
     before = copy.deepcopy(dict(setup.model.state_dict()))
     reps = copy.deepcopy({name: dict(rep.tensors()) for name, rep in setup.weights.items()})
     optimizer = make(setup)
-    get_optimizer_state_dict(setup.model, optimizer)
+    fresh = get_optimizer_state_dict(setup.model, optimizer)
+    # what a checkpoint is loaded into must have a place for everything, the base's moments too
+    assert {"exp_avg", "pv.latent", "pv.step"} <= set(fresh["state"]["0.weight"])
     assert_same(dict(setup.model.state_dict()), before)
     assert_same({name: dict(rep.tensors()) for name, rep in setup.weights.items()}, reps)
     assert optimizer.param_groups[0]["lr"] == 0.05
@@ -412,6 +414,29 @@ def test_the_distributed_checkpoint_reads_a_fresh_optimizer_without_moving_it(
     run(setup, optimizer, 3)
     run(other, two, 3)
     assert_same(dict(setup.model.state_dict()), dict(other.model.state_dict()))
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch.distributed without a process group
+def test_the_distributed_checkpoint_saves_and_loads_a_folder(make_setup, assert_same, tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    setup, other = make_setup(), make_setup(seed=2)
+    one, two = make(setup), make(other)
+    run(setup, one, 3)
+    model, optimizer = get_state_dict(setup.model, one)
+    dcp.save({"model": model, "optimizer": optimizer}, checkpoint_id=tmp_path, no_dist=True)
+    model, optimizer = get_state_dict(other.model, two)
+    whole = {"model": model, "optimizer": optimizer}
+    dcp.load(whole, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(
+        other.model, two, model_state_dict=whole["model"], optim_state_dict=whole["optimizer"]
+    )
+    other.check_decoded()
+    run(setup, one, 3)
+    run(other, two, 3)
+    assert_same(dict(setup.model.state_dict()), dict(other.model.state_dict()))
+    assert_same(one.state_dict()["state"], two.state_dict()["state"])
 
 
 @pytest.mark.filterwarnings("ignore")  # of accelerate itself

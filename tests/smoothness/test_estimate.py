@@ -336,7 +336,7 @@ def test_settings_out_of_range_are_refused(change, message):
     [
         (lambda m: [], "coordinates", ValueError, "at least one"),
         (lambda m: [m.weight, m.weight], "coordinates", ValueError, "distinct"),
-        (lambda m: [nn.Parameter(torch.zeros(2))], "coordinates", ValueError, "no parameter of"),
+        (lambda m: [nn.Parameter(torch.zeros(2))], "coordinates", ValueError, "not a parameter of"),
         (lambda m: [torch.zeros(2)], "coordinates", TypeError, "nn.Parameter"),
         (lambda m: [m.bias.requires_grad_(False)], "coordinates", ValueError, "require a gradient"),
         (lambda m: m.bfloat16().parameters(), "coordinates", TypeError, "float32 or float64"),

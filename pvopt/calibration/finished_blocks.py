@@ -1,0 +1,85 @@
+"""The finished blocks of a calibration in a folder, for going on after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pvopt.formats.errors import CheckpointError
+from pvopt.formats.native import load_representations, read_metadata, save_representations
+from pvopt.parametrizations.representation import Representation
+
+__all__ = ["FinishedBlocks"]
+
+_SETTINGS = "settings"
+
+
+class FinishedBlocks:
+    """The finished blocks of one calibration, each a folder of the native format.
+
+    A folder is there as a whole or not at all. One without representations holds the settings.
+
+    Args:
+        folder: made if it does not exist.
+        settings: everything the result depends on, as JSON.
+
+    Raises:
+        CheckpointError: if the folder holds blocks of other settings, or something else.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pvopt import SharedValues
+        >>> blocks = FinishedBlocks(tempfile.mkdtemp(), {"seed": 0})
+        >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
+        >>> blocks.save("layers.0", {"w": rep}, {"w": 0.0})
+        >>> representations, errors = blocks.load("layers.0")
+        >>> representations["w"].decode(), errors, "layers.1" in blocks
+        (tensor([[0., 1.]]), {'w': 0.0}, False)
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        if _SETTINGS not in self:
+            # Names with a dot are what an interrupted writer left.
+            if any(not entry.name.startswith(".") for entry in self._folder.iterdir()):
+                raise CheckpointError(f"{folder}: must be empty or the work of a calibration")
+            save_representations(self._folder / _SETTINGS, {}, metadata=settings)
+        found = read_metadata(self._folder / _SETTINGS)
+        wanted = json.loads(json.dumps(settings))
+        different = sorted(k for k in {*found, *wanted} if found.get(k) != wanted.get(k))
+        if different:
+            raise CheckpointError(
+                f"{folder}: holds blocks calibrated with other settings ({', '.join(different)}); "
+                "take another folder or delete it"
+            )
+
+    def __contains__(self, block: str) -> bool:
+        return (self._folder / block).is_dir()
+
+    def save(
+        self,
+        block: str,
+        representations: Mapping[str, Representation],
+        errors: Mapping[str, float],
+    ) -> None:
+        """Save the representations of a block, and the error of each."""
+        texts = {name: repr(error) for name, error in errors.items()}  # JSON has no infinity
+        save_representations(self._folder / block, representations, metadata={"errors": texts})
+
+    def load(self, block: str) -> tuple[dict[str, Representation], dict[str, float]]:
+        """Read a finished block back, on the CPU.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        folder = self._folder / block
+        try:
+            errors = read_metadata(folder)["errors"]
+            return load_representations(folder), {n: float(text) for n, text in errors.items()}
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error}; delete {folder} to calibrate the block again"
+            ) from error
