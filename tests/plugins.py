@@ -146,7 +146,7 @@ class Hesitant(Rounding):
         self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
     ) -> Tensor:
         draws = Draws.of(draws, current_codes.device)
-        draw = draws.uniform(len(current_codes) // len(draws)).flatten()
+        draw = draws.uniform(len(current_codes) // draws.count).flatten()
         moves = draw[:, None] < self.courage
         return torch.where(moves, candidates.codes[:, 0], current_codes)
 

@@ -48,6 +48,10 @@ def test_public_name_is_explained(public):
         assert ">>>" in doc, f"the Example of {name} does not run"
 
 
+def _declares(base: type, name: str) -> bool:
+    return hasattr(base, name) or name in vars(base).get("__annotations__", {})
+
+
 CLASSES = [n for n in PUBLIC if inspect.isclass(n.thing)]
 
 
@@ -64,7 +68,7 @@ def test_new_methods_are_explained(public):
             or function.__qualname__ != f"{public.thing.__qualname__}.{name}"
         ):
             continue  # a field whose default is a function, or what a dataclass makes
-        overrides = any(hasattr(base, name) for base in public.thing.__mro__[1:])
+        overrides = any(_declares(base, name) for base in public.thing.__mro__[1:])
         assert overrides or function.__doc__, f"{public.name}.{name} has no docstring"
 
 

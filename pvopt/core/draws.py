@@ -59,7 +59,9 @@ class Draws:
             return source
         return cls([torch.Generator(device).manual_seed(0) if source is None else source])
 
-    def __len__(self) -> int:
+    @property
+    def count(self) -> int:
+        """Number of weights."""
         return len(self._given)
 
     @cached_property

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
 
 __all__ = ["Registry", "ShortForm"]
 
 T = TypeVar("T")
+Class = TypeVar("Class", bound=type)  # the decorated class keeps its own constructor
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -68,7 +69,7 @@ class Registry(Generic[T]):
         self._forms: dict[str, ShortForm[T]] = {}
         self._nested: list[Registry[Any]] = [self]
 
-    def register(self, short: ShortForm[T] | None = None) -> Callable[[type[T]], type[T]]:
+    def register(self, short: ShortForm[Any] | None = None) -> Callable[[Class], Class]:
         """Return a decorator that makes a class known by its name, and by a short form.
 
         A class of the same name and module takes the place of an older one, so that a module can
@@ -79,16 +80,16 @@ class Registry(Generic[T]):
             ValueError: if another class has the name.
         """
 
-        def add(cls: type[T]) -> type[T]:
+        def add(cls: Class) -> Class:
             name = cls.__name__
-            if not is_dataclass(cls):
+            if not hasattr(cls, "__dataclass_fields__"):
                 raise TypeError(f"{name}: only dataclasses can be registered as a {self.kind}")
             known = self._classes.get(name)
             if known is not None and known.__module__ != cls.__module__:
                 raise ValueError(
                     f"a {self.kind} of the name {name} is registered already, by {known.__module__}"
                 )
-            self._classes[name] = cls
+            self._classes[name] = cls  # type: ignore[assignment]
             if short is not None:
                 self._forms[name] = short
             return cls
@@ -267,7 +268,7 @@ def _brackets(
     """Return a short name without the settings in brackets at its end, and these."""
     if not text.endswith("]"):
         return text, {}
-    depth = 0
+    depth = place = 0
     for place in range(len(text) - 1, -1, -1):
         depth += {"]": 1, "[": -1}.get(text[place], 0)
         if depth == 0:

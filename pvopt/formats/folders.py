@@ -36,6 +36,12 @@ def complete_folder(folder: str | Path) -> Path:
 
     Raises:
         CheckpointError: if there is none.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> complete_folder(folder).samefile(folder)
+        True
     """
     target = _absolute(folder)
     for candidate in (target, _beside(target, "previous")):

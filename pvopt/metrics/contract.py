@@ -174,7 +174,9 @@ class Metric(ABC):
 
     @abstractmethod
     def padded(self, shape: tuple[int, ...], inner: tuple[int, int]) -> Metric:
-        """Return the metric of weights that were padded: what is beyond the weight is free.
+        """Return the metric of weights that were padded: columns beyond the weight are free.
+
+        So are rows beyond it, unless all rows share the metric: they count as the others do.
 
         Args:
             shape: of the weight.

@@ -37,6 +37,13 @@ class Query:
 
     Raises:
         ValueError: if ``count`` is not positive.
+
+    Example:
+        >>> from pvopt import SharedValues
+        >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
+        >>> query = Query(target=torch.tensor([[2.75]]), rep=rep, groups=torch.tensor([0]))
+        >>> rep.parametrization.search(query).flatten().tolist()
+        [2]
     """
 
     target: Tensor

@@ -183,7 +183,13 @@ class Scheme:
 
 
 def as_scheme(settings: Parametrization | Scheme) -> Scheme:
-    """Return a scheme; a parametrization by itself works in the weight's own space."""
+    """Return a scheme; a parametrization by itself works in the weight's own space.
+
+    Example:
+        >>> from pvopt import Ternary
+        >>> as_scheme(Ternary()) == Scheme(Ternary())
+        True
+    """
     return settings if isinstance(settings, Scheme) else Scheme(settings)
 
 

@@ -28,6 +28,13 @@ class Storage:
     Args:
         parametrization: of the weight.
         shape: ``(out_features, in_features)`` in its space.
+
+    Example:
+        >>> from pvopt import SharedValues
+        >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0, 1.0]]))
+        >>> storage = rep.parametrization.storage((1, 4))
+        >>> storage.multiply(torch.ones(1, 4), storage.store(rep.codes), rep.values)
+        tensor([[6.]])
     """
 
     parametrization: Parametrization

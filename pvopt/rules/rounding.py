@@ -204,5 +204,5 @@ class Stochastic(Rounding):
         ratio = torch.where(first == 0, 0.0, first / second)  # first / 0 = inf: take the second
         keep_first = 1.0 / (1.0 + ratio.pow(power))
         draws = Draws.of(draws, keep_first.device)
-        draw = draws.uniform(len(keep_first) // len(draws), torch.float64).flatten()
+        draw = draws.uniform(len(keep_first) // draws.count, torch.float64).flatten()
         return _take(candidates, (draw >= keep_first).long())

@@ -38,7 +38,8 @@ class Padding(Space):
 
     What lies beyond the weight is cut off when it is decoded. It is free by default, its errors
     do not count: the Euclidean metric of weights is a diagonal one in the space. A rotation that
-    follows mixes weights and zeros, and takes no such metric: let the zeros count then.
+    follows mixes weights and zeros: it refuses free rows, and free columns make V steps search
+    column by column. Let the zeros count then.
 
     Args:
         rows: a multiple of it the rows are filled up to.
@@ -94,5 +95,5 @@ class Padding(Space):
         if metric is None:
             if not self.free:
                 return None
-            metric = Diagonal(torch.ones(1, matrix_shape(shape)[1]))
+            metric = Diagonal(torch.ones(1, matrix_shape(shape)[1], dtype=torch.float64))
         return metric.padded(shape, (inner[0], inner[1]))

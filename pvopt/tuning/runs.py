@@ -86,7 +86,7 @@ def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, d
     loaded = load(folder)
     model: Any = loaded.model
     student = LanguageModel(model, load_tokenizer(folder), str(folder))
-    return student, loaded.weights, loaded.metadata
+    return student, loaded.weights, dict(loaded.metadata)
 
 
 def start_run(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def halfway():
     @dataclass(frozen=True, kw_only=True)
     class Halfway(Start):
         share: float = 0.5
-        options: FitOptions = FitOptions()
+        options: FitOptions = field(default_factory=FitOptions)
 
         needs_metric = Metric
 

@@ -25,7 +25,13 @@ _TRAINING = "training_state.pt"
 
 @FORMATS.register
 class Native(Reader, Writer):
-    """Folders with ``pvopt.json``, for any parametrization and space that is registered."""
+    """Folders with ``pvopt.json``, for any parametrization and space that is registered.
+
+    Example:
+        >>> import tempfile
+        >>> Native().match(Path(tempfile.mkdtemp()))
+        False
+    """
 
     name = "native"
     marker = MANIFEST
