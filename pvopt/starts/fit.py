@@ -19,16 +19,6 @@ from .contract import STARTS, Start
 __all__ = ["Fit"]
 
 
-@STARTS.register(
-    ShortForm(
-        form="fit[:weighted]",
-        meaning="the format's own fit, without data; weighted: by the size of the inputs",
-        example="fit, fit:weighted",
-        pattern=r"fit(:weighted)?",
-        build=lambda weighted: Fit(weighted=weighted is not None),
-        write=lambda start: "fit:weighted" if start.weighted else "fit",
-    )
-)
 @dataclass(frozen=True, kw_only=True)
 class Fit(Start):
     r"""Start by :meth:`pvopt.Scheme.fit`, with or without the size of the inputs.
@@ -76,3 +66,15 @@ class Fit(Start):
         return parametrization.fit(
             weight, metric=metric, options=self.fit_options, generator=generator
         )
+
+
+STARTS.register(
+    ShortForm(
+        form="fit[:weighted]",
+        meaning="the format's own fit, without data; weighted: by the size of the inputs",
+        example="fit, fit:weighted",
+        pattern=r"fit(:weighted)?",
+        build=lambda weighted: Fit(weighted=weighted is not None),
+        write=lambda start: "fit:weighted" if start.weighted else "fit",
+    )
+)(Fit)

@@ -131,7 +131,8 @@ def test_no_pass_raises_the_error_and_the_last_is_optimal_group_by_group(
         if changes == 0:
             break
     assert changes == 0
-    for group in range(rep.layout.num_groups):
+    groups = torch.randperm(rep.layout.num_groups, generator=torch.Generator().manual_seed(seed))
+    for group in groups[:4].tolist():
         for code in all_codes(rep):
             other = rep.clone()
             other.write_codes_(torch.tensor([group]), code[None])

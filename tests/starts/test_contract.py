@@ -154,7 +154,7 @@ def test_names_hold_all_settings(start, name):
 def test_unknown_names_are_refused_with_those_that_exist():
     with pytest.raises(ValueError, match=r"start 'gptk' is unknown; did you mean 'gptq'"):
         parse_start("gptk")
-    with pytest.raises(ValueError, match=r"The forms are .*fit.*aqlm.*iterative-obs"):
+    with pytest.raises(ValueError, match=r"the forms are .*fit.*aqlm.*iterative-obs"):
         parse_start("magic")
     with pytest.raises(ValueError, match="damping must be at least 0"):
         parse_start("gptq[damping=-1]")
