@@ -152,7 +152,7 @@ def test_names_hold_all_settings(start, name):
 
 
 def test_unknown_names_are_refused_with_those_that_exist():
-    with pytest.raises(ValueError, match=r"start 'gptk' is unknown; did you mean 'gptq'"):
+    with pytest.raises(ValueError, match=r"start 'gptk' is unknown \(did you mean 'gptq'\?\)"):
         parse_start("gptk")
     with pytest.raises(ValueError, match=r"the forms are .*fit.*aqlm.*iterative-obs"):
         parse_start("magic")
