@@ -28,7 +28,7 @@ from pvopt import (
 from pvopt.parametrizations import contract as base
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=15, deadline=None, derandomize=True)
+some = settings(max_examples=6, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 
 

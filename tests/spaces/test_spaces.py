@@ -383,7 +383,7 @@ def couples_the_euclidean(rep: Representation) -> bool:
     return inside is not None and inside.costs(rep.layout, rep.decode()).coupled
 
 
-@pytest.mark.parametrize("space", WIDE_SPACES, ids=str)
+@pytest.mark.parametrize("space", [*WIDE_SPACES, Padding(columns=16, free=False)], ids=str)
 def test_norms_that_rules_see_are_those_of_weights(space):
     """How far the weight moves if one group goes all the way, and how large the weight is."""
     rep = Scheme(VectorCodebook(bits=2, group_size=2), space).fit(gaussian(1, 6, 8))
