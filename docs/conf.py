@@ -38,7 +38,12 @@ nitpick_ignore_regex = [
     ("py:.*", r"(torch|np|numpy|nn|scipy|transformers|tqdm|collections|pathlib|argparse)\..*"),
     ("py:.*", r"(Tensor|Path|PreTrainedModel|PreTrainedTokenizerBase|abc\.ABC)"),
     ("py:class", r"pvopt\.([a-z_]+\.)+_\w+"),  # private base classes
-    # Shared bases and what only the walk over blocks constructs: no pages of their own.
+    # Shared bases, and what only the library constructs: no pages of their own.
+    ("py:class", r"pvopt\.engine\.bindings\.Binding"),
+    ("py:class", r"pvopt\.formats\.contract\.Format"),
+    ("py:class", r"pvopt\.metrics\.diagonal\.SeparableCosts"),
+    ("py:class", r"pvopt\.metrics\.row\.ColumnCosts"),
+    ("py:class", r"pvopt\.parametrizations\.sparse_support\.OnSupport"),
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
     ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -17,12 +17,12 @@ from pvopt.engine.bindings import Binding, stacks_of
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.latents import BaseStep, base_sees_latents
-from pvopt.engine.p_step import ValueStep, p_step
+from pvopt.engine.p_step import p_step
 from pvopt.engine.report import StepReport
+from pvopt.engine.runs import Job, Run, runs_of
 from pvopt.engine.state import WeightState
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.v_step import stackable, v_step
-from pvopt.engine.writing import write_decoded_
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.metric_sources import MetricSource
@@ -34,47 +34,6 @@ from pvopt.rules.value_optimizers import AdamValues, ValueOptimizer
 from pvopt.weights import QuantizedWeights
 
 __all__ = ["PVOptimizer"]
-
-
-@dataclass(eq=False)
-class _Job:
-    """One quantized weight in one step."""
-
-    binding: Binding
-    group: dict[str, Any]
-    settings: GroupSettings
-    half_steps: HalfSteps
-    base: BaseStep
-
-    @property
-    def lr(self) -> float:
-        return float(self.group["lr"])
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What weights have in common that take a step together."""
-        moves = self.lr != 0 and (self.half_steps.codes or self.half_steps.values)
-        return self.settings, self.half_steps, moves, self.base.state.step
-
-
-@dataclass(frozen=True, eq=False)
-class _Run:
-    """Weights of one shape that take a step together."""
-
-    rep: Representation
-    jobs: Sequence[_Job]
-
-    @property
-    def settings(self) -> GroupSettings:
-        return self.jobs[0].settings
-
-    @property
-    def half_steps(self) -> HalfSteps:
-        return self.jobs[0].half_steps
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return tuple(job.binding.name for job in self.jobs)
 
 
 class PVOptimizer(Optimizer):
@@ -271,21 +230,19 @@ class PVOptimizer(Optimizer):
         with base_sees_latents([job.base for job in jobs.values()]):
             self.base.step()
         runs = list(self._runs(jobs))
-        p_step(self._value_steps(runs), self.values)
+        p_step((run.value_step() for run in runs if run.moves_values), self.values)
         changed: dict[tuple[str, ...], Tensor] = {}
         groups: dict[str, int] = {}
         for run in runs:
-            if run.half_steps.codes and run.jobs[0].lr != 0:
+            if run.moves_codes:
                 changed[run.names] = self._v_step(run)
                 groups |= dict.fromkeys(run.names, run.rep.layout.num_groups)
-            self._write(run)
-            for job in run.jobs:
-                job.base.target = None  # frees a copy of the weight before the next run
-                job.base.state.count_step()
+            run.write_()
+            run.finish()
         self.report = StepReport(changed, groups)
         return loss
 
-    def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, _Job]:
+    def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
         """Collect the quantized weights that have a gradient, by name."""
         jobs = {}
         for group in self.param_groups:
@@ -306,87 +263,38 @@ class PVOptimizer(Optimizer):
                 )
                 keeps = settings.keeps_latent
                 base = BaseStep(p, state, keeps, needed=keeps or half_steps.codes)
-                jobs[binding.name] = _Job(binding, group, settings, half_steps, base)
+                jobs[binding.name] = Job(binding, group, settings, half_steps, base)
         return jobs
 
-    def _runs(self, jobs: Mapping[str, _Job]) -> Iterator[_Run]:
+    def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
         """Yield the weights that take a step together."""
         for stack in self._stacks:
             own = [jobs.get(binding.name) for binding in stack.bindings]
             together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
+            yield from runs_of(stack, own, together)
 
-            def key(place: int, own: Sequence[_Job | None] = own, together: bool = together) -> Any:
-                job = own[place]
-                return None if job is None else (job.key, 0 if together else place)
-
-            for start, count in stack.runs(key):
-                found = [job for job in own[start : start + count] if job is not None]
-                yield _Run(stack.part(start, count), found)
-
-    def _value_steps(self, runs: Iterable[_Run]) -> Iterator[ValueStep]:
-        """Yield the weights whose values are to move."""
-        for run in runs:
-            if run.half_steps.values and run.jobs[0].lr != 0:
-                gradients = [job.base.parameter.grad for job in run.jobs]
-                yield ValueStep(
-                    run.rep,
-                    [gradient for gradient in gradients if gradient is not None],
-                    [job.base.state for job in run.jobs],
-                    [job.lr * job.settings.values_lr_ratio for job in run.jobs],
-                )
-
-    def _v_step(self, run: _Run) -> Tensor:
+    def _v_step(self, run: Run) -> Tensor:
         """Move codes towards the targets; return how many groups of each weight changed."""
-        settings, rep, parametrization = run.settings, run.rep, run.rep.parametrization
-        subspace = self.subspace
+        settings, subspace, first = run.settings, self.subspace, run.jobs[0]
         if settings.fraction is not None:
             subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
         trust = None if settings.trust_ratio is None else TrustRegion(settings.trust_ratio)
-        follows = parametrization.values_follow_codes
-        before = {name: codes.clone() for name, codes in rep.codes.items()} if follows else {}
-        changed = v_step(
-            rep,
-            [job.base.target for job in run.jobs if job.base.target is not None],
-            rounding=self.rounding,
-            subspace=subspace,
-            trust_region=trust,
-            metric=self._metric(run),
-            options=self.search,
-            draws=Draws.of_step(settings.seed, run.names, run.jobs[0].base.state.step, rep.device),
-        )
-        if follows:
-            self._let_moments_follow(run, before)
-        return changed
-
-    def _let_moments_follow(self, run: _Run, before: Mapping[str, Tensor]) -> None:
-        """Keep moments beside the values that they belong to."""
-        for place, (job, member) in enumerate(zip(run.jobs, run.rep.members(), strict=True)):
-            own = {name: c.chunk(run.rep.count)[place] for name, c in before.items()}
-            for name in member.parametrization.value_shapes(member.inner_shape):
-                for kind in self.values.moments:
-                    kept = job.base.state.moment(kind, name)
-                    member.parametrization.follow_(name, kept, own, member)
-
-    def _write(self, run: _Run) -> None:
-        """Write the decoded weights, let the latents decay."""
-        first = run.jobs[0]
-        if first.lr == 0 or not (run.half_steps.codes or run.half_steps.values):
-            return
-        parameters = [job.base.parameter for job in run.jobs]
-        write_decoded_(run.rep, parameters)
-        decay = run.settings.latent_decay
-        if run.half_steps.codes and run.settings.keeps_latent and decay > 0:
-            latents = [job.base.target for job in run.jobs if job.base.target is not None]
-            exact = all(p.dtype == run.rep.dtype for p in parameters)
-            weights = parameters if exact else [rep.decode() for rep in run.rep.members()]
-            torch._foreach_lerp_(latents, weights, decay)
-
-    def _metric(self, run: _Run) -> Any:
-        """Return the metric of a weight's V step."""
-        if self.metric is None:
-            return None
-        job = run.jobs[0]
-        return self.metric.of(job.binding.name, job.base.parameter, job.group, self.base)
+        metric = None
+        if self.metric is not None:  # one weight at a time, then
+            metric = self.metric.of(
+                first.binding.name, first.base.parameter, first.group, self.base
+            )
+        with run.moments_follow(self.values):
+            return v_step(
+                run.rep,
+                run.targets,
+                rounding=self.rounding,
+                subspace=subspace,
+                trust_region=trust,
+                metric=metric,
+                options=self.search,
+                draws=Draws.of_step(settings.seed, run.names, first.base.state.step, run.device),
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, beside it, codes, values, moments and latents.

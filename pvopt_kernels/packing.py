@@ -59,7 +59,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     """
     check_codes(codes=codes)
     check_shape("codes", codes, "rows", "columns")
-    rows, columns = codes.shape
+    columns = codes.shape[1]
     size = row_bytes(columns, bits)
     if columns % 8:
         codes = pad(codes, (0, -columns % 8))

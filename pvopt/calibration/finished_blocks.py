@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pvopt.formats.errors import CheckpointError
-from pvopt.formats.native import load_representations, read_metadata, save_representations
+from pvopt.formats import (
+    CheckpointError,
+    load_representations,
+    read_metadata,
+    save_representations,
+)
 from pvopt.parametrizations.representation import Representation
 
 __all__ = ["FinishedBlocks"]

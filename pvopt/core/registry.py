@@ -40,7 +40,7 @@ class ShortForm(Generic[T]):
 
 
 class Registry(Generic[T]):
-    r"""Classes of settings by name: each registers itself, in its own file.
+    r"""Classes of settings by name; each registers itself, in its own file.
 
     Args:
         kind: what the classes are, for messages, such as ``"space"``.

@@ -83,7 +83,7 @@ class StackedSearch(GroupSearch):
         matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
-        first = torch.arange(rep.count, device=groups.device) * rep.layout.num_groups
+        first = torch.arange(0, rep.num_groups, layout.num_groups, device=groups.device)
         numbers = (groups + first[:, None]).flatten() if rep.count > 1 else groups.flatten()
         query = Query(
             target=goals.flatten(0, 1),

@@ -91,14 +91,13 @@ def v_step(
     groups = subspace.select(
         search.magnitudes, draws, ordered=trust_region is not None, decreases=decreases
     )
-    asks = search.magnitudes.gather(1, groups) > 0
     if search.coupled:  # the others must not be searched for company that stays
-        groups = groups[:, asks[0]]
+        groups = groups[:, search.magnitudes[0, groups[0]] > 0]
     if groups.shape[1] == 0:
         return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
     moves = search.moves(groups)
-    if not search.coupled:
-        moves = moves.only(asks.flatten())
+    if not (search.coupled or rounding.takes_first):  # the nearest code to a weight is its own
+        moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
     if trust_region is not None:
         moves = _within(trust_region, moves, search, groups)
     moves.make_(rep)

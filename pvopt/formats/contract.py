@@ -98,7 +98,7 @@ Format = TypeVar("Format", bound=Reader | Writer)
 
 
 class Formats:
-    """Readers and writers by name: each registers itself, in its own package.
+    """Readers and writers by name; each registers itself, in its own package.
 
     Example:
         >>> from pvopt.formats import FORMATS

@@ -29,7 +29,7 @@ def complete_folder(folder: str | Path) -> Path:
     content that it had moved aside. Nothing on the disk is changed.
 
     Args:
-        folder: as given to :func:`replaced_folder`.
+        folder: as given to ``replaced_folder``.
 
     Returns:
         An existing folder.

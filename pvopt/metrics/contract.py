@@ -17,7 +17,7 @@ __all__ = ["GroupCosts", "GroupMetric", "Metric"]
 class GroupMetric(ABC):
     """A metric between the weights of a group, for some groups; what a search of codes is given."""
 
-    #: Whether it couples the weights of a group: it is then more than weights of squared errors.
+    #: Whether it couples the weights of a group; it is then more than weights of squared errors.
     couples: ClassVar[bool]
 
     @abstractmethod

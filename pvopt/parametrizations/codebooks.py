@@ -109,11 +109,11 @@ class Codebooks(Parametrization):
         # int32 indices: no wider copy of the codes than index_select needs.
         index = codes.int()
         if count > 1:  # equally many groups of each weight: codes count through all books
-            first = torch.arange(count, dtype=torch.int32, device=codes.device) * number
-            index = index.view(count, -1, number) + first[:, None, None] * entries
-        place = torch.arange(number, dtype=torch.int32, device=codes.device) * entries
+            index = index.view(count, -1, number)
+        end = count * number * entries
+        first = torch.arange(0, end, entries, dtype=torch.int32, device=codes.device)
         flat = books.view(-1, size)
-        columns = (index.view(-1, number) + place).unbind(1)
+        columns = (index + first.view(count, 1, number)).view(-1, number).unbind(1)
         total = flat.index_select(0, columns[0])
         for column in columns[1:]:
             total = total + flat.index_select(0, column)

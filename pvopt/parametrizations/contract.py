@@ -44,7 +44,7 @@ class Parametrization(ABC):
             weight ``w`` has number ``w * num_groups + g``.
         has_levels: whether codes are scalar, so that :meth:`bracket` is defined.
         usual_beam: combinations that :meth:`search` keeps unless its options say otherwise; 1 where
-            it is exact and has no use for :attr:`SearchOptions.beam_size`.
+            it is exact and has no use for ``SearchOptions.beam_size``.
         couples: whether :meth:`search` understands metrics that couple the weights of a group;
             others are given the metric's diagonal, and the best of several candidates counts.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
@@ -223,7 +223,7 @@ class Parametrization(ABC):
             query: targets ``[n, 1]``; its metric does not matter.
 
         Returns:
-            Two candidates: below, above.
+            The candidate below, and the one above.
 
         Raises:
             TypeError: where one code stands for several weights.

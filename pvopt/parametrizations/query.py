@@ -67,6 +67,10 @@ class Query:
 
     def current(self) -> Tensor:
         """Return the present codes of the groups, ``[n, codes_per_group]`` int64."""
+        return self._current
+
+    @cached_property
+    def _current(self) -> Tensor:
         return self.rep.group_codes(self.groups).long()
 
     @cached_property
@@ -82,6 +86,8 @@ class Query:
 
     def but(self, **changes: Any) -> Query:
         """Return the query with other settings."""
+        if changes == {"count": self.count}:
+            return self  # with what is known already
         if "rep" in changes or "groups" in changes:
             changes.setdefault("decoded", None)
         else:

@@ -227,7 +227,7 @@ class Representation:
 
     @property
     def scheme(self) -> Scheme:
-        """The settings: parametrization and space."""
+        """The settings, parametrization and space."""
         return Scheme(self.parametrization, self.space)
 
     def within(

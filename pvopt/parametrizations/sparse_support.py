@@ -26,7 +26,7 @@ class OnSupport(Parametrization):
     @property
     @abstractmethod
     def sparsity(self) -> SparseSupport:
-        """Where nonzeros may be: how many in each group."""
+        """Where nonzeros may be, and how many in each group."""
 
     @abstractmethod
     def represent(

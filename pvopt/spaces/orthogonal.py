@@ -95,7 +95,7 @@ def transform(x: Tensor) -> Tensor:
         |H_{ij}| \begin{cases} = n^{-1/2} & \text{a Hadamard matrix of order } n \text{ is built}\\
         \le (2/n)^{1/2} & \text{otherwise}\end{cases}
 
-    ``H`` is the Kronecker product of :func:`kronecker_factors`: Sylvester's matrices, Paley's
+    ``H`` is the Kronecker product of ``kronecker_factors``: Sylvester's matrices, Paley's
     (both kinds, over fields of prime power order, arranged symmetrically), and Hartley's,
     :math:`\cos + \sin` of :math:`2\pi ij/n`, for what is left of the odd part: Hadamard matrices
     have orders 1, 2 and multiples of 4 only, and some of those multiples Paley does not reach.

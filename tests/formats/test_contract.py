@@ -175,7 +175,7 @@ def test_a_file_may_name_what_is_registered_and_nothing_else(registered, tmp_pat
         load(folder, network())
     SPACES.register()(Swap)
     PARAMETRIZATIONS.forget(Powers)
-    with pytest.raises(CheckpointError, match="'0.weight': unknown parametrization 'Powers'"):
+    with pytest.raises(CheckpointError, match=r"'0\.weight': unknown parametrization 'Powers'"):
         load(folder, network())
 
 

@@ -290,7 +290,7 @@ def test_what_is_not_registered_is_refused_and_nothing_changes(saved):
     loaded = load(saved, fresh())
     weights = pvopt.quantize_(loaded.model, {"0": Unregistered(bits=2)})
     with pytest.raises(
-        CheckpointError, match="'native': '0.weight': Unregistered is not registered"
+        CheckpointError, match=r"'native': '0\.weight': Unregistered is not registered"
     ):
         save(saved, loaded.model, weights)
     assert load(saved, fresh()).metadata == {"a": [1, None, "x"]}

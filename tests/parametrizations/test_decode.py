@@ -23,7 +23,7 @@ from pvopt import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=10, deadline=None, derandomize=True)
+some = settings(max_examples=4, deadline=None, derandomize=True)
 
 
 def oracle(rep: Representation) -> np.ndarray:

@@ -173,10 +173,11 @@ def test_inner_codes_of_several_streams():
             return signs * super().decode_groups(rep, groups, self._entries(codes))
 
         def search(self, query):
-            """Any search: the entries as they are, every sign."""
+            """The entries as they are, the better signs first."""
             codes = query.current()[:, None].repeat(1, 4, 1)
             codes[..., -1] = torch.arange(4)
-            return codes[:, : query.count]
+            order = self.errors(query, codes).argsort(dim=1, stable=True)[:, : query.count]
+            return codes.gather(1, order[..., None].expand(-1, -1, codes.shape[2]))
 
         def fit(self, weight, **how):
             rep = AdditiveCodebooks.fit(AdditiveCodebooks(**vars(self)), weight, **how)
@@ -202,6 +203,10 @@ def test_inner_codes_of_several_streams():
         other.write_codes_(None, found.codes[:, 0])
         errors = (p.decode_groups(other) - target).square().sum(1)
         torch.testing.assert_close(errors, found.errors[:, 0])
+        # no worse than the best signs on the support as it is
+        sizes = p.decode_groups(rep).abs()
+        signs = (target.abs() - sizes).square().sum(1)
+        assert bool((found.errors[:, 0] <= signs + 1e-12).all())
 
 
 def test_a_search_in_the_metric_of_the_inputs_lowers_the_layer_error():

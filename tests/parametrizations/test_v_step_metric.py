@@ -30,7 +30,7 @@ from pvopt import (
 from pvopt.engine.searches import DenseSearch
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=5, deadline=None, derandomize=True)
+some = settings(max_examples=3, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 KINDS = ["none", "diagonal", "rows"]
 

@@ -30,6 +30,7 @@ from pvopt import (
     Row,
     Scaling,
     Scheme,
+    SearchOptions,
     SharedValues,
     Space,
     Sparse,
@@ -41,6 +42,7 @@ from pvopt import (
     v_step,
 )
 from pvopt.core.layout import matrix_shape
+from pvopt.engine.searches import DenseSearch
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=8, deadline=None, derandomize=True)
@@ -381,27 +383,22 @@ def couples_the_euclidean(rep: Representation) -> bool:
     return inside is not None and inside.costs(rep.layout, rep.decode()).coupled
 
 
-@pytest.mark.parametrize("space", WIDE_SPACES, ids=str)
-def test_magnitudes_are_the_norms_of_changes_of_weights(space):
-    """What subspace rules see: how far the weight moves if one group goes all the way."""
+@pytest.mark.parametrize("space", [*WIDE_SPACES, Padding(columns=16, free=False)], ids=str)
+def test_norms_that_rules_see_are_those_of_weights(space):
+    """How far the weight moves if one group goes all the way, and how large the weight is."""
     rep = Scheme(VectorCodebook(bits=2, group_size=2), space).fit(gaussian(1, 6, 8))
-    seen = {}
-
-    class Spy(Greedy):
-        def select(self, magnitudes, *arguments, **more):
-            seen["magnitudes"] = magnitudes
-            return super().select(magnitudes, *arguments, **more)
-
     target = gaussian(2, 6, 8)
+    rules = {"rounding": Nearest(), "options": SearchOptions(), "draws": None}
+    search = DenseSearch(rep, target, None, **rules)
     decoded, goal = rep.parametrization.decode_groups(rep), rep.split(target)
     wanted = []
     for group in range(rep.layout.num_groups):
         moved = decoded.clone()
         moved[group] = goal[group]
         wanted.append((rep.merge(moved) - rep.decode()).norm())
-    v_step(rep, target, rounding=Nearest(), subspace=Spy(0.5))
-    found = seen["magnitudes"][0]
+    found = search.magnitudes[0]
     if "free=False" in str(space):  # what lies beyond the weight counts
         assert bool((found >= torch.stack(wanted) * (1 - 1e-9)).all())
     else:
         torch.testing.assert_close(found, torch.stack(wanted))
+    torch.testing.assert_close(search.squared_norms[0], rep.decode().square().sum())

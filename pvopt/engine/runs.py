@@ -1,0 +1,157 @@
+"""Weights of one shape that take a step together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pvopt.parametrizations.representation import Representation
+from pvopt.rules.phases import HalfSteps
+from pvopt.rules.value_optimizers import ValueOptimizer
+
+from .bindings import Binding, Stack
+from .group_settings import GroupSettings
+from .latents import BaseStep
+from .p_step import ValueStep
+from .writing import write_decoded_
+
+__all__ = ["Job", "Run", "runs_of"]
+
+
+@dataclass(eq=False)
+class Job:
+    """One quantized weight in one step.
+
+    Args:
+        binding: the weight.
+        group: its parameter group.
+        settings: of the group.
+        half_steps: which of them the weight takes.
+        base: what the base optimizer does to it.
+    """
+
+    binding: Binding
+    group: dict[str, Any]
+    settings: GroupSettings
+    half_steps: HalfSteps
+    base: BaseStep
+
+    @property
+    def lr(self) -> float:
+        """The group's learning rate."""
+        return float(self.group["lr"])
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What weights have in common that take a step together."""
+        return self.settings, self.half_steps, self.lr != 0, self.base.state.step
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Weights of one shape, scheme and settings that take a step together.
+
+    Args:
+        rep: all of them, one below the other.
+        jobs: one for each.
+    """
+
+    rep: Representation
+    jobs: Sequence[Job]
+
+    @property
+    def settings(self) -> GroupSettings:
+        """The settings of their groups."""
+        return self.jobs[0].settings
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the weights."""
+        return tuple(job.binding.name for job in self.jobs)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.rep.device
+
+    @property
+    def moves_values(self) -> bool:
+        """Whether there is a P step; a learning rate of 0 moves nothing."""
+        return self.jobs[0].half_steps.values and self.jobs[0].lr != 0
+
+    @property
+    def moves_codes(self) -> bool:
+        """Whether there is a V step."""
+        return self.jobs[0].half_steps.codes and self.jobs[0].lr != 0
+
+    @property
+    def targets(self) -> list[Tensor]:
+        """What the base optimizer made of each weight, where a V step or a latent needs it."""
+        return [job.base.target for job in self.jobs if job.base.target is not None]
+
+    def value_step(self) -> ValueStep:
+        """Return what the P step is to do."""
+        gradients = [job.base.parameter.grad for job in self.jobs]
+        return ValueStep(
+            self.rep,
+            [gradient for gradient in gradients if gradient is not None],
+            [job.base.state for job in self.jobs],
+            [job.lr * job.settings.values_lr_ratio for job in self.jobs],
+        )
+
+    @contextmanager
+    def moments_follow(self, rule: ValueOptimizer) -> Iterator[None]:
+        """Let moments follow the values that a V step within moves."""
+        rep = self.rep
+        if not rep.parametrization.values_follow_codes:
+            yield
+            return
+        before = {name: codes.clone() for name, codes in rep.codes.items()}
+        yield
+        for place, (job, member) in enumerate(zip(self.jobs, rep.members(), strict=True)):
+            own = {name: codes.chunk(rep.count)[place] for name, codes in before.items()}
+            for name in member.parametrization.value_shapes(member.inner_shape):
+                for kind in rule.moments:
+                    kept = job.base.state.moment(kind, name)
+                    member.parametrization.follow_(name, kept, own, member)
+
+    def write_(self) -> None:
+        """Write the decoded weights, let the latents decay."""
+        if not (self.moves_codes or self.moves_values):
+            return
+        rep, decay = self.rep, self.settings.latent_decay
+        parameters = [job.base.parameter for job in self.jobs]
+        write_decoded_(rep, parameters)
+        if self.moves_codes and self.settings.keeps_latent and decay > 0:
+            exact = all(p.dtype == rep.dtype for p in parameters)
+            weights = parameters if exact else [member.decode() for member in rep.members()]
+            torch._foreach_lerp_(self.targets, weights, decay)
+
+    def finish(self) -> None:
+        """Count the step; free a copy of each weight before the next run decodes its own."""
+        for job in self.jobs:
+            job.base.target = None
+            job.base.state.count_step()
+
+
+def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterator[Run]:
+    """Yield the weights of a stack that take a step together.
+
+    Args:
+        stack: of neighbours.
+        jobs: one for each weight; None for those that take no step.
+        together: whether several weights can take a V step at once.
+    """
+
+    def key(place: int) -> Any:
+        job = jobs[place]
+        return None if job is None else (job.key, 0 if together else place)
+
+    for start, count in stack.runs(key):
+        found = [job for job in jobs[start : start + count] if job is not None]
+        yield Run(stack.part(start, count), found)
