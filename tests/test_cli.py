@@ -216,7 +216,7 @@ def test_another_processor_computes_as_the_one_that_started(
     assert main(tune_flags(text, whole, steps=4)) == 0
     assert main(tune_flags(text, parts, steps=2, eval_every=2)) == 0
     other = processor(not native)
-    logged = resume_run(parts).metrics.read()[-1]
+    logged = resume_run(parts).records.read()[-1]
     assert (logged["model"], logged["dtype"]) == ("student", dtype)
     found, how = evaluate(capsys, parts, text)
     assert f"{logged['nll_per_token']:.5f}" == f"{found:.5f}"
@@ -323,7 +323,7 @@ def test_models_in_half_precision(tmp_path, text, capsys, processor, native, hal
     assert {p.dtype for p in student.model.parameters()} == {getattr(torch, half)}
     assert metadata["inputs"]["model"] == "tiny-llama"
     assert metadata["settings"]["dtype"] == half
-    logged = resume_run(tmp_path / "parts").metrics.read()[-1]["nll_per_token"]
+    logged = resume_run(tmp_path / "parts").records.read()[-1]["nll_per_token"]
     found, how = evaluate(capsys, tmp_path / "parts", text)
     assert f"{logged:.5f}" == f"{found:.5f}"
     assert how.endswith(f"{half}, as it was tuned")

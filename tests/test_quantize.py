@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pvopt import (
     AdditiveCodebooks,
+    Diagonal,
     QuantizedWeights,
     SharedValues,
     UniformGrid,
@@ -168,7 +169,9 @@ def test_a_weight_that_is_not_finite_names_the_layer_and_changes_nothing():
 
 
 def test_something_else_as_spec_is_refused():
-    with pytest.raises(TypeError, match=r"spec\['\*'\] must be a Parametrization, got '2x8g8'"):
+    with pytest.raises(
+        TypeError, match=r"spec\['\*'\] must be a Parametrization or Scheme, got '2x8g8'"
+    ):
         quantize_(make(), {"*": "2x8g8"})
 
 
@@ -190,7 +193,7 @@ def test_metrics_reach_the_fit():
     plain, informed = make(), make()
     original = plain.get_parameter(name).detach().clone()
     quantize_(plain, UniformGrid(bits=2))
-    quantize_(informed, UniformGrid(bits=2), metrics={name: metric})
+    quantize_(informed, UniformGrid(bits=2), metrics={name: Diagonal(metric)})
 
     def error(model: nn.Module) -> float:
         difference = model.get_parameter(name).detach() - original
@@ -205,9 +208,9 @@ def test_bad_metrics_are_refused_and_change_nothing():
     model = make()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"not quantized: \['lm_head.weight'\]"):
-        quantize_(model, GRID, metrics={"lm_head.weight": torch.ones(10, 8)})
-    with pytest.raises(ValueError, match=rf"'{LINEAR[1]}'.*metric must be non-negative"):
-        quantize_(model, GRID, metrics={LINEAR[1]: -torch.ones(8, 12)})
+        quantize_(model, GRID, metrics={"lm_head.weight": Diagonal(torch.ones(10, 8))})
+    with pytest.raises(ValueError, match=rf"'{LINEAR[1]}'.*must have shape"):
+        quantize_(model, GRID, metrics={LINEAR[1]: Diagonal(torch.ones(8, 13))})
     check_unchanged(model, before)
 
 

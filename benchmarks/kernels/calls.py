@@ -54,6 +54,21 @@ def _group_sq_norms(layer: Layer, source: _Source) -> Callable[[], Tensor]:
     return lambda: ops.group_sq_norms(target, weight, out_group=1, in_group=GROUP)
 
 
+def _decoded_sq_norms(layer: Layer, source: _Source) -> Callable[[], Tensor]:
+    target = source.normal(layer.rows, layer.columns)
+    weight = _books(layer, source, books=2, bits=8, dtype="fp32")
+    stack = [part[None] for part in weight]
+    return lambda: ops.decoded_sq_norms([target], *stack)[0]
+
+
+def _gather_groups(layer: Layer, source: _Source, share: float) -> Callable[[], Tensor]:
+    total = layer.weights // GROUP
+    target = source.normal(layer.rows, layer.columns)
+    order = torch.randperm(total, generator=source.generator)
+    groups = order[: max(1, int(share * total))][None].to(source.device)
+    return lambda: ops.gather_groups([target], groups, out_group=1, in_group=GROUP)
+
+
 def _assign(layer: Layer, source: _Source, entries: int, share: float) -> Callable[[], Tensor]:
     target = source.normal(max(1, int(share * layer.weights / GROUP)), GROUP)
     codebook = source.normal(entries, GROUP)
@@ -133,8 +148,10 @@ _CALLS: dict[str, Callable[..., Callable[[], Tensor]]] = {
     "beam_search": _beam_search,
     "codebook_grad": _codebook_grad,
     "decode": _decode,
+    "decoded_sq_norms": _decoded_sq_norms,
     "e8p_assign": _e8p_assign,
     "e8p_decode": _e8p_decode,
+    "gather_groups": _gather_groups,
     "group_sq_norms": _group_sq_norms,
     "hadamard": _hadamard,
     "matmul": _matmul,

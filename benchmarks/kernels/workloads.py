@@ -104,6 +104,25 @@ def _v_step(layer: Layer) -> Iterator[Work]:
         2 * 4 * layer.weights + 4 * groups,
         3 * layer.weights,
     )
+    yield Work(
+        "decoded_sq_norms",
+        "2x8g8 float32",
+        "decoded_sq_norms_kernel",
+        "fp32 2x8g8",
+        4 * layer.weights + 2 * groups + 4 * groups,
+        5 * layer.weights,
+        on_chip=4 * 2 * groups * GROUP,
+    )
+    n = SELECTED * groups
+    yield Work(
+        "gather_groups",
+        f"1x8 float32 {SELECTED:.0%} of the groups",
+        "groups_kernel",
+        "fp32 1x8",
+        n * (2 * 4 * GROUP + 8),
+        0,
+        settings={"share": SELECTED},
+    )
     for entries, share in ((256, 1.0), (65536, SELECTED), (65536, 1.0)):
         n = share * groups
         yield Work(

@@ -22,6 +22,7 @@ from pvopt import (
     PVOptimizer,
     Query,
     Rotation,
+    Row,
     Scheme,
     SearchOptions,
     SecondMoment,
@@ -30,7 +31,6 @@ from pvopt import (
     subspace_pv_ste,
 )
 from pvopt.metrics.diagonal import GroupDiagonal
-from pvopt.starts import relative_layer_error
 
 # Without first moments a step is a multiple of D^-1 g.
 BASES: dict[str, Any] = {
@@ -209,11 +209,11 @@ def test_on_a_real_layer_the_metric_of_its_inputs_beats_the_euclidean(parametriz
         base = torch.optim.SGD([parameter], lr=1.0)
         optimizer = PVOptimizer(base, weights, subspace=AllGroups(), metric=metric)
         optimizer.param_groups[0]["freeze_values"] = True
-        found = [relative_layer_error(dense, parameter.detach(), hessian)]
+        found = [Row(hessian).relative_error(dense, parameter.detach())]
         for _ in range(3):
             parameter.grad = parameter.detach() - dense
             optimizer.step()
-            found.append(relative_layer_error(dense, parameter.detach(), hessian))
+            found.append(Row(hessian).relative_error(dense, parameter.detach()))
             quotient = (inputs @ (parameter.detach() - dense).double().T).norm()
             assert found[-1] == pytest.approx(
                 float(quotient / (inputs @ dense.double().T).norm()), rel=1e-4
