@@ -8,7 +8,7 @@ all that is there.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -173,18 +173,18 @@ class EveryNth(Subspace):
         return math.ceil(num_groups / self.n)
 
 
-def short(word: str, example: str, build: Callable[[], Any]) -> ShortForm[Any]:
+def short(word: str, example: str) -> ShortForm[Any]:
     """Return a form without numbers: every setting is written in brackets."""
     return ShortForm(
-        form=word, meaning="", example=example, pattern=word, build=build, write=lambda _: word
+        form=word, meaning="", example=example, pattern=word, settings=dict, write=lambda _: word
     )
 
 
 PLUGINS: list[tuple[Registry[Any], type, ShortForm[Any]]] = [
-    (PARAMETRIZATIONS, PowersOfTwo, short("powers", "powers[powers=2]", PowersOfTwo)),
-    (SPACES, PositiveColumns, short("positive", "positive+grid:2", PositiveColumns)),
-    (ROUNDINGS, Hesitant, short("hesitant", "hesitant[courage=0.1]", Hesitant)),
-    (SUBSPACES, EveryNth, short("nth", "nth[n=5]", EveryNth)),
+    (PARAMETRIZATIONS, PowersOfTwo, short("powers", "powers[powers=2]")),
+    (SPACES, PositiveColumns, short("positive", "positive+grid:2")),
+    (ROUNDINGS, Hesitant, short("hesitant", "hesitant[courage=0.1]")),
+    (SUBSPACES, EveryNth, short("nth", "nth[n=5]")),
 ]
 
 

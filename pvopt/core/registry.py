@@ -25,7 +25,7 @@ class ShortForm(Generic[T]):
         meaning: one line for the list of forms.
         example: one or two names that can be parsed.
         pattern: regular expression that the whole name matches, without settings in brackets.
-        build: makes the settings of the groups of the match.
+        settings: returns the settings, by name, that the groups of the match stand for.
         write: returns the short name. It need not hold every setting: those that it leaves out
             follow in brackets, as in ``"grid:2g64[symmetric=True]"``. A name that ends with that
             of other settings holds all of its own, as brackets belong to the last name.
@@ -35,7 +35,7 @@ class ShortForm(Generic[T]):
     meaning: str
     example: str
     pattern: str
-    build: Callable[..., T]
+    settings: Callable[..., Mapping[str, Any]]
     write: Callable[[T], str]
 
 
@@ -50,7 +50,7 @@ class Registry(Generic[T]):
         >>> shapes = Registry("shape")
         >>> square = ShortForm(
         ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\d+)",
-        ...     build=lambda n: Square(side=int(n)), write=lambda s: f"square:{s.side}",
+        ...     settings=lambda n: dict(side=int(n)), write=lambda s: f"square:{s.side}",
         ... )
         >>> @shapes.register(square)
         ... @dataclass(frozen=True, kw_only=True)
@@ -205,7 +205,7 @@ class Registry(Generic[T]):
         if form is None or type(settings) not in self:
             raise ValueError(f"{type(settings).__name__} has no short name")
         text = form.write(settings)
-        plain = self._build(form, text)
+        plain = self._build(type(settings), form, text)
         more = [
             f"{f.name}={getattr(settings, f.name)!r}"
             for f in fields(settings)  # type: ignore[arg-type]
@@ -228,10 +228,10 @@ class Registry(Generic[T]):
         failed: ValueError | None = None
         # Brackets belong to the last of several names; to the whole only where that fails.
         for plain, settings in ((text, {}), _brackets(text, self._value)):
-            for form in self._forms.values():
+            for name, form in self._forms.items():
                 if re.fullmatch(form.pattern, plain):
                     try:
-                        found = self._build(form, plain)
+                        found = self._build(self._classes[name], form, plain)
                         return replace(found, **settings) if settings else found  # type: ignore[type-var]
                     except (TypeError, ValueError) as error:
                         failed = failed or ValueError(f"{self.kind} {text!r}: {error}")
@@ -252,12 +252,12 @@ class Registry(Generic[T]):
                     return registry.from_json({"class": node.func.id, **settings})
         return ast.literal_eval(node)
 
-    def _build(self, form: ShortForm[T], text: str) -> T:
+    def _build(self, cls: type[T], form: ShortForm[T], text: str) -> T:
         match = re.fullmatch(form.pattern, text)
         if match is None:
             raise ValueError(f"{self.kind} {text!r} does not have the form {form.form}")
         try:
-            return form.build(*match.groups())
+            return cls(**form.settings(*match.groups()))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.kind} {text!r} ({form.form}): {error}") from error
 

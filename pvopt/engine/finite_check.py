@@ -1,5 +1,8 @@
 """The check that keeps NaN and infinity out of weights, codes and state."""
 
+# torch.optim is built on _foreach_norm; its name begins with an underscore all the same.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections import defaultdict

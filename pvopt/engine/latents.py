@@ -42,28 +42,34 @@ def base_sees_latents(steps: Sequence[BaseStep]) -> Iterator[None]:
     Args:
         steps: each gets its target when the block is left.
     """
-    decoded = [(step, step.parameter.data, step.parameter.grad) for step in steps]
+    hidden: list[tuple[BaseStep, Tensor | None]] = []
+    exchanged: list[tuple[BaseStep, Tensor, Tensor | None]] = []
     try:
-        for step, data, gradient in decoded:
-            parameter, rep = step.parameter, step.state.rep
+        for step in steps:
+            parameter, rep, gradient = step.parameter, step.state.rep, step.parameter.grad
             if not step.needed:
+                hidden.append((step, gradient))
                 parameter.grad = None
                 continue
-            if step.keeps_latent:
-                latent = step.state.latent()
-            else:
+            if not step.keeps_latent:
                 step.state.drop_latent()
-                latent = data if data.dtype == rep.dtype else rep.decode()
+                if parameter.dtype == rep.dtype:
+                    continue  # the base works on the decoded weight itself
+            data = parameter.data
+            exchanged.append((step, data, gradient))
             parameter.grad = None
-            parameter.data = latent
+            parameter.data = step.state.latent() if step.keeps_latent else rep.decode()
             if gradient is not None:
-                same = gradient.dtype == latent.dtype
-                parameter.grad = gradient if same else gradient.to(latent.dtype)
+                same = gradient.dtype == parameter.dtype
+                parameter.grad = gradient if same else gradient.to(parameter.dtype)
         yield
     finally:
-        for step, data, gradient in decoded:
-            if step.needed:
-                step.target = step.parameter.data
+        for step in steps:
+            step.target = step.parameter if step.needed else None
+        for step, data, gradient in exchanged:
+            step.target = step.parameter.data
             step.parameter.grad = None
             step.parameter.data = data
+            step.parameter.grad = gradient
+        for step, gradient in hidden:
             step.parameter.grad = gradient

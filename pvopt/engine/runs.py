@@ -1,5 +1,8 @@
 """Weights of one shape that take a step together."""
 
+# torch.optim is built on _foreach_lerp_; its name begins with an underscore all the same.
+# pyright: reportPrivateImportUsage=false
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -129,7 +132,9 @@ class Run:
         write_decoded_(rep, parameters)
         if self.moves_codes and self.settings.keeps_latent and decay > 0:
             exact = all(p.dtype == rep.dtype for p in parameters)
-            weights = parameters if exact else [member.decode() for member in rep.members()]
+            weights: list[Tensor] = [*parameters]
+            if not exact:
+                weights = [member.decode() for member in rep.members()]
             torch._foreach_lerp_(self.targets, weights, decay)
 
     def finish(self) -> None:

@@ -26,7 +26,7 @@ __all__ = ["Binary"]
         meaning="a sign per weight, scale per N inputs (or row)",
         example="binary, binary:g64",
         pattern=r"binary(?::?g(\d+))?",
-        build=lambda size: Binary(group_size=size and int(size)),
+        settings=lambda size: dict(group_size=size and int(size)),
         write=lambda p: "binary" + (f":g{p.group_size}" if p.group_size else ""),
     )
 )

@@ -43,7 +43,7 @@ _USUAL_ITERATIONS = 2
         meaning="points of QuIP#'s lattice codebook, 2, 3 or 4 bits; a scale per S inputs (or row)",
         example="e8p:2",
         pattern=r"e8p:?(\d+)(?:/(\d+))?",
-        build=lambda bits, scales: E8P(bits=int(bits), scale_group=scales and int(scales)),
+        settings=lambda bits, scales: dict(bits=int(bits), scale_group=scales and int(scales)),
         write=lambda p: f"e8p:{p.bits}" + (f"/{p.scale_group}" if p.scale_group else ""),
     )
 )

@@ -34,7 +34,7 @@ __all__ = ["QuantizedNonzeros"]
         meaning="sparse:P% or N:M, the nonzeros in the second form",
         example="2:4+grid:2g64",
         pattern=r"(sparse[^+]*|\d+:\d+)\+(.+)",
-        build=lambda support, inner: QuantizedNonzeros(
+        settings=lambda support, inner: dict(
             support=PARAMETRIZATIONS.parse(support), inner=PARAMETRIZATIONS.parse(inner)
         ),
         write=lambda p: f"{PARAMETRIZATIONS.name(p.support)}+{PARAMETRIZATIONS.name(p.inner)}",

@@ -37,9 +37,7 @@ __all__ = ["QuantizedScales"]
         meaning="codebooks or lattice points with scales of B bits",
         example="q6+2x8g8/64",
         pattern=r"q(\d+)\+(.+)",
-        build=lambda bits, inner: QuantizedScales(
-            inner=PARAMETRIZATIONS.parse(inner), bits=int(bits)
-        ),
+        settings=lambda bits, inner: dict(inner=PARAMETRIZATIONS.parse(inner), bits=int(bits)),
         write=lambda p: f"q{p.bits}+{PARAMETRIZATIONS.name(p.inner)}",
     )
 )

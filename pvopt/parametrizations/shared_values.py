@@ -35,7 +35,7 @@ _CHUNK_ELEMENTS = 1 << 20
         meaning="a table of C values for the whole weight",
         example="values:4",
         pattern=r"values:?(\d+)",
-        build=lambda count: SharedValues(num_values=int(count)),
+        settings=lambda count: dict(num_values=int(count)),
         write=lambda p: f"values:{p.num_values}",
     )
 )

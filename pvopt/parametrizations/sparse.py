@@ -30,7 +30,7 @@ __all__ = ["Sparse", "SparseNM"]
         meaning="P percent nonzeros in each row, or in all",
         example="sparse:50%",
         pattern=r"sparse:?(\d+(?:\.\d+)?)%(?::(tensor))?",
-        build=lambda percent, per: Sparse(density=_share(percent), per=per or "row"),
+        settings=lambda percent, per: dict(density=_share(percent), per=per or "row"),
         write=lambda p: f"sparse:{_percent(p.density)}%" + ":tensor" * (p.per == "tensor"),
     )
 )
@@ -144,7 +144,7 @@ def _percent(density: float) -> str:
         meaning="N nonzeros in M inputs",
         example="2:4",
         pattern=r"(\d+):(\d+)",
-        build=lambda count, size: SparseNM(nonzeros=int(count), group_size=int(size)),
+        settings=lambda count, size: dict(nonzeros=int(count), group_size=int(size)),
         write=lambda p: f"{p.nonzeros}:{p.group_size}",
     )
 )

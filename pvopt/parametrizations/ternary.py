@@ -26,7 +26,7 @@ __all__ = ["Ternary"]
         meaning="a sign or 0 per weight, scale per N inputs (or row)",
         example="ternary, ternary:g64",
         pattern=r"ternary(?::?g(\d+))?",
-        build=lambda size: Ternary(group_size=size and int(size)),
+        settings=lambda size: dict(group_size=size and int(size)),
         write=lambda p: "ternary" + (f":g{p.group_size}" if p.group_size else ""),
     )
 )

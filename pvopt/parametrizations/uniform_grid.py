@@ -27,7 +27,7 @@ __all__ = ["UniformGrid"]
         meaning="B-bit integers, scale and zero point per N inputs (or row); s: symmetric",
         example="grid:2g64, grid:4g128s",
         pattern=r"grid:?(\d+)(?:g(\d+))?(s?)",
-        build=lambda bits, size, symmetric: UniformGrid(
+        settings=lambda bits, size, symmetric: dict(
             bits=int(bits), group_size=size and int(size), symmetric=bool(symmetric)
         ),
         write=lambda p: (

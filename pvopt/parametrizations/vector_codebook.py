@@ -20,7 +20,7 @@ __all__ = ["VectorCodebook"]
         meaning="one codebook of B bits, groups of N inputs; a scale per S inputs (or row)",
         example="vq:8g4",
         pattern=r"vq:?(\d+)g(\d+)(?:/(\d+))?",
-        build=lambda bits, size, scales: VectorCodebook(
+        settings=lambda bits, size, scales: dict(
             bits=int(bits), group_size=int(size), scale_group=scales and int(scales)
         ),
         write=lambda p: (

@@ -62,7 +62,7 @@ def _take(candidates: Candidates, index: Tensor) -> Tensor:
         meaning="the candidate of least error",
         example="nearest",
         pattern=r"nearest",
-        build=lambda: Nearest(),
+        settings=lambda: dict(),
         write=lambda r: "nearest",
     )
 )
@@ -96,7 +96,7 @@ class Nearest(Rounding):
         meaning="the best candidate that is not the current code",
         example="forced",
         pattern=r"forced",
-        build=lambda: Forced(),
+        settings=lambda: dict(),
         write=lambda r: "forced",
     )
 )
@@ -133,7 +133,7 @@ class Forced(Rounding):
         meaning="one of two codes at random",
         example="stochastic, stochastic:linear",
         pattern=r"stochastic(?::(power|linear))?",
-        build=lambda rule: Stochastic(rule or "power"),
+        settings=lambda rule: dict(rule=rule or "power"),
         write=lambda r: "stochastic" + ("" if r.rule == "power" else f":{r.rule}"),
     )
 )

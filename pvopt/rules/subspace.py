@@ -77,7 +77,7 @@ class Subspace(ABC):
         meaning="every group",
         example="all",
         pattern="all",
-        build=lambda: AllGroups(),
+        settings=lambda: dict(),
         write=lambda r: "all",
     )
 )
@@ -129,7 +129,7 @@ class _Fraction(Subspace):
         meaning="the groups that ask for the largest change, a share F of all",
         example="greedy:0.01",
         pattern=r"greedy(?::([\d.e-]+))?",
-        build=lambda share: Greedy(float(share or 0.01)),
+        settings=lambda share: dict(fraction=float(share or 0.01)),
         write=lambda r: f"greedy:{r.fraction!r}",
     )
 )
@@ -170,7 +170,7 @@ class Greedy(_Fraction):
         meaning="groups at random, a share F of all",
         example="uniform:0.01",
         pattern=r"uniform(?::([\d.e-]+))?",
-        build=lambda share: Uniform(float(share or 0.01)),
+        settings=lambda share: dict(fraction=float(share or 0.01)),
         write=lambda r: f"uniform:{r.fraction!r}",
     )
 )
@@ -207,7 +207,7 @@ class Uniform(_Fraction):
         meaning="groups at random, by the size of their change, a share F of all",
         example="proportional:0.01",
         pattern=r"proportional(?::([\d.e-]+))?",
-        build=lambda share: Proportional(float(share or 0.01)),
+        settings=lambda share: dict(fraction=float(share or 0.01)),
         write=lambda r: f"proportional:{r.fraction!r}",
     )
 )
@@ -265,7 +265,7 @@ class Proportional(_Fraction):
         meaning="the groups of largest predicted decrease, a share F of all",
         example="gain:0.01",
         pattern=r"gain(?::([\d.e-]+))?",
-        build=lambda share: Gain(float(share or 0.01)),
+        settings=lambda share: dict(fraction=float(share or 0.01)),
         write=lambda r: f"gain:{r.fraction!r}",
     )
 )

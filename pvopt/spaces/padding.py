@@ -26,7 +26,7 @@ __all__ = ["Padding"]
         meaning="any of these, columns (and rows) filled up to multiples",
         example="pad128+grid:2g128",
         pattern=r"pad(?:(\d+)x)?(\d+)",
-        build=lambda rows, columns: Padding(rows=int(rows or 1), columns=int(columns)),
+        settings=lambda rows, columns: dict(rows=int(rows or 1), columns=int(columns)),
         write=lambda s: f"pad{s.columns}" if s.rows == 1 else f"pad{s.rows}x{s.columns}",
     )
 )

@@ -93,7 +93,7 @@ SPACES.register(
         meaning="any of these, the inputs ordered by their importance",
         example="perm+grid:2g64",
         pattern="perm",
-        build=Permutation,
+        settings=dict,
         write=lambda space: "perm",
     )
 )(Permutation)

@@ -27,7 +27,7 @@ __all__ = ["Rotation", "rotate"]
         meaning="any of these after random Hadamard rotations (in blocks of N)",
         example="had+e8p:2, had128+vq:8g4",
         pattern=r"had(\d+)?",
-        build=lambda block: Rotation(block=None if block is None else int(block)),
+        settings=lambda block: dict(block=None if block is None else int(block)),
         write=lambda s: "had" + ("" if s.block is None else str(s.block)),
     )
 )

@@ -25,7 +25,7 @@ __all__ = ["Scaling"]
         meaning="any of these, inputs or outputs divided by trained scales",
         example="scale:in+grid:2g64",
         pattern=r"scale:(in|out|in-out)",
-        build=lambda sides: Scaling(inputs="in" in sides, outputs="out" in sides),
+        settings=lambda sides: dict(inputs="in" in sides, outputs="out" in sides),
         write=lambda s: "scale:" + "-".join(["in"] * s.inputs + ["out"] * s.outputs),
     )
 )

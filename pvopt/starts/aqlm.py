@@ -29,7 +29,7 @@ __all__ = ["AQLM"]
         meaning="codes and values in turn, for the layer's outputs",
         example="aqlm",
         pattern="aqlm",
-        build=lambda: AQLM(),
+        settings=lambda: dict(),
         write=lambda start: "aqlm",
     )
 )

@@ -74,7 +74,7 @@ STARTS.register(
         meaning="the format's own fit, without data; weighted: by the size of the inputs",
         example="fit, fit:weighted",
         pattern=r"fit(:weighted)?",
-        build=lambda weighted: Fit(weighted=weighted is not None),
+        settings=lambda weighted: dict(weighted=weighted is not None),
         write=lambda start: "fit:weighted" if start.weighted else "fit",
     )
 )(Fit)

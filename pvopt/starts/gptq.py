@@ -34,7 +34,7 @@ _BATCH = 128
         meaning="column by column, later ones make up for the errors (LDLQ for groups of inputs)",
         example="gptq, gptq[damping=0.02]",
         pattern="gptq",
-        build=lambda: GPTQ(),
+        settings=lambda: dict(),
         write=lambda start: "gptq",
     )
 )

@@ -119,7 +119,7 @@ class _Groups:
         meaning="sparse weights: those of least saliency go, all at once",
         example="obs",
         pattern="obs",
-        build=lambda: OneShotOBS(),
+        settings=lambda: dict(),
         write=lambda start: "obs",
     )
 )
@@ -164,7 +164,7 @@ class OneShotOBS(_OBS):
         meaning="sparse weights: a few go at a time, then some are exchanged",
         example="iterative-obs",
         pattern="iterative-obs",
-        build=lambda: IterativeOBS(),
+        settings=lambda: dict(),
         write=lambda start: "iterative-obs",
     )
 )

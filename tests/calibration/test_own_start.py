@@ -29,7 +29,7 @@ def halfway():
             meaning="errors weighted by the diagonal, a share of it",
             example="halfway:0.5",
             pattern=r"halfway:([\d.]+)",
-            build=lambda share: Halfway(share=float(share)),
+            settings=lambda share: dict(share=float(share)),
             write=lambda start: f"halfway:{start.share}",
         )
     )
@@ -55,7 +55,7 @@ def halfway():
             meaning="a grid",
             example="mine:2",
             pattern=r"mine:(\d)",
-            build=lambda bits: Mine(bits=int(bits), group_size=8),
+            settings=lambda bits: dict(bits=int(bits), group_size=8),
             write=lambda p: f"mine:{p.bits}",
         )
     )

@@ -299,7 +299,7 @@ def fresh() -> tuple[Registry[Any], type]:
         meaning="",
         example="thing:2",
         pattern=r"thing:(\d+)",
-        build=lambda n: Thing(int(n)),
+        settings=lambda n: dict(size=int(n)),
         write=lambda t: f"thing:{t.size}",
     )
     registry.register(form)(Thing)
