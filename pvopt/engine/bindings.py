@@ -16,9 +16,9 @@ from .state import WeightState
 
 __all__ = ["Binding", "Stack", "stacks_of"]
 
-# Weights that take a step together: what a V step keeps for each group (its norm) is an eighth of
-# 128 MiB for groups of 8, a few percent of a language model's weights.
-_AT_ONCE = 1 << 25
+# Weights that take a step together. A V step keeps a norm for each group, 32 MiB for groups of 8;
+# fewer weights would need less and make more calls (benchmarks.step).
+_AT_ONCE = 1 << 26
 
 
 @dataclass(eq=False)
