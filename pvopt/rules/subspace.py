@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,16 +124,19 @@ class _Fraction(Subspace):
         return largest(keys, self.count(keys.shape[1]))[1]
 
 
-@SUBSPACES.register(
-    ShortForm(
-        form="greedy[:F]",
-        meaning="the groups that ask for the largest change, a share F of all",
-        example="greedy:0.01",
-        pattern=r"greedy(?::([\d.e-]+))?",
+def _by_share(word: str, meaning: str) -> ShortForm[Any]:
+    """Return the short form of a rule that selects a share of the groups."""
+    return ShortForm(
+        form=f"{word}[:F]",
+        meaning=f"{meaning}, a share F of all",
+        example=f"{word}:0.01",
+        pattern=word + r"(?::([\d.e-]+))?",
         settings=lambda share: dict(fraction=float(share or 0.01)),
-        write=lambda r: f"greedy:{r.fraction!r}",
+        write=lambda rule: f"{word}:{rule.fraction!r}",
     )
-)
+
+
+@SUBSPACES.register(_by_share("greedy", "the groups that ask for the largest change"))
 @dataclass(frozen=True)
 class Greedy(_Fraction):
     r"""Select the groups that ask for the largest change.
@@ -164,16 +168,7 @@ class Greedy(_Fraction):
         return self._largest(magnitudes)
 
 
-@SUBSPACES.register(
-    ShortForm(
-        form="uniform[:F]",
-        meaning="groups at random, a share F of all",
-        example="uniform:0.01",
-        pattern=r"uniform(?::([\d.e-]+))?",
-        settings=lambda share: dict(fraction=float(share or 0.01)),
-        write=lambda r: f"uniform:{r.fraction!r}",
-    )
-)
+@SUBSPACES.register(_by_share("uniform", "groups at random"))
 @dataclass(frozen=True)
 class Uniform(_Fraction):
     """Select groups at random, each with the same probability, without replacement.
@@ -201,16 +196,7 @@ class Uniform(_Fraction):
         return self._largest(draws.uniform(magnitudes.shape[1]))
 
 
-@SUBSPACES.register(
-    ShortForm(
-        form="proportional[:F]",
-        meaning="groups at random, by the size of their change, a share F of all",
-        example="proportional:0.01",
-        pattern=r"proportional(?::([\d.e-]+))?",
-        settings=lambda share: dict(fraction=float(share or 0.01)),
-        write=lambda r: f"proportional:{r.fraction!r}",
-    )
-)
+@SUBSPACES.register(_by_share("proportional", "groups at random, by the size of their change"))
 @dataclass(frozen=True)
 class Proportional(_Fraction):
     r"""Draw groups without replacement with probability proportional to a power of the magnitude.
@@ -259,16 +245,7 @@ class Proportional(_Fraction):
         return self._largest(keys)
 
 
-@SUBSPACES.register(
-    ShortForm(
-        form="gain[:F]",
-        meaning="the groups of largest predicted decrease, a share F of all",
-        example="gain:0.01",
-        pattern=r"gain(?::([\d.e-]+))?",
-        settings=lambda share: dict(fraction=float(share or 0.01)),
-        write=lambda r: f"gain:{r.fraction!r}",
-    )
-)
+@SUBSPACES.register(_by_share("gain", "the groups of largest predicted decrease"))
 @dataclass(frozen=True)
 class Gain(_Fraction):
     r"""Select the groups whose best change of code is predicted to lower the loss most.
