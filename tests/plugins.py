@@ -173,18 +173,11 @@ class EveryNth(Subspace):
         return math.ceil(num_groups / self.n)
 
 
-def short(word: str, example: str) -> ShortForm[Any]:
-    """Return a form without numbers: every setting is written in brackets."""
-    return ShortForm(
-        form=word, meaning="", example=example, pattern=word, settings=dict, write=lambda _: word
-    )
-
-
 PLUGINS: list[tuple[Registry[Any], type, ShortForm[Any]]] = [
-    (PARAMETRIZATIONS, PowersOfTwo, short("powers", "powers[powers=2]")),
-    (SPACES, PositiveColumns, short("positive", "positive+grid:2")),
-    (ROUNDINGS, Hesitant, short("hesitant", "hesitant[courage=0.1]")),
-    (SUBSPACES, EveryNth, short("nth", "nth[n=5]")),
+    (PARAMETRIZATIONS, PowersOfTwo, ShortForm.word("powers", "", example="powers[powers=2]")),
+    (SPACES, PositiveColumns, ShortForm.word("positive", "", example="positive+grid:2")),
+    (ROUNDINGS, Hesitant, ShortForm.word("hesitant", "", example="hesitant[courage=0.1]")),
+    (SUBSPACES, EveryNth, ShortForm.word("nth", "", example="nth[n=5]")),
 ]
 
 

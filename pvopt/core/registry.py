@@ -38,6 +38,24 @@ class ShortForm(Generic[T]):
     settings: Callable[..., Mapping[str, Any]]
     write: Callable[[T], str]
 
+    @staticmethod
+    def word(word: str, meaning: str, *, example: str | None = None) -> ShortForm[Any]:
+        """Return a form of one word, without numbers: settings follow it in brackets.
+
+        Args:
+            word: the short name.
+            meaning: one line for the list of forms.
+            example: names that can be parsed; None for the word alone.
+        """
+        return ShortForm(
+            form=word,
+            meaning=meaning,
+            example=example or word,
+            pattern=re.escape(word),
+            settings=dict,
+            write=lambda settings: word,
+        )
+
 
 class Registry(Generic[T]):
     r"""Classes of settings by name; each registers itself, in its own file.

@@ -56,16 +56,7 @@ def _take(candidates: Candidates, index: Tensor) -> Tensor:
     return candidates.codes[rows, index]
 
 
-@ROUNDINGS.register(
-    ShortForm(
-        form="nearest",
-        meaning="the candidate of least error",
-        example="nearest",
-        pattern=r"nearest",
-        settings=lambda: dict(),
-        write=lambda r: "nearest",
-    )
-)
+@ROUNDINGS.register(ShortForm.word("nearest", "the candidate of least error"))
 @dataclass(frozen=True)
 class Nearest(Rounding):
     r"""Take the candidate of least error.
@@ -90,16 +81,7 @@ class Nearest(Rounding):
         return candidates.codes[:, 0]
 
 
-@ROUNDINGS.register(
-    ShortForm(
-        form="forced",
-        meaning="the best candidate that is not the current code",
-        example="forced",
-        pattern=r"forced",
-        settings=lambda: dict(),
-        write=lambda r: "forced",
-    )
-)
+@ROUNDINGS.register(ShortForm.word("forced", "the best candidate that is not the current code"))
 @dataclass(frozen=True)
 class Forced(Rounding):
     """Take the best candidate that differs from the current code.

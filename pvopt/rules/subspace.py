@@ -72,16 +72,7 @@ class Subspace(ABC):
         """
 
 
-@SUBSPACES.register(
-    ShortForm(
-        form="all",
-        meaning="every group",
-        example="all",
-        pattern="all",
-        settings=lambda: dict(),
-        write=lambda r: "all",
-    )
-)
+@SUBSPACES.register(ShortForm.word("all", "every group"))
 @dataclass(frozen=True)
 class AllGroups(Subspace):
     """Let every group move: the full-space linearized V step, and straight-through estimation.

@@ -23,16 +23,7 @@ from .gptq import GPTQ
 __all__ = ["AQLM"]
 
 
-@STARTS.register(
-    ShortForm(
-        form="aqlm",
-        meaning="codes and values in turn, for the layer's outputs",
-        example="aqlm",
-        pattern="aqlm",
-        settings=lambda: dict(),
-        write=lambda start: "aqlm",
-    )
-)
+@STARTS.register(ShortForm.word("aqlm", "codes and values in turn, for the layer's outputs"))
 @dataclass(frozen=True, kw_only=True)
 class AQLM(Start):
     r"""Alternate the best codes and the best values for the layer's outputs.

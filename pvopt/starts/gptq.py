@@ -29,13 +29,10 @@ _BATCH = 128
 
 
 @STARTS.register(
-    ShortForm(
-        form="gptq",
-        meaning="column by column, later ones make up for the errors (LDLQ for groups of inputs)",
+    ShortForm.word(
+        "gptq",
+        "column by column, later ones make up for the errors (LDLQ for groups of inputs)",
         example="gptq, gptq[damping=0.02]",
-        pattern="gptq",
-        settings=lambda: dict(),
-        write=lambda start: "gptq",
     )
 )
 @dataclass(frozen=True, kw_only=True)

@@ -113,16 +113,7 @@ class _Groups:
         return group * self.layout.in_group + place.gather(1, group)
 
 
-@STARTS.register(
-    ShortForm(
-        form="obs",
-        meaning="sparse weights: those of least saliency go, all at once",
-        example="obs",
-        pattern="obs",
-        settings=lambda: dict(),
-        write=lambda start: "obs",
-    )
-)
+@STARTS.register(ShortForm.word("obs", "sparse weights: those of least saliency go, all at once"))
 @dataclass(frozen=True, kw_only=True)
 class OneShotOBS(_OBS):
     r"""Remove the weights of least saliency, all at once, and refit the others.
@@ -159,14 +150,7 @@ class OneShotOBS(_OBS):
 
 
 @STARTS.register(
-    ShortForm(
-        form="iterative-obs",
-        meaning="sparse weights: a few go at a time, then some are exchanged",
-        example="iterative-obs",
-        pattern="iterative-obs",
-        settings=lambda: dict(),
-        write=lambda start: "iterative-obs",
-    )
+    ShortForm.word("iterative-obs", "sparse weights: a few go at a time, then some are exchanged")
 )
 @dataclass(frozen=True, kw_only=True)
 class IterativeOBS(_OBS):
