@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any
 
 import pytest
@@ -347,7 +347,7 @@ def test_what_cannot_be_saved_or_named_says_so():
         registry.to_json(thing(1, [1]))
     with pytest.raises(ValueError, match="E8P is not registered as a thing"):
         registry.to_json(E8P())
-    with pytest.raises(ValueError, match="E8P has no short name"):
+    with pytest.raises(ValueError, match="E8P is not registered as a thing"):
         registry.name(E8P())
     registry.forget(thing)
     assert thing not in registry
@@ -375,3 +375,15 @@ def test_every_field_of_every_class_is_described():
                     "class",
                     *(f.name for f in fields(settings_)),
                 }
+
+
+def test_a_class_without_a_short_form_is_named_by_its_class_and_all_settings():
+    things, plain = Registry("thing"), make_dataclass("Plain", [("size", int), ("odd", bool, False)])
+    things.register()(plain)
+    assert things.name(plain(3)) == "Plain[size=3, odd=False]"
+    for text in ("Plain[size=3, odd=False]", "Plain[size=3]"):
+        assert things.matches(text)
+        assert things.parse(text) == plain(3)
+    with pytest.raises(ValueError, match=r"Plain: missing settings \['size'\]"):
+        things.parse("Plain")
+    assert things.forms == ()
