@@ -148,6 +148,11 @@ class Formats:
     def __iter__(self) -> Iterator[str]:
         return iter(self._formats)
 
+    @property
+    def markers(self) -> set[str]:
+        """The files by which folders are known to be ours."""
+        return {f.marker for f in self._formats.values() if isinstance(f, Writer)}
+
     def reader(self, folder: Path) -> Reader:
         """Return the reader that a folder matches.
 

@@ -202,7 +202,8 @@ def _check_replaceable(
 ) -> None:
     if not target.exists():
         return
-    if not target.is_dir() or not ((target / marker).is_file() or not any(target.iterdir())):
+    ours = target.is_dir() and ((target / marker).is_file() or {*os.listdir(target)} <= {".lock"})
+    if not ours:
         raise CheckpointError(
             f"{folder}: exists and is not a checkpoint (it has no {marker}); it is not replaced"
         )

@@ -36,6 +36,9 @@ from .training_state import STATE, STATE_TENSORS, read_state, write_state
 
 __all__ = ["Native", "load_training_state", "read_metadata"]
 
+# What systems leave in folders: a lock, a Finder's view, a file that is open elsewhere.
+_NOBODYS = (".lock", ".DS_Store", ".nfs")
+
 
 @FORMATS.register
 class Native(Reader, Writer):
@@ -69,7 +72,7 @@ class Native(Reader, Writer):
         return [
             entry.name
             for entry in folder.iterdir()
-            if entry.name not in known and not entry.name.startswith(".")
+            if entry.name not in known and not entry.name.startswith(_NOBODYS)
         ]
 
     def write(self, folder: Path, checkpoint: Checkpoint) -> None:
