@@ -23,11 +23,14 @@ from .ops import (
     smallest,
     stacked_codebook_grad,
     sum_by_code,
+    trellis_search,
+    trellis_states,
     uniform_decode,
     uniform_grad,
     uniform_matmul,
 )
 from .packing import pack_rows, unpack_rows
+from .trellis_tables import hybrid_index, trellis_table
 
 __all__ = [
     "assign",
@@ -43,6 +46,7 @@ __all__ = [
     "gather_groups",
     "group_sq_norms",
     "hadamard",
+    "hybrid_index",
     "largest",
     "matmul",
     "pack_rows",
@@ -50,6 +54,9 @@ __all__ = [
     "smallest",
     "stacked_codebook_grad",
     "sum_by_code",
+    "trellis_search",
+    "trellis_states",
+    "trellis_table",
     "uniform_decode",
     "uniform_grad",
     "uniform_matmul",
