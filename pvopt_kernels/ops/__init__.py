@@ -17,6 +17,7 @@ from .scatter_groups import scatter_groups
 from .smallest import smallest
 from .stacked_codebook_grad import stacked_codebook_grad
 from .sum_by_code import sum_by_code
+from .trellis_decode import trellis_decode
 from .trellis_search import trellis_search
 from .trellis_states import trellis_states
 from .uniform_decode import uniform_decode
@@ -41,6 +42,7 @@ __all__ = [
     "smallest",
     "stacked_codebook_grad",
     "sum_by_code",
+    "trellis_decode",
     "trellis_search",
     "trellis_states",
     "uniform_decode",

@@ -8,7 +8,7 @@ from torch import Tensor
 from pvopt_kernels.checks import check_floating, check_same_device, check_shape
 from pvopt_kernels.dispatch import implementation
 
-from .trellis_states import check_trellis
+from .trellis_decode import check_table
 
 __all__ = ["trellis_search"]
 
@@ -68,10 +68,7 @@ def trellis_search(
     check_shape("table", table, "states", "V")
     check_shape("ends", ends, len(target), 2)
     check_same_device(target=target, table=table, metric=metric, ends=ends)
-    state_bits = len(table).bit_length() - 1
-    if len(table) != 1 << state_bits:
-        raise ValueError(f"table must have a power of two of rows, got {len(table)}")
-    check_trellis(symbol_bits, state_bits)
+    state_bits = check_table(table, symbol_bits)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     steps, rest = divmod(target.shape[1], table.shape[1])
