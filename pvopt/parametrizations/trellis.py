@@ -46,7 +46,7 @@ def _settings(bits: str, *others: str | None) -> dict[str, Any]:
 
 def _write(trellis: Trellis) -> str:
     text = f"trellis:{trellis.bits}l{trellis.state_bits}-{trellis.code}"
-    if (trellis.out_group, trellis.in_group) != (16, 16):
+    if (trellis.out_group, trellis.in_group) != (64, 2):
         text += f"@{trellis.out_group}x{trellis.in_group}"
     return text + (f"/{trellis.scale_group}" if trellis.scale_group else "")
 
@@ -54,7 +54,7 @@ def _write(trellis: Trellis) -> str:
 @PARAMETRIZATIONS.register(
     ShortForm(
         form="trellis:B[lL][-CODE][@OxI][/S]",
-        meaning="a trellis of B bits, states of L bits; tiles of 16 x 16 (O outputs by I inputs)",
+        meaning="a trellis of B bits, states of L bits; tiles of 64 outputs by 2 inputs (O by I)",
         example="trellis:2, trellis:3l16-3inst",
         pattern=r"trellis:(\d+)(?:l(\d+))?(?:-(\w+))?(?:@(\d+)x(\d+))?(?:/(\d+))?",
         settings=_settings,
@@ -79,6 +79,10 @@ class Trellis(Parametrization):
     are values: the P step tunes them. Mean squared errors on unit Gaussians at 2 bits are 0.073
     with states of 12 bits and 0.070 with 16, where the bound is 0.0625 and E8P has 0.089.
 
+    Tiles may have any shape. The fewer inputs, the better a start in the metric of a layer's inputs
+    (:class:`pvopt.GPTQ`), as a search knows the metric's diagonal only; circles of fewer than 128
+    weights lose precision. QTIP and ExLlamaV3 have tiles of 16 x 16.
+
     Args:
         bits: of a weight, 1 to 8; at most 4 for ``hyb``.
         state_bits: ``L``, at least twice the bits of a step and at most 16. Time and memory of a
@@ -97,7 +101,7 @@ class Trellis(Parametrization):
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> rep = Trellis(bits=2, state_bits=8).fit(weight)
         >>> rep.codes["symbols"].shape, rep.codes["symbols"].dtype
-        (torch.Size([4, 4, 256]), torch.uint8)
+        (torch.Size([1, 32, 128]), torch.uint8)
         >>> round(float((rep.decode() - weight).square().mean()), 2)
         0.08
 
@@ -109,10 +113,12 @@ class Trellis(Parametrization):
     state_bits: int = 12
     code: str = "mul1"
     scale_group: int | None = None
-    out_group: int = 16
-    in_group: int = 16
+    out_group: int = 64
+    in_group: int = 2
 
     stacks = True
+    # A second sequence costs ten times the first one's time and differs in a few places.
+    coupled_candidates = 1
 
     def __post_init__(self) -> None:
         if self.code not in trellis_codes.CODES:

@@ -137,7 +137,7 @@ def test_gaussian_weights(trellis, limit):
 
 def test_a_metric_and_a_rotation():
     weight, weights = gaussian(7, 16, 32), gaussian(8, 16, 32).square()
-    trellis = Trellis(bits=2, state_bits=6, code="table")
+    trellis = Trellis(bits=2, state_bits=6, code="table", out_group=16)
 
     def error(rep: Representation) -> float:
         return float(((rep.decode() - weight).square() * weights).sum())
@@ -151,7 +151,7 @@ def test_a_metric_and_a_rotation():
 
 
 def test_true_bits():
-    plain = Trellis(bits=2)
+    plain = Trellis(bits=2, out_group=16, in_group=16)
     assert plain.bits_per_weight((576, 1536)) == 2 + 16 / 1536
     pairs = Trellis(bits=2, code="hyb", scale_group=128)
     assert pairs.bits_per_weight((512, 512)) == 2 + 16 / 128 + 512 * 2 * 16 / 512**2
@@ -183,7 +183,7 @@ def test_tables_that_a_fit_begins_with():
         ({"state_bits": 17}, ValueError, r"state_bits must be in 4\.\.16, got 17"),
         ({"out_group": 0}, ValueError, r"out_group must be in 1\.\.256, got 0"),
         ({"out_group": 1, "in_group": 4}, ValueError, "at least state_bits=12 bits, got 1 \\* 4"),
-        ({"scale_group": 24}, ValueError, "scale_group must be a multiple of in_group=16, got 24"),
+        ({"scale_group": 25}, ValueError, "scale_group must be a multiple of in_group=2, got 25"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, error, message):
@@ -192,5 +192,5 @@ def test_settings_out_of_range_are_refused(settings, error, message):
 
 
 def test_tiles_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="out_group=16 does not divide the 24 rows"):
+    with pytest.raises(ValueError, match="out_group=64 does not divide the 24 rows"):
         Trellis().fit(torch.zeros(24, 32))
