@@ -8,16 +8,17 @@ import torch
 from pvopt_kernels import trellis_decode, trellis_states
 
 CHECKS = ("test_schema", "test_autograd_registration", "test_faketensor")
-SIZES = [(1, 1, 2), (2, 1, 5), (4, 2, 8), (3, 1, 12)]  # bits, values, state bits
+# Bits, values, state bits, steps (fewer than a state reads, among them).
+SIZES = [(1, 1, 2, 1), (2, 1, 5, 7), (4, 2, 8, 64), (3, 1, 12, 2)]
 
 
-@pytest.mark.parametrize(("bits", "values", "state_bits"), SIZES)
-@pytest.mark.parametrize("steps", [1, 2, 7, 64])
+@pytest.mark.parametrize(("bits", "values", "state_bits", "steps"), SIZES)
+@pytest.mark.parametrize("rows", [0, 1, 41])
 def test_a_weight_is_the_table_at_its_state(
-    kind, precision, ragged, bits, values, state_bits, steps, generator, guard, device
+    kind, precision, rows, bits, values, state_bits, steps, generator, guard, device
 ):
     table = torch.randn(1 << state_bits, values, generator=generator(1)).to(precision.dtype)
-    symbols = torch.randint(1 << bits, (ragged, steps), generator=generator(2))
+    symbols = torch.randint(1 << bits, (rows, steps), generator=generator(2))
     states = trellis_states(symbols, symbol_bits=bits, state_bits=state_bits)
     wanted = table[states.long()].flatten(1)
     for dtype in (torch.uint8, torch.int64):

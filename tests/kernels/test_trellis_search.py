@@ -120,6 +120,8 @@ def test_between_two_nodes_the_way_is_the_best(generator):
 @pytest.mark.parametrize(("bits", "values"), [(1, 1), (2, 1), (2, 2)])
 def test_in_lower_precision(kind, precision, rows, k, bits, values, generator, guard, device):
     """As near as the search in float64, whatever path it takes."""
+    if kind == "triton" and (k > 1 or rows > 1) and device.type == "cpu":
+        pytest.skip("slow in an interpreter: one sequence is a program, several are the reference")
     state_bits = 2 * bits + 1
     table = trellis_table("3inst", state_bits + values - 1).view(-1, values).to(precision.dtype)
     steps = 13
