@@ -25,12 +25,12 @@ from .ops import (
     sum_by_code,
     trellis_decode,
     trellis_search,
-    trellis_states,
     uniform_decode,
     uniform_grad,
     uniform_matmul,
 )
 from .packing import pack_rows, unpack_rows
+from .trellis_states import trellis_states
 from .trellis_tables import hybrid_index, trellis_table
 
 __all__ = [

@@ -14,7 +14,7 @@ from pvopt.core.streams import CodeStream
 from pvopt.core.validation import check_integer
 from pvopt.metrics.contract import Metric
 from pvopt.metrics.diagonal import GroupDiagonal
-from pvopt_kernels.ops import trellis_decode, trellis_search, trellis_states
+from pvopt_kernels import trellis_decode, trellis_search, trellis_states
 
 from . import trellis_codes
 from .codebooks import check_scale_group

@@ -19,7 +19,6 @@ from .stacked_codebook_grad import stacked_codebook_grad
 from .sum_by_code import sum_by_code
 from .trellis_decode import trellis_decode
 from .trellis_search import trellis_search
-from .trellis_states import trellis_states
 from .uniform_decode import uniform_decode
 from .uniform_grad import uniform_grad
 from .uniform_matmul import uniform_matmul
@@ -44,7 +43,6 @@ __all__ = [
     "sum_by_code",
     "trellis_decode",
     "trellis_search",
-    "trellis_states",
     "uniform_decode",
     "uniform_grad",
     "uniform_matmul",

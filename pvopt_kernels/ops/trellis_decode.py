@@ -7,9 +7,9 @@ from torch import Tensor
 
 from pvopt_kernels.checks import check_codes, check_floating, check_same_device, check_shape
 from pvopt_kernels.dispatch import implementation
+from pvopt_kernels.trellis_states import check_trellis, trellis_states
 
 from .sum_by_code import sum_by_code
-from .trellis_states import check_trellis, trellis_states
 
 __all__ = ["trellis_decode"]
 

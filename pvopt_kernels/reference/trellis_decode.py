@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .trellis_states import trellis_states
+from pvopt_kernels.trellis_states import trellis_states
 
 __all__ = ["trellis_decode"]
 

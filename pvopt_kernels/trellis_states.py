@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pvopt_kernels.checks import check_codes, check_shape
-from pvopt_kernels.reference.trellis_states import trellis_states as in_torch
+from .checks import check_codes, check_shape
 
 __all__ = ["check_trellis", "trellis_states"]
 
@@ -55,4 +54,8 @@ def trellis_states(symbols: Tensor, *, symbol_bits: int, state_bits: int) -> Ten
     check_codes(symbols=symbols)
     check_shape("symbols", symbols, "n", "steps")
     check_trellis(symbol_bits, state_bits)
-    return in_torch(symbols, symbol_bits=symbol_bits, state_bits=state_bits)
+    wide = symbols.int() & ((1 << symbol_bits) - 1)
+    states = wide.clone()
+    for back in range(1, -(-state_bits // symbol_bits)):
+        states |= wide.roll(back, 1) << (symbol_bits * back)
+    return states & ((1 << state_bits) - 1)
