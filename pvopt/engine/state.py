@@ -81,6 +81,29 @@ class WeightState(dict[str, Any]):
         self[_VALUES_STEP] += 1
         return self[_VALUES_STEP]
 
+    def counters(self) -> tuple[int, int, bool]:
+        """Return the numbers of steps and of P steps, and whether there is a latent weight."""
+        return self.step, self.values_step, _LATENT in self
+
+    def restore_counters(self, counters: tuple[int, int, bool]) -> None:
+        """Set what :meth:`counters` returned."""
+        self[_STEP], self[_VALUES_STEP], had_latent = counters
+        if not had_latent:
+            self.drop_latent()
+
+    def moments(self) -> list[Tensor]:
+        """Return what is kept beside all values."""
+        return [self[key] for key in self._moving()]
+
+    @torch.no_grad()
+    def start_again(self) -> None:
+        """Begin at the present codes and values, which others have set."""
+        self[_VALUES_STEP] = 0
+        for moment in self.moments():
+            moment.zero_()
+        if _LATENT in self:
+            self[_LATENT].copy_(self.rep.decode())
+
     def moment(self, kind: str, name: str) -> Tensor:
         """Return what is kept beside a value."""
         return self[_moment(kind, name)]
@@ -94,6 +117,14 @@ class WeightState(dict[str, Any]):
     def drop_latent(self) -> None:
         """Forget the latent weight, if there is one."""
         self.pop(_LATENT, None)
+
+    def assign(self, key: str, value: Any) -> None:
+        """Set an entry; codes and values keep their tensors."""
+        own = dict(self.rep.tensors()).get(key)
+        if own is None:
+            self[key] = value
+        elif own is not value:
+            own.copy_(value)
 
     def check(self, name: str, saved: Mapping[str, Any]) -> None:
         """Raise a ValueError unless a saved state fits the representation.

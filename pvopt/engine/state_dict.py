@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .changes import note_written
+from .merged_state import PREFIX
 from .writing import write_decoded_
 
 __all__ = ["load_state_dict", "state_dict"]
-
-# Marks our entries beside the base optimizer's in one flat dictionary per parameter.
-_PREFIX = "pv."
 
 
 def _numbered(optimizer: Any) -> dict[int, nn.Parameter]:
@@ -33,7 +32,7 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
         if id(p) in bindings:
             state = bindings[id(p)].state
             state.complete()  # the representation may have got other tensors
-            ours = {_PREFIX + key: value for key, value in state.items()}
+            ours = {PREFIX + key: value for key, value in state.items()}
             merged.setdefault(number, {}).update(ours)
     result = {**result, "state": merged}
     for hook in optimizer._optimizer_state_dict_post_hooks.values():
@@ -58,8 +57,8 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     ours: dict[int | str, dict[str, Any]] = {}
     theirs: dict[int | str, dict[str, Any]] = {}
     for key, entries in saved["state"].items():
-        ours[key] = {k[len(_PREFIX) :]: v for k, v in entries.items() if k.startswith(_PREFIX)}
-        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(_PREFIX)}
+        ours[key] = {k[len(PREFIX) :]: v for k, v in entries.items() if k.startswith(PREFIX)}
+        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(PREFIX)}
     for number, p in parameters.items():
         if id(p) in bindings:
             binding = bindings[id(p)]
@@ -74,8 +73,9 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.restore(ours[keys[number]])
-            optimizer.state[p] = binding.state
             write_decoded_(binding.rep, [p])
+            note_written([binding])
+            binding.joined = True
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
 

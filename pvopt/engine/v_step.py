@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -31,6 +31,7 @@ def v_step(
     metric: Metric | None = None,
     options: SearchOptions | None = None,
     draws: Draws | torch.Generator | None = None,
+    before_moves: Callable[[Representation, Moves], None] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
@@ -52,6 +53,7 @@ def v_step(
             row is searched block column by block column (:func:`pvopt.row_metric_search`).
         options: how hard a search tries.
         draws: source of random draws.
+        before_moves: is told what will be done to which groups.
 
     Returns:
         Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
@@ -100,6 +102,8 @@ def v_step(
         moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
     if trust_region is not None:
         moves = _within(trust_region, moves, search, groups)
+    if before_moves is not None:
+        before_moves(rep, moves)
     moves.make_(rep)
     return moves.moved.view(rep.count, -1).sum(1)
 

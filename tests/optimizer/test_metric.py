@@ -165,7 +165,7 @@ def test_a_step_in_the_second_moment_takes_the_nearest_codes_in_it(make_setup, d
         setup.check_decoded()
         for name, rep in setup.weights.items():
             parameter = setup.weights.parameter(name)
-            latent = optimizer.state[parameter]["latent"]
+            latent = optimizer.state[parameter]["pv.latent"]
             state = base.state[parameter]
             metric = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8
             p, target, weights = rep.parametrization, rep.split(latent), rep.split(metric)
