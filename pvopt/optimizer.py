@@ -445,11 +445,12 @@ def _bindings(
     if isinstance(representations, QuantizedWeights):
         for name, rep in representations.items():
             find = partial(representations.parameter, name)
-            yield Binding(name, find, rep, WeightState(rep, rule))
+            yield Binding(name, find, rep, WeightState(rep, rule, name))
         return
     for number, (parameter, rep) in enumerate(representations.items()):
         find = partial(_itself, parameter)
-        yield Binding(f"parameter {number}", find, rep, WeightState(rep, rule))
+        name = f"parameter {number}"
+        yield Binding(name, find, rep, WeightState(rep, rule, name))
 
 
 def _itself(parameter: nn.Parameter) -> nn.Parameter:

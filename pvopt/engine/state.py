@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from pvopt.rules.value_optimizers import ValueOptimizer
 
 __all__ = ["WeightState"]
 
-_STEP, _VALUES_STEP, _LATENT = "step", "values_step", "latent"
+_STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
 
 
 class WeightState(dict[str, Any]):
@@ -26,6 +27,7 @@ class WeightState(dict[str, Any]):
     ``values.NAME``         the representation's own tensor of a value
     ``moments.KIND.NAME``   what the values' optimizer keeps beside a value
     ``latent``              ``[*shape]``, the weight that collects all updates, if there is one
+    ``name``                a checksum of the weight's name, by which a load notices another order
     ======================  ==================================================================
 
     It is complete from the beginning, so that all ranks have equal keys.
@@ -33,16 +35,17 @@ class WeightState(dict[str, Any]):
     Args:
         rep: the weight's representation.
         rule: of the values, says which moments there are.
+        name: of the weight.
 
     Example:
         >>> from pvopt import SGDValues, SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> sorted(WeightState(rep, SGDValues(momentum=0.9)))
-        ['codes.entries', 'moments.momentum.values', 'step', 'values.values', 'values_step']
+        ['codes.entries', 'moments.momentum.values', 'name', 'step', 'values.values', 'values_step']
     """
 
-    def __init__(self, rep: Representation, rule: ValueOptimizer) -> None:
-        super().__init__({_STEP: 0, _VALUES_STEP: 0})
+    def __init__(self, rep: Representation, rule: ValueOptimizer, name: str = "") -> None:
+        super().__init__({_STEP: 0, _VALUES_STEP: 0, _NAME: zlib.crc32(name.encode())})
         self.rep, self.rule = rep, rule
         self.complete()
 
@@ -160,8 +163,10 @@ class WeightState(dict[str, Any]):
         """
         for key, tensor in self.rep.tensors():
             tensor.copy_(saved[key])
+        name = self[_NAME]
         self.clear()
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
+        self[_NAME] = name
         for key in (*self._moving(), _LATENT):
             if key in saved:
                 self[key] = saved[key].to(device=self.rep.device, copy=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .changes import note_written
+from .load_order import check_places, in_order_of
 from .merged_state import PREFIX
 from .writing import write_decoded_
 
@@ -50,6 +51,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         saved = saved if replaced is None else replaced
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
+    saved["param_groups"] = in_order_of(optimizer.param_groups, saved["param_groups"])
     # Parameters correspond by their place in the groups. What the saved groups call them is free:
     # numbers in torch's own state dicts, names in those of torch.distributed.checkpoint.
     saved_keys = [key for group in saved["param_groups"] for key in group["params"]]
@@ -63,8 +65,15 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
-    for group in saved["param_groups"]:
-        optimizer._settings(group)
+    check_places(
+        [
+            (bindings[id(p)].state, ours[keys[number]])
+            for number, p in parameters.items()
+            if id(p) in bindings
+        ]
+    )
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        optimizer._settings({**group, "params": own["params"]})
     # Adam counts a parameter with an empty dictionary as initialised: drop those.
     base = {key: entries for key, entries in theirs.items() if entries}
     optimizer.base.load_state_dict({**saved, "state": base})
