@@ -421,9 +421,15 @@ def _check_owners(
     """Raise a ValueError unless each representation is of one parameter of the optimizer."""
     if len({id(rep) for rep in representations.values()}) < len(representations):
         raise ValueError("representations must be distinct, got one of several parameters")
-    if isinstance(representations, QuantizedWeights):
-        return
     known = {id(p) for group in base.param_groups for p in group["params"]}
+    if isinstance(representations, QuantizedWeights):
+        found = [id(p) in known for p in representations.parameters()]
+        if found and not any(found):
+            raise ValueError(
+                "none of the quantized weights is a parameter of base: representations belong to "
+                "the model that was quantized; a copy needs its own, copy.deepcopy((model, weights))"
+            )
+        return
     for p, rep in representations.items():
         if not isinstance(p, Tensor) or id(p) not in known:
             raise ValueError(

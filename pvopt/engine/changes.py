@@ -55,7 +55,7 @@ def settle(bindings: Sequence[Binding]) -> None:
             continue
         if differs(parameter, binding.rep):
             wrong.append(binding.name)
-        elif seen is not None and not same:
+        elif not same and (seen is not None or binding.state.step == 0):
             moved.append(binding)
     if wrong:
         raise WeightsChangedError.of(wrong)
