@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,10 +71,10 @@ class Undo:
         if rep.parametrization.values_follow_codes or moves.codes_before.nbytes > compact:
             for name in rep.moving:
                 codes = rep.codes[name]
-                self._codes.append(_copier(codes, codes.clone()))
+                self._codes.append(partial(_write, codes, codes.clone()))
         else:
             groups, codes = moves.groups, moves.codes_before
-            self._codes.append(lambda: rep.write_codes_(groups, codes))
+            self._codes.append(partial(rep.write_codes_, groups, codes))
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -102,8 +103,8 @@ def _is_zero(group: Mapping[str, Any]) -> bool:
     return isinstance(lr, int | float) and lr == 0
 
 
-def _copier(tensor: Tensor, copy: Tensor) -> Callable[[], None]:
-    return lambda: tensor.copy_(copy) and None
+def _write(tensor: Tensor, copy: Tensor) -> None:
+    tensor.copy_(copy)
 
 
 @contextmanager
