@@ -17,9 +17,9 @@ from .state import WeightState
 
 __all__ = ["Binding", "Stack", "stacks_of"]
 
-# Weights that take a step together. A V step keeps a norm for each group, 32 MiB for groups of 8;
+# Weights that take a step together. A V step keeps a norm for each group, 16 MiB for groups of 8;
 # fewer weights would need less and make more calls (benchmarks.step).
-_AT_ONCE = 1 << 26
+_AT_ONCE = 1 << 25
 
 
 @dataclass(eq=False)

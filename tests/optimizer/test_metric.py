@@ -107,6 +107,7 @@ def test_bases_without_second_moments_are_refused(make_setup) -> None:
         setup.backward()
         base.step()
         assert called  # the base was left as it was
+    setup = make_setup()
     other = Third(setup.model.parameters(), ())
     optimizer = PVOptimizer(other, setup.weights, metric=SecondMoment())
     setup.backward()
