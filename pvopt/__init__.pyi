@@ -10,6 +10,9 @@ from .core.streams import (
 from .engine.agreement import (
     WeightsChangedError as WeightsChangedError,
 )
+from .core.views import (
+    MatrixView as MatrixView,
+)
 from .engine.column_search import (
     row_metric_search as row_metric_search,
 )
@@ -184,6 +187,12 @@ from .rules.value_optimizers import (
 from .rules.value_optimizers import (
     ValueOptimizer as ValueOptimizer,
 )
+from .selection.coverage import (
+    Coverage as Coverage,
+)
+from .selection.coverage import (
+    DenseWeight as DenseWeight,
+)
 from .spaces import (
     Chain as Chain,
 )
@@ -204,6 +213,9 @@ from .spaces import (
 )
 from .spaces import (
     Space as Space,
+)
+from .spaces import (
+    ZeroRow as ZeroRow,
 )
 from .weights import (
     QuantizedWeights as QuantizedWeights,

@@ -277,7 +277,7 @@ class PVOptimizer(Optimizer):
             for run in runs:
                 if run.moves_codes:
                     changed[run.names] = self._v_step(run, undo)
-                    groups |= dict.fromkeys(run.names, run.rep.layout.num_groups)
+                    groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
         except BaseException:
             with interrupts_wait():
                 undo()

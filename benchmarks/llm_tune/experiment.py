@@ -16,8 +16,8 @@ from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt import formats
 from pvopt.llm import (
     LanguageModel,
-    TokenBatches,
     OutputHead,
+    TokenBatches,
     distillation_loss,
     hidden_states,
     load_model,

@@ -22,7 +22,7 @@ _STRIDES = (1021, 509, 251, 127, 61, 31, 13, 7, 3)
 _WHOLE = 4096
 
 
-class WeightsChangedError(RuntimeError):
+class WeightsChangedError(ValueError):
     """The model holds other weights than its codes and values decode to; nothing was changed."""
 
     @classmethod
