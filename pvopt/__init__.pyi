@@ -7,11 +7,11 @@ from .core.layout import (
 from .core.streams import (
     CodeStream as CodeStream,
 )
-from .engine.agreement import (
-    WeightsChangedError as WeightsChangedError,
-)
 from .core.views import (
     MatrixView as MatrixView,
+)
+from .engine.agreement import (
+    WeightsChangedError as WeightsChangedError,
 )
 from .engine.column_search import (
     row_metric_search as row_metric_search,

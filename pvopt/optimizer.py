@@ -360,7 +360,7 @@ class PVOptimizer(Optimizer):
             )
 
     def train(self) -> None:
-        """Let a base that averages weights (schedule-free) go on from where it takes gradients."""
+        """Let a base that averages weights (schedule-free) go on where it takes gradients."""
         self._switch("train")
 
     def eval(self) -> None:
@@ -427,7 +427,7 @@ def _check_owners(
         if found and not any(found):
             raise ValueError(
                 "none of the quantized weights is a parameter of base: representations belong to "
-                "the model that was quantized; a copy needs its own, copy.deepcopy((model, weights))"
+                "the model that was quantized; copy.deepcopy((model, weights)) copies both"
             )
         return
     for p, rep in representations.items():

@@ -36,8 +36,8 @@ _NOTABLE = 0.1
 class QuantizedWeights(Mapping[str, Representation]):
     """The representations of a model's quantized weights, by parameter name.
 
-    Weights are bound by name, so parameter objects may be replaced. They must stay whole: models that
-    are sharded (``fully_shard``) are refused.
+    Weights are bound by name, so parameter objects may be replaced. They must stay whole: models
+    that are sharded (``fully_shard``) are refused.
 
     Codes and values are the truth, the model shows what they decode to. Whoever writes into the
     model says which of the two is to follow: :meth:`refit_`, :meth:`restore`, :meth:`write_` or
@@ -133,9 +133,7 @@ class QuantizedWeights(Mapping[str, Representation]):
         check_decoded((name, self.parameter(name), rep) for name, rep in self.items())
 
     @torch.no_grad()
-    def refit_(
-        self, *, options: FitOptions | None = None, seed: int = 0
-    ) -> dict[str, float]:
+    def refit_(self, *, options: FitOptions | None = None, seed: int = 0) -> dict[str, float]:
         """Take the codes and values nearest to what the model holds, and write these.
 
         For weights that were averaged, clamped, pruned or loaded. Weights that are as they were

@@ -48,7 +48,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     saved = dict(saved)
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         replaced = hook(optimizer, saved)
-        saved = saved if replaced is None else replaced
+        saved = dict(saved if replaced is None else replaced)
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
     saved["param_groups"] = in_order_of(optimizer.param_groups, saved["param_groups"])

@@ -96,12 +96,16 @@ def kept(setup: Any, optimizer: PVOptimizer) -> Any:
 @pytest.mark.parametrize("part", ["base", "values", "rounding", "subspace"])
 @pytest.mark.parametrize("options", list(OPTIONS))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_what_fails_on_the_way_is_undone(make_setup, assert_same, monkeypatch, part, options, dtype):
+def test_what_fails_on_the_way_is_undone(
+    make_setup, assert_same, monkeypatch, part, options, dtype
+):
     """In the first weight and in the last; an interrupt alike."""
     kinds = list(KINDS)
     kind = kinds[(list(OPTIONS).index(options) + len(part)) % len(kinds)]
     setup = make_setup(KINDS[kind], dtype=dtype)
-    optimizer = PVOptimizer(Adam(setup.model.parameters(), lr=0.1), setup.weights, **OPTIONS[options])
+    optimizer = PVOptimizer(
+        Adam(setup.model.parameters(), lr=0.1), setup.weights, **OPTIONS[options]
+    )
     last = 1 if part in ("base", "values") else 2
     for steps in (0, 2):
         for error, passes in ((Stop, 1), (KeyboardInterrupt, last)):
@@ -223,7 +227,9 @@ SPARSE_BASES: dict[str, Callable[[Any], Optimizer]] = {
 @pytest.mark.parametrize("base", list(SPARSE_BASES))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("latent_decay", [0.0, 1.0])
-def test_sparse_gradients_of_an_embedding_step_as_dense_ones(assert_same, base, dtype, latent_decay):
+def test_sparse_gradients_of_an_embedding_step_as_dense_ones(
+    assert_same, base, dtype, latent_decay
+):
     results = []
     for sparse in (True, False):
         generator = torch.Generator().manual_seed(0)
@@ -346,7 +352,7 @@ def test_a_base_that_averages_does_so_with_the_latents(make_setup, assert_same, 
     check()
     before = kept(setup, optimizer)
     setup.backward()
-    with pytest.raises(RuntimeError, match="not in train mode"):
+    with pytest.raises(RuntimeError, match=r"not in train mode"):
         optimizer.step()
     assert_same(kept(setup, optimizer), before)
     shown.train()
@@ -409,12 +415,12 @@ def test_a_group_without_quantized_weights_needs_no_rate(make_setup):
     setup = make_setup()
     base = SGD(setup.weights.parameters(), lr=0.1)
     optimizer = PVOptimizer(base, setup.weights)
-    with pytest.raises(TypeError, match="numeric lr.*got None"):
+    with pytest.raises(TypeError, match=r"numeric lr.*got None"):
         optimizer.add_param_group({"params": setup.weights.parameters()[0], "lr": None})
     base.param_groups[0]["lr"] = None
     setup.backward()
     before = setup.weights.snapshot()
-    with pytest.raises(TypeError, match="numeric lr"):
+    with pytest.raises(TypeError, match=r"numeric lr"):
         optimizer.step()
     assert all(
         torch.equal(tensor, before[name][key])
