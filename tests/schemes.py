@@ -30,6 +30,7 @@ from pvopt import (
     Ternary,
     UniformGrid,
     VectorCodebook,
+    ZeroRow,
 )
 
 SHAPE = (6, 16)
@@ -68,7 +69,13 @@ SPACES: dict[str, Space] = {
     "scaling": Scaling(inputs=True, outputs=True),
     "padding": Padding(rows=4, columns=24),
     "chain": Chain(
-        (Rotation(seed=3), Padding(columns=24), Permutation(), Scaling(inputs=True, outputs=True))
+        (
+            ZeroRow(row=2),
+            Rotation(seed=3),
+            Padding(rows=6, columns=24),
+            Permutation(),
+            Scaling(inputs=True, outputs=True),
+        )
     ),
 }
 SCHEMES: dict[str, Scheme] = {

@@ -49,6 +49,8 @@ class Parametrization(ABC):
             others are given the metric's diagonal, and the best of several candidates counts.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
             kept beside them); usually a V step leaves values as they are.
+        scaling: names of the values in which the decoded weight is linear: what they are multiplied
+            by, it is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
             ``pvopt.starts.parse_start`` reads it.
     """
@@ -58,6 +60,7 @@ class Parametrization(ABC):
     usual_beam: ClassVar[int] = 1
     couples: ClassVar[bool] = False
     values_follow_codes: ClassVar[bool] = False
+    scaling: ClassVar[tuple[str, ...]] = ("scales",)
     usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod
