@@ -10,6 +10,9 @@ from .core.streams import (
 from .core.views import (
     MatrixView as MatrixView,
 )
+from .engine.agreement import (
+    WeightsChangedError as WeightsChangedError,
+)
 from .engine.column_search import (
     row_metric_search as row_metric_search,
 )

@@ -284,7 +284,7 @@ def test_latents_are_turned_off_and_on_inside_one_stack(assert_same):
         layers.run(optimizer, 1, first=step)
         for number, p in enumerate(ps):
             kept = decay < 1 or number in (0, 2, 4)
-            assert ("latent" in optimizer.state[p]) == kept
+            assert ("pv.latent" in optimizer.state[p]) == kept
     reference = make()
     other = reference.optimizer(subspace=AllGroups(), latent_decay=0.0)
     reference.run(other, 5)
