@@ -48,6 +48,8 @@ def to_quantized(
         ValueError: if a name is not a weight of the model, shapes differ, the weight is shared with
             another module, the layer does not read it by its name (recurrent ones), or values are
             beyond the range of the dtype; nothing is changed then.
+        WeightsChangedError: if the model holds other weights than its :class:`QuantizedWeights`
+            decode to; nothing is changed then.
 
     Example:
         >>> import pvopt
@@ -102,6 +104,8 @@ def _check(model: nn.Module, representations: Mapping[str, Representation]) -> N
             raise ValueError("model must contain the layer, not be it")
         if isinstance(model.get_submodule(owner), nn.RNNBase):
             raise ValueError(f"{name!r} must stay dense: recurrent layers keep a list of weights")
+    if isinstance(representations, QuantizedWeights) and representations.model is model:
+        representations.check()
 
 
 def _multiplies(layer: nn.Module) -> bool:
