@@ -24,6 +24,7 @@ from pvopt import (
     QuantizedScales,
     Representation,
     Scheme,
+    Trellis,
     quantize_,
     v_step,
 )
@@ -73,7 +74,7 @@ def has_zero(form: Parametrization) -> bool:
     """Whether 0 is a level at any scale."""
     if isinstance(form, QuantizedScales | QuantizedNonzeros):
         return has_zero(form.inner)
-    return not isinstance(form, Binary | E8P)
+    return not isinstance(form, Binary | E8P | Trellis)
 
 
 def test_what_has_no_zero_says_so():
