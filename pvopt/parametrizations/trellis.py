@@ -117,6 +117,7 @@ class Trellis(Parametrization):
     in_group: int = 2
 
     stacks = True
+    has_zero = False
     # A second sequence costs ten times the first one's time and differs in a few places.
     coupled_candidates = 1
 
