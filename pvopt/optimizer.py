@@ -71,8 +71,8 @@ class PVOptimizer(Optimizer):
 
     Args:
         base: optimizer over the dense parameters, quantized or not. Its groups are shared, so
-            schedulers may be given either. Optimizers that must call a closure repeatedly (LBFGS)
-            do not fit.
+            schedulers may be given either, and so are its step hooks. Optimizers that need a closure
+            (LBFGS, SAM) do not fit; those that average weights (schedule-free) need a latent weight.
         representations: :class:`QuantizedWeights`, or a mapping from parameter to representation.
         rounding: which candidate code to take.
         subspace: which groups may change their code.
@@ -87,8 +87,9 @@ class PVOptimizer(Optimizer):
             and its number of steps only, so a resumed run repeats them.
 
     Raises:
-        TypeError: for arguments of another kind, a rounding that does not fit a representation, or
-            a metric that does not fit the base optimizer.
+        TypeError: for arguments of another kind, a base that does not fit, groups of quantized
+            weights without a numeric ``lr``, a rounding that does not fit a representation, or a
+            metric that does not fit the base optimizer.
         ValueError: for settings out of range, or representations of foreign parameters.
 
     Example:
@@ -253,9 +254,10 @@ class PVOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient holds NaN or infinity.
             WeightsChangedError: if the model holds other weights than codes and values say.
+            RuntimeError: in inference mode, and while a CUDA graph is captured.
 
         Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
-        and counters are as before the step then.
+        and counters are as before the step then; an interrupt undoes the step, too.
         """
         check_moment()
         loss = None
