@@ -71,8 +71,8 @@ class PVOptimizer(Optimizer):
 
     Args:
         base: optimizer over the dense parameters, quantized or not. Its groups are shared, so
-            schedulers may be given either, and so are its step hooks. Optimizers that need a closure
-            (LBFGS, SAM) do not fit; those that average weights (schedule-free) need a latent weight.
+            schedulers may be given either, and so are its step hooks. Those that need a closure
+            (LBFGS, SAM) do not fit; those that average weights (schedule-free) need a latent.
         representations: :class:`QuantizedWeights`, or a mapping from parameter to representation.
         rounding: which candidate code to take.
         subspace: which groups may change their code.
