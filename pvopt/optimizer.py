@@ -288,6 +288,8 @@ class PVOptimizer(Optimizer):
             for run in runs:
                 run.write_()
                 run.finish()
+            for job in jobs.values():
+                job.binding.joined = True
             note_written([job.binding for job in jobs.values() if job.base.written])
             self.report = StepReport(changed, groups)
         return loss
@@ -304,26 +306,26 @@ class PVOptimizer(Optimizer):
         same = check_finite(self.param_groups, names, flags or ())
         if flags is None or not same:
             settle(written)
-        for job in jobs.values():
-            job.binding.joined = True
         return jobs
 
     def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
         """Collect the quantized weights that have a gradient, by name."""
         jobs = {}
         for group in self.param_groups:
-            settings = self._settings(group)
-            for p in group["params"]:
-                binding = bindings.get(id(p))
-                if p.grad is None or binding is None:
-                    continue
+            settings = GroupSettings.of(group, self._default_settings, self.subspace)
+            quantized = [p for p in group["params"] if p.grad is not None and id(p) in bindings]
+            if not quantized:
+                continue
+            check_quantized_group(self.base, group, settings)
+            lr, keeps = float(group["lr"]), settings.keeps_latent  # waits for one on a device once
+            for p in quantized:
+                binding = bindings[id(p)]
                 state = binding.state
                 planned = self.phases.at(state.step)
                 half_steps = HalfSteps(
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                lr, keeps = float(group["lr"]), settings.keeps_latent
                 needed = keeps or half_steps.codes
                 written = lr != 0 and (needed or half_steps.values)
                 base = BaseStep(p, state, keeps, needed, written)
@@ -376,12 +378,12 @@ class PVOptimizer(Optimizer):
     def _switch(self, mode: str) -> None:
         if not has_modes(self.base):
             return
-        bindings = self.bindings_by_id()
+        bindings, state = self.bindings_by_id(), self.state
         steps = [
             BaseStep(p, bindings[id(p)].state, keeps_latent=True, needed=True, written=False)
             for group in self.param_groups
             for p in group["params"]
-            if id(p) in bindings and self._settings(group).keeps_latent
+            if id(p) in bindings and "pv.latent" in state[p]
         ]
         with base_sees_latents(self.base, steps):
             self._modes[mode]()
