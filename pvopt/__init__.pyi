@@ -95,6 +95,9 @@ from .parametrizations import (
     Ternary as Ternary,
 )
 from .parametrizations import (
+    Trellis as Trellis,
+)
+from .parametrizations import (
     UniformGrid as UniformGrid,
 )
 from .parametrizations import (

@@ -29,6 +29,7 @@ from pvopt import (
     Sparse,
     Stochastic,
     Ternary,
+    Trellis,
     Uniform,
     UniformGrid,
     VectorCodebook,
@@ -42,6 +43,7 @@ KINDS: dict[str, Parametrization] = {
     "vectors": VectorCodebook(bits=3, group_size=4),
     "sums": AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2),
     "lattice": E8P(bits=2),
+    "trellis": Trellis(bits=2, state_bits=4, code="table", out_group=2, in_group=4),
     "sparse": Sparse(density=0.5),
 }
 RULES: dict[str, dict[str, Any]] = {
