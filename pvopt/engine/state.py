@@ -18,7 +18,7 @@ _STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
 
 
 class WeightState(dict[str, Any]):
-    """The state of one weight: ``optimizer.state[parameter]``, tensors and integers by name.
+    """The state of one weight, tensors and integers by name; ``pv.NAME`` in the optimizer's.
 
     ======================  ==================================================================
     ``step``                number of steps that the weight has taken
