@@ -1,6 +1,6 @@
 """Layers that keep codes and values alone, and models made of them."""
 
-from .conversion import representations, to_dense, to_quantized
+from .conversion import dense_reasons, representations, to_dense, to_quantized
 from .quantized_linear import QuantizedLinear
 
-__all__ = ["QuantizedLinear", "representations", "to_dense", "to_quantized"]
+__all__ = ["QuantizedLinear", "dense_reasons", "representations", "to_dense", "to_quantized"]

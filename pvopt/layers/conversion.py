@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,64 @@ from pvopt.weights import QuantizedWeights
 
 from .quantized_linear import QuantizedLinear
 
-__all__ = ["representations", "to_dense", "to_quantized"]
+__all__ = ["dense_reasons", "representations", "to_dense", "to_quantized"]
+
+
+def dense_reasons(
+    model: nn.Module, representations: Mapping[str, Representation]
+) -> dict[str, str]:
+    """Tell which weights :func:`to_quantized` refuses, because the model could change by it.
+
+    A layer is replaced only if it multiplies and nothing else: subclasses of ``nn.Linear`` with a
+    forward of their own, hooks on the layer, and weights that several modules share stay dense.
+    Models may read ``.weight`` themselves.
+
+    Args:
+        model: the module that holds the layers.
+        representations: by the name of the weight's parameter.
+
+    Returns:
+        The reason for each weight that must stay dense, by name.
+
+    Raises:
+        ValueError: if shapes differ.
+
+    Example:
+        >>> import pvopt
+        >>> model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 4))
+        >>> spec = {"*.weight": pvopt.SharedValues(num_values=2)}
+        >>> dense_reasons(model, pvopt.quantize_(model, spec))
+        {'0.weight': 'not the weight of a linear layer of the model'}
+    """
+    named = dict(model.named_parameters(remove_duplicate=False))
+    counts = Counter(id(parameter) for parameter in named.values())
+    found = {}
+    for name, rep in representations.items():
+        owner, _, leaf = name.rpartition(".")
+        layer = model.get_submodule(owner) if name in named else None
+        if not isinstance(layer, nn.Linear) or leaf != "weight":
+            found[name] = "not the weight of a linear layer of the model"
+            continue
+        if tuple(layer.weight.shape) != rep.shape:
+            raise ValueError(
+                f"representation of {name!r} must have shape {list(layer.weight.shape)}, "
+                f"got {list(rep.shape)}"
+            )
+        hooks = (
+            layer._forward_hooks,
+            layer._forward_pre_hooks,
+            layer._backward_hooks,
+            layer._backward_pre_hooks,
+        )
+        if counts[id(layer.weight)] > 1:
+            found[name] = "shared with another module, which needs it dense"
+        elif not owner:
+            found[name] = "of the model itself, which must contain the linear layer"
+        elif type(layer).forward is not nn.Linear.forward or "forward" in vars(layer):
+            found[name] = f"of a {type(layer).__name__} that computes in a way of its own"
+        elif any(hooks):
+            found[name] = "of a layer with hooks, which would be lost"
+    return found
 
 
 def to_quantized(
@@ -38,8 +96,7 @@ def to_quantized(
         The model.
 
     Raises:
-        ValueError: if a name is not the weight of a linear layer, shapes differ, or the weight is
-            shared with another module; nothing is changed then.
+        ValueError: if shapes differ or :func:`dense_reasons` has one; nothing is changed then.
 
     Example:
         >>> import pvopt
@@ -51,24 +108,8 @@ def to_quantized(
     References:
         PV-Tuning (arXiv 2405.14852), section 4.3, the continuous phase alone.
     """
-    named = dict(model.named_parameters(remove_duplicate=False))
-    counts: dict[int, int] = {}
-    for parameter in named.values():
-        counts[id(parameter)] = counts.get(id(parameter), 0) + 1
-    for name, rep in representations.items():
-        owner, _, leaf = name.rpartition(".")
-        layer = model.get_submodule(owner) if name in named else None
-        if not isinstance(layer, nn.Linear) or leaf != "weight":
-            raise ValueError(f"{name!r} is not the weight of a linear layer of the model")
-        if tuple(layer.weight.shape) != rep.shape:
-            raise ValueError(
-                f"representation of {name!r} must have shape {list(layer.weight.shape)}, "
-                f"got {list(rep.shape)}"
-            )
-        if counts[id(layer.weight)] > 1:
-            raise ValueError(f"{name!r} is shared with another module, which needs it dense")
-        if not owner:
-            raise ValueError("model must contain the linear layer, not be it")
+    for name, reason in dense_reasons(model, representations).items():
+        raise ValueError(f"{name!r} is {reason}")
     for name, rep in representations.items():
         owner = name.rpartition(".")[0]
         layer = model.get_submodule(owner)
