@@ -11,7 +11,7 @@ from .common import add_device, choose_device, note
 from .tables import names_bar, progress_bar
 
 if TYPE_CHECKING:
-    from pvopt import QuantizedWeights
+    from pvopt import QuantizedWeights, Scheme
     from pvopt.llm import LanguageModel, TextPart
 
     from .selection import Choice
@@ -145,17 +145,24 @@ def _quantized(
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
     """Quantize the weights outside of the blocks, then the layers."""
+    from pvopt.calibration import outside_blocks
     from pvopt.weights import QuantizedWeights, quantize_
 
     model = loaded.model
     exact = {"exclude": (), "seed": args.seed}
     found: dict[str, Any] = {}
-    if choice.outside:  # first, so that blocks are calibrated on what they will be given
-        found |= quantize_(model, choice.outside, progress=names_bar, **exact)
-    if text is None:
-        found |= quantize_(model, choice.layers, progress=names_bar, **exact)
-    else:
-        found |= _calibrated(args, loaded, choice, text, metadata)
+    outside, layers = dict(choice.outside), dict(choice.layers)
+    if text is not None:
+        apart = outside_blocks(model, layers)
+        outside |= {name: layers.pop(name) for name in apart}
+        if apart:
+            note(f"{len(apart)} weights outside of the blocks ({apart[0]} ...) get a plain fit")
+    if outside:  # first, so that blocks are calibrated on what they will be given
+        found |= quantize_(model, outside, progress=names_bar, **exact)
+    if layers and text is None:
+        found |= quantize_(model, layers, progress=names_bar, **exact)
+    elif layers and text is not None:
+        found |= _calibrated(args, loaded, layers, text, metadata)
     names = [name for name, _ in model.named_parameters() if name in found]
     return QuantizedWeights(model, {name: found[name] for name in names})
 
@@ -163,7 +170,7 @@ def _quantized(
 def _calibrated(
     args: argparse.Namespace,
     loaded: LanguageModel,
-    choice: Choice,
+    layers: dict[str, Scheme],
     text: TextPart,
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
@@ -180,12 +187,12 @@ def _calibrated(
     )
     starts = {
         name: parse_start(args.start) if args.start else usual_start(scheme)
-        for name, scheme in choice.layers.items()
+        for name, scheme in layers.items()
     }
     result = calibrate_(
         loaded.model,
         sequences.tokens,
-        choice.layers,
+        layers,
         starts,
         masks=sequences.masks,
         exclude=(),
