@@ -593,5 +593,5 @@ def test_a_checkpoint_is_no_source_for_load_model(tmp_path):
         main(["quantize", "--model", "tiny-llama", "--format", "grid:4", "--out", str(tmp_path)])
         == 0
     )
-    with pytest.raises(ValueError, match="missing from the checkpoint"):
+    with pytest.raises(ValueError, match="is a checkpoint of pvopt, not a model"):
         load_model(tmp_path)

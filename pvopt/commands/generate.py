@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from pvopt.llm import check_length
-    from pvopt.tuning import autocast_dtype
+    from pvopt.tuning import autocast_dtype, computing_dtype
 
     if args.tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {args.tokens}")
@@ -65,14 +65,15 @@ def run(args: argparse.Namespace) -> int:
     total = tokens.shape[1] + args.tokens
     check_length(loaded.model, f"--tokens and the {tokens.shape[1]} tokens of --prompt", total)
     model: Any = loaded.model.eval()
-    if weights is not None and not args.dense:
-        pack(model, weights, tokens)
-    del weights  # the layers have copies
-    autocast = autocast_dtype(prepare_dtype(args.dtype, model, metadata))
+    cast = autocast_dtype(computing_dtype(args.dtype, model, metadata))
     with (
         torch.random.fork_rng(devices=[]),
-        torch.autocast(device.type, autocast, enabled=autocast is not None),
+        torch.autocast(device.type, cast, enabled=cast is not None),
     ):
+        if weights is not None and not args.dense:
+            pack(model, weights, tokens)
+        del weights  # the layers have copies
+        prepare_dtype(args.dtype, model, metadata)
         torch.manual_seed(args.seed)
         start = time.perf_counter()
         found = _generate(args, model, loaded.tokenizer, tokens)
@@ -97,23 +98,26 @@ def pack(model: nn.Module, weights: QuantizedWeights, tokens: Tensor) -> None:
     """
     import torch
 
-    from pvopt.layers import dense_reasons, to_dense, to_quantized
+    from pvopt.layers import dense_reasons, to_quantized
 
     reasons = dense_reasons(model, weights)
     packed = {name: rep for name, rep in weights.items() if name not in reasons}
     if reasons:
         name, reason = next(iter(reasons.items()))
         note(f"{len(reasons)} of {len(weights)} weights are decoded: {name} is {reason}")
+    owners = [name.rpartition(".")[0] for name in packed]
+    before = {owner: model.get_submodule(owner) for owner in owners}
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).logits.float()
         to_quantized(model, packed)
         try:
             found = model(input_ids=tokens, use_cache=False).logits.float()
             close = bool((found - expected).norm() <= 0.02 * expected.norm())
-        except (AttributeError, RuntimeError, TypeError):  # the model expects a plain layer
+        except Exception:  # the model expects a plain layer
             close = False
     if not close:
-        to_dense(model)
+        for owner, layer in before.items():  # as the model has made them: some change their weights
+            model.set_submodule(owner, layer)
         note("all weights are decoded: this model computes something else with packed layers")
 
 

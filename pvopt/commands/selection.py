@@ -89,7 +89,7 @@ def add_selection(parser: Any) -> None:
     group.add_argument(
         "--partial",
         action="store_true",
-        help=f"accept that less than {_ENOUGH:.0%} of the matrices' weights are quantized",
+        help=f"accept that less than {100 * _ENOUGH:.0f} %% of the matrices' weights are quantized",
     )
 
 
