@@ -135,5 +135,7 @@ def _parser() -> argparse.ArgumentParser:
             if package is None:
                 raise
             # The other commands and --help work without the package.
-            commands.add_parser(name, help=f"{help} ({package})").lacking = error
+            known = commands.choices.get(name)  # the package may be missed only half-way
+            lacking = known or commands.add_parser(name, help=f"{help} ({package})")
+            lacking.lacking = error
     return parser

@@ -115,7 +115,7 @@ def page(table: dict[str, dict[str, str | float]]) -> str:
         "layers gave the same tokens as decoded ones everywhere. *Packed in part* and *decoded*",
         "mean that some or all weights are decoded first, because the model does more with them",
         "than to multiply, or they are experts. The share is that of all matrices but embeddings",
-        "and output heads. For other models, `python -m pvopt quantize --dry-run` shows the layers;",
+        "and output heads. For other models, `python -m pvopt quantize --dry-run` shows layers;",
         "whatever is not supported ends in a sentence that says so.",
         "",
         "| " + " | ".join(header) + " |",
