@@ -150,7 +150,8 @@ def calibrate_(
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
     representations: dict[str, Representation] = {}
     errors: dict[str, float] = {}
-    with torch.no_grad(), evaluation_mode(model), expert_by_expert(experts):
+    alone = nullcontext() if finished is None else finished.alone()
+    with alone, torch.no_grad(), evaluation_mode(model), expert_by_expert(experts):
         inputs = capture_inputs(model, blocks, batches, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
@@ -250,7 +251,8 @@ class _Block:
         self, finished: FinishedBlocks, name: str, hidden: Tensor
     ) -> tuple[dict[str, Representation], dict[str, float]]:
         """Take the block's weights from the folder and overwrite its inputs by its outputs."""
-        stored, errors = finished.load(name)
+        wanted = {n: (s, tuple(self.model.get_parameter(n).shape)) for n, s in self.chosen.items()}
+        stored, errors = finished.load(name, wanted)
         representations: dict[str, Representation] = {}
         for weight in self.chosen:
             parameter = self.model.get_parameter(weight)

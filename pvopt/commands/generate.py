@@ -98,15 +98,14 @@ def pack(model: nn.Module, weights: QuantizedWeights, tokens: Tensor) -> None:
     """
     import torch
 
-    from pvopt.layers import dense_reasons, to_quantized
+    from pvopt.layers import dense_reasons, to_dense, to_quantized
 
     reasons = dense_reasons(model, weights)
     packed = {name: rep for name, rep in weights.items() if name not in reasons}
     if reasons:
-        name, reason = next(iter(reasons.items()))
-        note(f"{len(reasons)} of {len(weights)} weights are decoded: {name} is {reason}")
-    owners = [name.rpartition(".")[0] for name in packed]
-    before = {owner: model.get_submodule(owner) for owner in owners}
+        reason = next(iter(reasons.values()))
+        note(f"{len(reasons)} of {len(weights)} weights are decoded: {reason}")
+    before = {name: weights.parameter(name) for name in packed}
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).logits.float()
         to_quantized(model, packed)
@@ -116,8 +115,10 @@ def pack(model: nn.Module, weights: QuantizedWeights, tokens: Tensor) -> None:
         except Exception:  # the model expects a plain layer
             close = False
     if not close:
-        for owner, layer in before.items():  # as the model has made them: some change their weights
-            model.set_submodule(owner, layer)
+        to_dense(model)
+        for name, parameter in before.items():  # as the model has them: some change their weights
+            owner, _, leaf = name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, parameter)
         note("all weights are decoded: this model computes something else with packed layers")
 
 

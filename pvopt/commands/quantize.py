@@ -37,6 +37,9 @@ def add_parser(commands: Any, help: str) -> None:
     parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument(
+        "--overwrite", action="store_true", help="delete the checkpoint or the run in --out"
+    )
+    parser.add_argument(
         "--dry-run",
         action="store_true",
         help="show layers, bits, file size, memory and time, and write nothing",
@@ -102,10 +105,13 @@ def run(args: argparse.Namespace) -> int:
 
     from pvopt.formats import save, storage_report
     from pvopt.llm import TextPart, empty_model, load_model, stable_source
+    from pvopt.tuning import check_checkpoint_folder, delete_run
 
     from .dry_run import dry_run
     from .selection import choose
 
+    if not args.dry_run:
+        check_checkpoint_folder(args.out, overwrite=args.overwrite)
     if args.calibration is None:
         for name in _NEED_TEXT:
             if getattr(args, name):
@@ -125,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     start = time.perf_counter()
     weights = _quantized(args, loaded, choice, text, metadata)
     seconds = time.perf_counter() - start
+    if args.overwrite:
+        delete_run(args.out)
     save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
     report = storage_report(args.out)
     more = f", {choice.excluded:,} weights excluded" if choice.excluded else ""
