@@ -189,22 +189,6 @@ class QuantizedLinear(nn.Module):
         values = {name: value.detach().clone() for name, value in self._held("values").items()}
         return self._represent(self._held("codes"), values, owned)
 
-    @property
-    def weight(self) -> Tensor:
-        """The decoded weight, for models that read it themselves.
-
-        It is decoded in every access, differentiable in the values; in-place changes are lost.
-
-        Example:
-            >>> from pvopt import SharedValues
-            >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
-            >>> QuantizedLinear.from_representation(rep).weight
-            tensor([[0., 1., 4.]], grad_fn=<...>)
-        """
-        return self._represent(
-            self._held("codes"), self._held("values"), self._held("space")
-        ).decode()
-
     def _represent(self, stored: Tensors, values: Tensors, owned: Tensors) -> Representation:
         parametrization, space = self.scheme.parametrization, self.scheme.space
         codes = self.storage.read(stored)
