@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -11,9 +12,28 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-__all__ = ["WeightState"]
+__all__ = ["CodeMemory", "WeightState"]
 
 _STEP, _VALUES_STEP, _LATENT = "step", "values_step", "latent"
+_LARGEST_LR, _CODE_STEP = "largest_lr", "code_step."
+
+
+@dataclass(frozen=True, eq=False)
+class CodeMemory:
+    """What the length of a weight's steps on codes is measured by.
+
+    Args:
+        length: a number, of the next step.
+        slopes: ``[3]``, the inner product of gradient and change: before the last moves, and means
+            before and after earlier ones.
+        groups: ``[n]`` int64, selected in the last step.
+        changes: ``[n, group_size]`` of these groups.
+    """
+
+    length: Tensor
+    slopes: Tensor
+    groups: Tensor
+    changes: Tensor
 
 
 class WeightState(dict[str, Any]):
@@ -26,6 +46,8 @@ class WeightState(dict[str, Any]):
     ``values.NAME``         the representation's own tensor of a value
     ``moments.KIND.NAME``   what the values' optimizer keeps beside a value
     ``latent``              ``[*shape]``, the weight that collects all updates, if there is one
+    ``largest_lr``          the largest learning rate so far
+    ``code_step.PART``      the parts of :class:`CodeMemory`, where lengths are measured
     ======================  ==================================================================
 
     It is complete from the beginning, so that all ranks have equal keys.
@@ -37,13 +59,14 @@ class WeightState(dict[str, Any]):
     Example:
         >>> from pvopt import SGDValues, SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
-        >>> sorted(WeightState(rep, SGDValues(momentum=0.9)))
-        ['codes.entries', 'moments.momentum.values', 'step', 'values.values', 'values_step']
+        >>> sorted(WeightState(rep, SGDValues()))
+        ['codes.entries', 'largest_lr', 'step', 'values.values', 'values_step']
     """
 
     def __init__(self, rep: Representation, rule: ValueOptimizer) -> None:
-        super().__init__({_STEP: 0, _VALUES_STEP: 0})
+        super().__init__({_STEP: 0, _VALUES_STEP: 0, _LARGEST_LR: 0.0})
         self.rep, self.rule = rep, rule
+        self._staged: CodeMemory | None = None
         self.complete()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,9 +95,19 @@ class WeightState(dict[str, Any]):
         """Number of P steps among them."""
         return self[_VALUES_STEP]
 
-    def count_step(self) -> None:
-        """Count a step of the weight."""
+    @property
+    def largest_lr(self) -> float:
+        """The largest learning rate so far."""
+        return self[_LARGEST_LR]
+
+    def count_step(self, lr: float) -> None:
+        """Count a step of the weight, of a learning rate."""
         self[_STEP] += 1
+        self[_LARGEST_LR] = max(lr, self[_LARGEST_LR])
+        if self._staged is not None:
+            parts = {f.name: getattr(self._staged, f.name) for f in fields(CodeMemory)}
+            self.update({_CODE_STEP + name: part for name, part in parts.items()})
+            self._staged = None
 
     def count_values_step(self) -> int:
         """Count a P step; return its number, from 1."""
@@ -95,6 +128,28 @@ class WeightState(dict[str, Any]):
         """Forget the latent weight, if there is one."""
         self.pop(_LATENT, None)
 
+    def code_memory(self, selected: int = 0) -> CodeMemory:
+        """Return what the length of steps on codes is measured by, at first nothing.
+
+        Args:
+            selected: number of groups that a step selects, to begin with.
+        """
+        names = [f.name for f in fields(CodeMemory)]
+        if _CODE_STEP + names[0] not in self:
+            rep = self.rep
+            like = next(iter(rep.values.values()))
+            self |= {
+                _CODE_STEP + "length": like.new_ones((), dtype=torch.float32),
+                _CODE_STEP + "slopes": like.new_zeros(3, dtype=torch.float32),
+                _CODE_STEP + "groups": like.new_zeros(selected, dtype=torch.int64),
+                _CODE_STEP + "changes": like.new_zeros(selected, rep.layout.group_size),
+            }
+        return CodeMemory(**{name: self[_CODE_STEP + name] for name in names})
+
+    def stage_code_memory(self, memory: CodeMemory) -> None:
+        """Keep for the next step what counts once this one is counted."""
+        self._staged = memory
+
     def check(self, name: str, saved: Mapping[str, Any]) -> None:
         """Raise a ValueError unless a saved state fits the representation.
 
@@ -106,6 +161,14 @@ class WeightState(dict[str, Any]):
         shapes = {key: tuple(tensor.shape) for key, tensor in rep.tensors()}
         optional = {key: tuple(value.shape) for key, value in self._moving().items()}
         optional[_LATENT] = rep.shape
+        groups = saved.get(_CODE_STEP + "groups")
+        selected = groups.numel() if isinstance(groups, Tensor) else 0
+        optional |= {
+            _CODE_STEP + "length": (),
+            _CODE_STEP + "slopes": (3,),
+            _CODE_STEP + "groups": (selected,),
+            _CODE_STEP + "changes": (selected, rep.layout.group_size),
+        }
         shapes |= {key: shape for key, shape in optional.items() if key in saved}
         for key, shape in shapes.items():
             found = saved.get(key)
@@ -131,7 +194,10 @@ class WeightState(dict[str, Any]):
             tensor.copy_(saved[key])
         self.clear()
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
-        for key in (*self._moving(), _LATENT):
+        self[_LARGEST_LR] = float(saved.get(_LARGEST_LR, 0.0))
+        self._staged = None
+        kept = [_CODE_STEP + f.name for f in fields(CodeMemory)]
+        for key in (*self._moving(), _LATENT, *(kept if kept[0] in saved else ())):
             if key in saved:
                 self[key] = saved[key].to(device=self.rep.device, copy=True)
         self.complete()

@@ -15,10 +15,15 @@ from pvopt.rules.rounding import Rounding
 from pvopt.rules.subspace import Decreases, Subspace
 from pvopt.rules.trust_region import TrustRegion
 
+from .code_steps import CodeStep
 from .moves import Moves
 from .searches import DenseSearch, GroupSearch, StackedSearch
 
 __all__ = ["v_step"]
+
+# Magnitudes that differ by less than this share of them are taken for equal: a hundred times the
+# rounding of a weight that an update is a thousandth of, in float32.
+_TIE = 1e-3
 
 
 def v_step(
@@ -31,6 +36,8 @@ def v_step(
     metric: Metric | None = None,
     options: SearchOptions | None = None,
     draws: Draws | torch.Generator | None = None,
+    code_step: CodeStep | None = None,
+    gradients: Sequence[Tensor] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
@@ -52,6 +59,10 @@ def v_step(
             row is searched block column by block column (:func:`pvopt.row_metric_search`).
         options: how hard a search tries.
         draws: source of random draws.
+        code_step: how much longer the steps of the selected groups are.
+        gradients: ``[*shape]`` for each weight, where all updates are of one length, as Adam's
+            first are: groups that ask for equal changes are ranked by them, as the predicted
+            decrease of the loss then is, and not by the rounding of floating-point numbers.
 
     Returns:
         Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
@@ -83,13 +94,16 @@ def v_step(
     settings = {"rounding": rounding, "options": options, "draws": draws}
     decreases = None
     if dense:
-        search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
+        search: GroupSearch = DenseSearch(rep, targets[0], metric, code_step=code_step, **settings)
         if subspace.needs_decreases:
             decreases = Decreases(search.bounds(), search.decreases)
     else:
-        search = StackedSearch(rep, targets, **settings)
+        search = StackedSearch(rep, targets, code_step=code_step, **settings)
+    magnitudes = search.magnitudes
+    if gradients is not None and subspace.ranks:
+        magnitudes = _without_ties(magnitudes, rep, gradients)
     groups = subspace.select(
-        search.magnitudes, draws, ordered=trust_region is not None, decreases=decreases
+        magnitudes, draws, ordered=trust_region is not None, decreases=decreases
     )
     if search.coupled:  # the others must not be searched for company that stays
         groups = groups[:, search.magnitudes[0, groups[0]] > 0]
@@ -98,8 +112,11 @@ def v_step(
     moves = search.moves(groups)
     if not (search.coupled or rounding.takes_first):  # the nearest code to a weight is its own
         moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
+    found = moves
     if trust_region is not None:
-        moves = _within(trust_region, moves, search, groups)
+        groups, moves = _within(trust_region, moves, search, groups)
+    if code_step is not None:
+        code_step.observe(groups, found, moves)
     moves.make_(rep)
     return moves.moved.view(rep.count, -1).sum(1)
 
@@ -109,16 +126,25 @@ def stackable(rep: Representation, *, metric: object | None, subspace: Subspace)
     return metric is None and rep.space.trivial and not subspace.needs_decreases
 
 
-def _within(trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor) -> Moves:
-    """Return the first moves that fit into the trust region."""
+def _without_ties(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> Tensor:
+    """Let groups of larger gradient come first among those that ask for nearly equal changes."""
+    norms = torch.stack([rep.split(g.to(rep.dtype)).square().sum(1).sqrt() for g in gradients])
+    share = norms / (norms + norms.mean(1, keepdim=True)).clamp_min(torch.finfo(rep.dtype).tiny)
+    return magnitudes * (1 + _TIE * share)
+
+
+def _within(
+    trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor
+) -> tuple[Tensor, Moves]:
+    """Return the first moves that fit into the trust region, and their groups."""
     while True:
         changes = search.squared_changes(moves).view(len(groups), -1)
         accepted = trust_region.accept(changes, search.squared_norms).flatten()
         if not search.coupled:
-            return moves.only(accepted)
+            return groups, moves.only(accepted)
         kept = moves.moved & accepted
         if bool((kept == moves.moved).all()):
-            return moves
+            return groups, moves
         # The accepted groups were searched for company that stays out: search them again.
         groups = groups[:, kept]
         moves = search.moves(groups)
