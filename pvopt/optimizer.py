@@ -253,7 +253,7 @@ class PVOptimizer(Optimizer):
         for run, code_step in zip(runs, code_steps, strict=True):
             if run.moves_codes:
                 changed[run.names] = self._v_step(run, code_step)
-                groups |= dict.fromkeys(run.names, run.rep.layout.num_groups)
+                groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
             run.write_()
             run.finish()
         self.report = StepReport(changed, groups)

@@ -128,7 +128,7 @@ class Run:
         if code_step is not None:
             shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
             sign = -1.0 if self.jobs[0].group.get("maximize") else 1.0
-            code_step.learn(self.gradients, shares, sign)
+            code_step.learn(self.rep.view.all_matrices(self.gradients), shares, sign)
 
     def value_step(self, rule: ValueOptimizer) -> ValueStep:
         """Return what the P step is to do."""
@@ -150,10 +150,11 @@ class Run:
         yield
         for place, (job, member) in enumerate(zip(self.jobs, rep.members(), strict=True)):
             own = {name: codes.chunk(rep.count)[place] for name, codes in before.items()}
-            for name in member.parametrization.value_shapes(member.inner_shape):
+            matrices = member.matrices
+            for name in matrices.parametrization.value_shapes(matrices.inner_shape):
                 for kind in rule.moments:
                     kept = job.base.state.moment(kind, name)
-                    member.parametrization.follow_(name, kept, own, member)
+                    matrices.parametrization.follow_(name, kept, own, matrices)
 
     def write_(self) -> None:
         """Write the decoded weights, let the latents decay."""

@@ -23,11 +23,11 @@ class CodeMemory:
     """What the length of a weight's steps on codes is measured by.
 
     Args:
-        length: a number, of the next step.
-        slopes: ``[3]``, the inner product of gradient and change: before the last moves, and means
-            before and after earlier ones.
-        groups: ``[n]`` int64, selected in the last step.
-        changes: ``[n, group_size]`` of these groups.
+        length: ``[matrices]``, of the next step.
+        slopes: ``[matrices, 3]``, the inner product of gradient and change: before the last moves,
+            and means before and after earlier ones.
+        groups: ``[matrices, n]`` int64, selected in the last step.
+        changes: ``[matrices, n, group_size]`` of these groups.
     """
 
     length: Tensor
@@ -136,13 +136,13 @@ class WeightState(dict[str, Any]):
         """
         names = [f.name for f in fields(CodeMemory)]
         if _CODE_STEP + names[0] not in self:
-            rep = self.rep
-            like = next(iter(rep.values.values()))
+            matrices = self.rep.matrices
+            like, count = next(iter(matrices.values.values())), matrices.count
             self |= {
-                _CODE_STEP + "length": like.new_ones((), dtype=torch.float32),
-                _CODE_STEP + "slopes": like.new_zeros(3, dtype=torch.float32),
-                _CODE_STEP + "groups": like.new_zeros(selected, dtype=torch.int64),
-                _CODE_STEP + "changes": like.new_zeros(selected, rep.layout.group_size),
+                _CODE_STEP + "length": like.new_ones(count, dtype=torch.float32),
+                _CODE_STEP + "slopes": like.new_zeros(count, 3, dtype=torch.float32),
+                _CODE_STEP + "groups": like.new_zeros(count, selected, dtype=torch.int64),
+                _CODE_STEP + "changes": like.new_zeros(count, selected, matrices.layout.group_size),
             }
         return CodeMemory(**{name: self[_CODE_STEP + name] for name in names})
 
@@ -162,12 +162,13 @@ class WeightState(dict[str, Any]):
         optional = {key: tuple(value.shape) for key, value in self._moving().items()}
         optional[_LATENT] = rep.shape
         groups = saved.get(_CODE_STEP + "groups")
-        selected = groups.numel() if isinstance(groups, Tensor) else 0
+        count = rep.matrices.count
+        selected = groups.numel() // count if isinstance(groups, Tensor) else 0
         optional |= {
-            _CODE_STEP + "length": (),
-            _CODE_STEP + "slopes": (3,),
-            _CODE_STEP + "groups": (selected,),
-            _CODE_STEP + "changes": (selected, rep.layout.group_size),
+            _CODE_STEP + "length": (count,),
+            _CODE_STEP + "slopes": (count, 3),
+            _CODE_STEP + "groups": (count, selected),
+            _CODE_STEP + "changes": (count, selected, rep.layout.group_size),
         }
         shapes |= {key: shape for key, shape in optional.items() if key in saved}
         for key, shape in shapes.items():

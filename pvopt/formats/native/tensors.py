@@ -57,8 +57,9 @@ def unpacked(
             key: tensors.pop(f"{name}.values.{key}").clone()  # off the mapped file
             for key in entry.value_shapes
         }
+        scheme = entry.scheme
         rep = Representation(
-            entry.scheme.parametrization, codes, values, entry.shape, entry.scheme.space
+            scheme.parametrization, codes, values, entry.shape, scheme.space, view=scheme.view
         )
         rep.check_codes()
     except KeyError as error:
