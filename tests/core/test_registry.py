@@ -378,7 +378,10 @@ def test_every_field_of_every_class_is_described():
 
 
 def test_a_class_without_a_short_form_is_named_by_its_class_and_all_settings():
-    things, plain = Registry("thing"), make_dataclass("Plain", [("size", int), ("odd", bool, False)])
+    things, plain = (
+        Registry("thing"),
+        make_dataclass("Plain", [("size", int), ("odd", bool, False)]),
+    )
     things.register()(plain)
     assert things.name(plain(3)) == "Plain[size=3, odd=False]"
     for text in ("Plain[size=3, odd=False]", "Plain[size=3]"):
