@@ -21,6 +21,7 @@ from pvopt.engine.latents import BaseStep, base_sees_latents
 from pvopt.engine.p_step import p_step
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Job, Run, runs_of
+from pvopt.engine.stall import StallWatch
 from pvopt.engine.state import WeightState
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.v_step import stackable, v_step
@@ -67,9 +68,8 @@ class PVOptimizer(Optimizer):
             do not fit.
         representations: :class:`QuantizedWeights`, or a mapping from parameter to representation.
         rounding: which candidate code to take.
-        subspace: which groups may change their code. None: with a latent weight all, or for vector
-            codes, whose search is dear, the 5 % that are furthest from it; without one the 1 % of
-            largest update.
+        subspace: which groups may change their code. None: all of them with a latent weight, the
+            1 % of largest update without one. ``Greedy`` saves most of the search of vector codes.
         trust_ratio: bound ``||w_new - w_old|| <= trust_ratio * ||w_old||`` on the V step of each
             weight, or None.
         latent_decay: :math:`\rho` in [0, 1].
@@ -121,7 +121,8 @@ class PVOptimizer(Optimizer):
         seed: int = 0,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
-        subspace = _usual_subspace(representations, latent_decay) if subspace is None else subspace
+        if subspace is None:
+            subspace = Greedy(0.01) if latent_decay == 1 else AllGroups()
         values = AdamValues() if values is None else values
         phases = Simultaneous() if phases is None else phases
         search = SearchOptions() if search is None else search
@@ -160,6 +161,7 @@ class PVOptimizer(Optimizer):
         self.metric = metric
         self.search = search
         self.report = StepReport({}, {})
+        self._watch = StallWatch()
         self._default_settings = settings
         _check_owners(base, representations)
         for group in self.param_groups:
@@ -257,6 +259,7 @@ class PVOptimizer(Optimizer):
             run.write_()
             run.finish()
         self.report = StepReport(changed, groups)
+        self._watch.observe(changed.values(), map(self._settings, self.param_groups))
         return loss
 
     def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
@@ -342,15 +345,6 @@ class PVOptimizer(Optimizer):
         # As in torch, hooks do not travel; "step" is a scheduler's wrapper around this instance.
         skipped = ("step", "_optimizer_")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(skipped)}
-
-
-def _usual_subspace(
-    representations: QuantizedWeights | Mapping[nn.Parameter, Representation], latent_decay: float
-) -> Subspace:
-    if latent_decay == 1:
-        return Greedy(0.01)
-    scalar = all(rep.parametrization.has_levels for rep in representations.values())
-    return AllGroups() if scalar else Greedy(0.05)
 
 
 def _check_owners(
