@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from pvopt.formats import (
     read_metadata,
     save_representations,
 )
+from pvopt.formats.locks import locked
 from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
 
 __all__ = ["FinishedBlocks"]
 
@@ -38,17 +41,21 @@ class FinishedBlocks:
         >>> blocks = FinishedBlocks(tempfile.mkdtemp(), {"seed": 0})
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> blocks.save("layers.0", {"w": rep}, {"w": 0.0})
-        >>> representations, errors = blocks.load("layers.0")
+        >>> representations, errors = blocks.load("layers.0", {"w": (rep.scheme, rep.shape)})
         >>> representations["w"].decode(), errors, "layers.1" in blocks
         (tensor([[0., 1.]]), {'w': 0.0}, False)
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any]) -> None:
         self._folder = Path(folder)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        if _SETTINGS not in self:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
             # Names with a dot are what an interrupted writer left.
-            if any(not entry.name.startswith(".") for entry in self._folder.iterdir()):
+            other = any(not entry.name.startswith(".") for entry in self._folder.iterdir())
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be used as a work folder ({error})") from error
+        if _SETTINGS not in self:
+            if other:
                 raise CheckpointError(f"{folder}: must be empty or the work of a calibration")
             save_representations(self._folder / _SETTINGS, {}, metadata=settings)
         found = read_metadata(self._folder / _SETTINGS)
@@ -59,6 +66,14 @@ class FinishedBlocks:
                 f"{folder}: holds blocks calibrated with other settings ({', '.join(different)}); "
                 "take another folder or delete it"
             )
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep other calibrations out of the folder.
+
+        Raises:
+            CheckpointError: if one is working there.
+        """
+        return locked(self._folder / ".lock", "another calibration")
 
     def __contains__(self, block: str) -> bool:
         return (self._folder / block).is_dir()
@@ -73,17 +88,27 @@ class FinishedBlocks:
         texts = {name: repr(error) for name, error in errors.items()}  # JSON has no infinity
         save_representations(self._folder / block, representations, metadata={"errors": texts})
 
-    def load(self, block: str) -> tuple[dict[str, Representation], dict[str, float]]:
+    def load(
+        self, block: str, wanted: Mapping[str, tuple[Scheme, tuple[int, ...]]]
+    ) -> tuple[dict[str, Representation], dict[str, float]]:
         """Read a finished block back, on the CPU.
 
+        Args:
+            block: its name.
+            wanted: scheme and shape of each of its weights, by name.
+
         Raises:
-            CheckpointError: if it is damaged.
+            CheckpointError: if it is damaged, or holds other weights.
         """
         folder = self._folder / block
         try:
-            errors = read_metadata(folder)["errors"]
-            return load_representations(folder), {n: float(text) for n, text in errors.items()}
-        except CheckpointError as error:
+            errors, found = read_metadata(folder).get("errors"), load_representations(folder)
+            if {name: (rep.scheme, rep.shape) for name, rep in found.items()} != dict(wanted):
+                raise CheckpointError(f"{folder}: holds other weights than {', '.join(wanted)}")
+            if not isinstance(errors, dict) or not errors.keys() <= found.keys():
+                raise CheckpointError(f"{folder}: lacks the errors of its weights")
+            return found, {name: float(text) for name, text in errors.items()}
+        except (TypeError, ValueError) as error:
             raise CheckpointError(
                 f"{error}; delete {folder} to calibrate the block again"
             ) from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -143,7 +144,8 @@ def calibrate_(
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
     representations: dict[str, Representation] = {}
     errors: dict[str, float] = {}
-    with torch.no_grad(), evaluation_mode(model):
+    alone = nullcontext() if finished is None else finished.alone()
+    with alone, torch.no_grad(), evaluation_mode(model):
         inputs = capture_inputs(model, blocks, batches, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
@@ -231,7 +233,8 @@ class _Block:
         self, finished: FinishedBlocks, name: str, hidden: Tensor
     ) -> tuple[dict[str, Representation], dict[str, float]]:
         """Take the block's weights from the folder and overwrite its inputs by its outputs."""
-        stored, errors = finished.load(name)
+        wanted = {n: (s, tuple(self.model.get_parameter(n).shape)) for n, s in self.chosen.items()}
+        stored, errors = finished.load(name, wanted)
         representations: dict[str, Representation] = {}
         for weight in self.chosen:
             parameter = self.model.get_parameter(weight)

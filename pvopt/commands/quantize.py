@@ -54,6 +54,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     parser.add_argument("--seed", type=int, default=0, help="of the k-means start; default 0")
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="delete the checkpoint or the run in --out"
+    )
     parser.set_defaults(run=run)
 
 
@@ -64,8 +67,10 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.formats import save, storage_report
     from pvopt.llm import load_model
     from pvopt.parametrizations import parse_scheme
+    from pvopt.tuning import check_checkpoint_folder, delete_run
     from pvopt.weights import quantize_
 
+    check_checkpoint_folder(args.out, overwrite=args.overwrite)
     scheme = parse_scheme(args.format)
     metadata = {"model": args.model, "format": args.format, "seed": args.seed}
     if args.calibration is None:
@@ -79,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         weights = _calibrated(args, loaded, scheme, metadata)
     seconds = time.perf_counter() - start
+    if args.overwrite:
+        delete_run(args.out)
     save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
     report = storage_report(args.out)
     print(

@@ -37,6 +37,7 @@ class Job:
         settings: of the group.
         half_steps: which of them the weight takes.
         base: what the base optimizer does to it.
+        lr: the group's learning rate.
     """
 
     binding: Binding
@@ -44,11 +45,12 @@ class Job:
     settings: GroupSettings
     half_steps: HalfSteps
     base: BaseStep
+    lr: float
 
     @property
-    def lr(self) -> float:
-        """The group's learning rate."""
-        return float(self.group["lr"])
+    def ascends(self) -> bool:
+        """Whether the group maximizes."""
+        return bool(self.group.get("maximize", False))
 
     def value_lr(self, rule: ValueOptimizer) -> float:
         """Return the learning rate of the values."""
@@ -58,7 +60,15 @@ class Job:
     @property
     def key(self) -> tuple[Any, ...]:
         """What weights have in common that take a step together."""
-        return self.settings, self.half_steps, self.lr != 0, self.base.state.step
+        moves, step = self.lr != 0, self.base.state.step
+        return self.settings, self.half_steps, moves, self.ascends, self.base.written, step
+
+    @property
+    def gradient(self) -> Tensor:
+        """The dense gradient."""
+        gradient = self.base.parameter.grad
+        assert gradient is not None
+        return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +109,11 @@ class Run:
         return self.jobs[0].half_steps.codes and self.jobs[0].lr != 0
 
     @property
+    def written(self) -> bool:
+        """Whether the weights are written at the end."""
+        return self.jobs[0].base.written
+
+    @property
     def targets(self) -> list[Tensor]:
         """What the base optimizer made of each weight, where a V step or a latent needs it."""
         return [job.base.target for job in self.jobs if job.base.target is not None]
@@ -106,8 +121,7 @@ class Run:
     @property
     def gradients(self) -> list[Tensor]:
         """The dense gradients."""
-        found = [job.base.parameter.grad for job in self.jobs]
-        return [gradient for gradient in found if gradient is not None]
+        return [job.gradient for job in self.jobs]
 
     def code_step(self) -> CodeStep | None:
         """Return how long steps on codes are; None if as long as on dense weights.
@@ -127,7 +141,7 @@ class Run:
         """Let the length of the next step on codes follow from this one."""
         if code_step is not None:
             shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
-            sign = -1.0 if self.jobs[0].group.get("maximize") else 1.0
+            sign = -1.0 if self.jobs[0].ascends else 1.0
             code_step.learn(self.rep.view.all_matrices(self.gradients), shares, sign)
 
     def value_step(self, rule: ValueOptimizer) -> ValueStep:
@@ -137,6 +151,7 @@ class Run:
             self.gradients,
             [job.base.state for job in self.jobs],
             [job.value_lr(rule) for job in self.jobs],
+            ascends=self.jobs[0].ascends,
         )
 
     @contextmanager
@@ -158,7 +173,7 @@ class Run:
 
     def write_(self) -> None:
         """Write the decoded weights, let the latents decay."""
-        if not (self.moves_codes or self.moves_values):
+        if not self.written:
             return
         rep, decay = self.rep, self.settings.latent_decay
         parameters = [job.base.parameter for job in self.jobs]
@@ -171,9 +186,10 @@ class Run:
             torch._foreach_lerp_(self.targets, weights, decay)
 
     def finish(self) -> None:
-        """Count the step; free a copy of each weight before the next run decodes its own."""
+        """Count the step, forget latent weights that are not kept any longer."""
         for job in self.jobs:
-            job.base.target = None
+            if job.base.needed and not job.base.keeps_latent:
+                job.base.state.drop_latent()
             job.base.state.count_step(job.lr)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -14,7 +15,7 @@ from pvopt.rules.value_optimizers import ValueOptimizer
 
 __all__ = ["CodeMemory", "WeightState"]
 
-_STEP, _VALUES_STEP, _LATENT = "step", "values_step", "latent"
+_STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
 _LARGEST_LR, _CODE_STEP = "largest_lr", "code_step."
 
 
@@ -46,6 +47,7 @@ class WeightState(dict[str, Any]):
     ``values.NAME``         the representation's own tensor of a value
     ``moments.KIND.NAME``   what the values' optimizer keeps beside a value
     ``latent``              ``[*shape]``, the weight that collects all updates, if there is one
+    ``name``                a checksum of the weight's name, by which a load notices another order
     ``largest_lr``          the largest learning rate so far
     ``code_step.PART``      the parts of :class:`CodeMemory`, where lengths are measured
     ======================  ==================================================================
@@ -55,16 +57,18 @@ class WeightState(dict[str, Any]):
     Args:
         rep: the weight's representation.
         rule: of the values, says which moments there are.
+        name: of the weight.
 
     Example:
         >>> from pvopt import SGDValues, SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> sorted(WeightState(rep, SGDValues()))
-        ['codes.entries', 'largest_lr', 'step', 'values.values', 'values_step']
+        ['codes.entries', 'largest_lr', 'name', 'step', 'values.values', 'values_step']
     """
 
-    def __init__(self, rep: Representation, rule: ValueOptimizer) -> None:
-        super().__init__({_STEP: 0, _VALUES_STEP: 0, _LARGEST_LR: 0.0})
+    def __init__(self, rep: Representation, rule: ValueOptimizer, name: str = "") -> None:
+        checksum = zlib.crc32(name.encode())
+        super().__init__({_STEP: 0, _VALUES_STEP: 0, _LARGEST_LR: 0.0, _NAME: checksum})
         self.rep, self.rule = rep, rule
         self._staged: CodeMemory | None = None
         self.complete()
@@ -114,6 +118,33 @@ class WeightState(dict[str, Any]):
         self[_VALUES_STEP] += 1
         return self[_VALUES_STEP]
 
+    def counters(self) -> tuple[int, int, bool]:
+        """Return the numbers of steps and of P steps, and whether there is a latent weight."""
+        return self.step, self.values_step, _LATENT in self
+
+    def restore_counters(self, counters: tuple[int, int, bool]) -> None:
+        """Set what :meth:`counters` returned."""
+        self[_STEP], self[_VALUES_STEP], had_latent = counters
+        self._staged = None
+        if not had_latent:
+            self.drop_latent()
+
+    def moments(self) -> list[Tensor]:
+        """Return what is kept beside all values."""
+        return [self[key] for key in self._moving()]
+
+    @torch.no_grad()
+    def start_again(self) -> None:
+        """Begin at the present codes and values, which others have set."""
+        self[_VALUES_STEP] = 0
+        for moment in self.moments():
+            moment.zero_()
+        if _LATENT in self:
+            self[_LATENT].copy_(self.rep.decode())
+        if _CODE_STEP + "changes" in self:  # lengths stay; there is no last move to learn from
+            self[_CODE_STEP + "changes"].zero_()
+            self[_CODE_STEP + "slopes"][:, 0].zero_()
+
     def moment(self, kind: str, name: str) -> Tensor:
         """Return what is kept beside a value."""
         return self[_moment(kind, name)]
@@ -149,6 +180,14 @@ class WeightState(dict[str, Any]):
     def stage_code_memory(self, memory: CodeMemory) -> None:
         """Keep for the next step what counts once this one is counted."""
         self._staged = memory
+
+    def assign(self, key: str, value: Any) -> None:
+        """Set an entry; codes and values keep their tensors."""
+        own = dict(self.rep.tensors()).get(key)
+        if own is None:
+            self[key] = value
+        elif own is not value:
+            own.copy_(value)
 
     def check(self, name: str, saved: Mapping[str, Any]) -> None:
         """Raise a ValueError unless a saved state fits the representation.
@@ -193,8 +232,10 @@ class WeightState(dict[str, Any]):
         """
         for key, tensor in self.rep.tensors():
             tensor.copy_(saved[key])
+        name = self[_NAME]
         self.clear()
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
+        self[_NAME] = name
         self[_LARGEST_LR] = float(saved.get(_LARGEST_LR, 0.0))
         self._staged = None
         kept = [_CODE_STEP + f.name for f in fields(CodeMemory)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,7 @@ def v_step(
     draws: Draws | torch.Generator | None = None,
     code_step: CodeStep | None = None,
     gradients: Sequence[Tensor] | None = None,
+    before_moves: Callable[[Representation, Moves], None] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
@@ -68,6 +69,7 @@ def v_step(
         gradients: ``[*shape]`` for each weight, where all updates are of one length, as Adam's
             first are: groups that ask for equal changes are ranked by them, as the predicted
             decrease of the loss then is, and not by the rounding of floating-point numbers.
+        before_moves: is told what will be done to which groups.
 
     Returns:
         Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
@@ -94,7 +96,8 @@ def v_step(
         raise ValueError(
             f"rep must be of one weight for a metric, a space or {subspace}, got {rep.count}"
         )
-    step = _Step(rounding, subspace, trust_region, options or SearchOptions())
+    options = options or SearchOptions()
+    step = _Step(rounding, subspace, trust_region, options, before_moves)
     weights, draws = rep.count, Draws.of(draws, rep.device)
     metrics = matrix_metrics(metric, rep.view, rep.shape)
     if gradients is not None:
@@ -122,12 +125,14 @@ class _Step:
         subspace: which groups may move.
         trust_region: bound on the change of each matrix, or None.
         options: how hard a search tries.
+        before_moves: is told what will be done to which groups.
     """
 
     rounding: Rounding
     subspace: Subspace
     trust_region: TrustRegion | None
     options: SearchOptions
+    before_moves: Callable[[Representation, Moves], None] | None
 
     def run(
         self,
@@ -173,6 +178,8 @@ class _Step:
             groups, moves = _within(self.trust_region, moves, search, groups)
         if code_step is not None:
             code_step.observe(groups, found, moves)
+        if self.before_moves is not None:
+            self.before_moves(rep, moves)
         moves.make_(rep)
         return moves.moved.view(rep.count, -1).sum(1)
 

@@ -4,7 +4,7 @@
 is lossless for every representation, and the only one that training can be resumed from.
 """
 
-from .checkpoints import load, save
+from .checkpoints import load, load_tokenizer, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
 from .errors import CheckpointError
 from .folders import complete_folder
@@ -17,7 +17,6 @@ from .native import (
     save_representations,
     storage_report,
 )
-from .transformers_files import load_tokenizer
 
 __all__ = [
     "FORMATS",

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import nn
 
+from pvopt.engine.agreement import check_decoded
 from pvopt.weights import QuantizedWeights
 
 from .contract import FORMATS, Checkpoint
 from .errors import CheckpointError
-from .folders import complete_folder, replaced_folder
+from .folders import read_complete, replaced_folder
+from .transformers_files import read_tokenizer
 
-__all__ = ["load", "save"]
+__all__ = ["load", "load_tokenizer", "save"]
 
 
 def save(
@@ -30,14 +32,14 @@ def save(
     """Write a model and its representations, losslessly, in the place of an older checkpoint.
 
     The folder is complete on the disk before it replaces an older one: a reader finds either,
-    whenever the writer is killed.
+    whenever the writer is killed. Of several writers one waits for the other.
 
     The native format holds ``model.safetensors`` (codes packed at their real width, values, all
-    other weights; no dense copy of a quantized weight), ``pvopt.json`` and, for models of
-    transformers, the configuration and tokenizer.
+    other weights; no dense copy of a quantized weight), ``pvopt.json`` with checksums of all files
+    and, for models of transformers, the configuration and tokenizer.
 
     Args:
-        folder: where to; replaced if it is a checkpoint, refused if it is anything else.
+        folder: where to; replaced if it is a checkpoint, refused if it is or holds anything else.
         model: the module that ``weights`` belongs to.
         weights: the representations.
         format: name of a registered :class:`Writer`.
@@ -50,9 +52,10 @@ def save(
         The folder.
 
     Raises:
-        CheckpointError: if the folder is in use for something else, or something cannot be stored
-            in the format.
+        CheckpointError: if the folder is in use for something else, something cannot be stored in
+            the format, or the disk is full; an older checkpoint is still there then.
         ValueError: if the format is unknown.
+        WeightsChangedError: if the model holds other weights than codes and values decode to.
 
     Example:
         >>> import tempfile, torch, pvopt
@@ -64,11 +67,12 @@ def save(
         ({'step': 3}, True)
     """
     writer = FORMATS.writer(format)
+    check_decoded((name, model.get_parameter(name), rep) for name, rep in weights.items())
     checkpoint = Checkpoint(model, weights, metadata or {}, tokenizer, training_state)
     reason = writer.can_write(checkpoint)
     if reason is not None:
         raise CheckpointError(f"{folder}: cannot be written in the format {format!r}: {reason}")
-    with replaced_folder(folder, writer.marker) as new:
+    with replaced_folder(folder, writer.marker, writer.foreign) as new:
         writer.write(new, checkpoint)
     return Path(folder)
 
@@ -96,5 +100,36 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:
         >>> torch.equal(loaded.weights["weight"].decode(), weights["weight"].decode())
         True
     """
-    path = complete_folder(folder)
-    return FORMATS.reader(path).read(path, model)
+    return read_complete(folder, lambda path: FORMATS.reader(path).read(path, model))
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """Load the tokenizer that was saved with a checkpoint.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        A transformers tokenizer.
+
+    Raises:
+        CheckpointError: if there is none, or a file of it is damaged.
+        ImportError: without transformers.
+
+    Example:
+        >>> import tempfile
+        >>> from pvopt import SharedValues, quantize_
+        >>> from pvopt.formats import save
+        >>> from pvopt.llm import load_model
+        >>> tiny, folder = load_model("tiny-llama"), tempfile.mkdtemp()
+        >>> weights = quantize_(tiny.model, SharedValues(num_values=4))
+        >>> _ = save(folder, tiny.model, weights, tokenizer=tiny.tokenizer)
+        >>> load_tokenizer(folder).encode("Hi")
+        [72, 105]
+    """
+
+    def read(path: Path) -> Any:
+        with FORMATS.reader(path).transformers_files(path) as files:
+            return read_tokenizer(files)
+
+    return read_complete(folder, read)

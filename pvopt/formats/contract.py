@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -66,6 +67,17 @@ class Reader(ABC):
                 the model is unchanged then.
         """
 
+    def transformers_files(self, folder: Path) -> AbstractContextManager[Path]:
+        """Give a folder with the files of transformers, checked as far as the format allows.
+
+        Args:
+            folder: an existing one that matches.
+
+        Raises:
+            CheckpointError: if a file is damaged.
+        """
+        return nullcontext(folder)
+
 
 class Writer(ABC):
     """Writes folders of one format."""
@@ -83,6 +95,14 @@ class Writer(ABC):
         Args:
             checkpoint: the model, its representations, and what is to be kept with them.
         """
+
+    def foreign(self, folder: Path) -> Collection[str]:
+        """Return what is in a folder of the format beside it: then the folder is not replaced.
+
+        Args:
+            folder: an existing one with the marker; it may be damaged.
+        """
+        return ()
 
     @abstractmethod
     def write(self, folder: Path, checkpoint: Checkpoint) -> None:
@@ -127,6 +147,11 @@ class Formats:
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._formats)
+
+    @property
+    def markers(self) -> set[str]:
+        """The files by which folders are known to be ours."""
+        return {f.marker for f in self._formats.values() if isinstance(f, Writer)}
 
     def reader(self, folder: Path) -> Reader:
         """Return the reader that a folder matches.

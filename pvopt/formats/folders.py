@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from .errors import CheckpointError
+from .locks import locked
 
-__all__ = ["complete_folder", "replaced_folder"]
+__all__ = ["complete_folder", "one_generation", "read_complete", "replaced_folder"]
+
+Result = TypeVar("Result")
+
+# A writer that waits longer than it takes to write tens of gigabytes waits for one that hangs.
+_WAIT_SECONDS = 600.0
 
 
 def _beside(folder: Path, suffix: str) -> Path:
@@ -25,8 +32,8 @@ def _absolute(folder: str | Path) -> Path:
 def complete_folder(folder: str | Path) -> Path:
     """Return where the complete content of a folder lies.
 
-    That is the folder itself, or, if a writer was killed between its two renames, the previous
-    content that it had moved aside. Nothing on the disk is changed.
+    That is the folder itself, or, between the two renames of a writer, the previous content that
+    it has moved aside. Nothing on the disk is changed.
 
     Args:
         folder: as given to ``replaced_folder``.
@@ -43,30 +50,123 @@ def complete_folder(folder: str | Path) -> Path:
         >>> complete_folder(folder).samefile(folder)
         True
     """
-    target = _absolute(folder)
-    for candidate in (target, _beside(target, "previous")):
-        if candidate.is_dir():
-            return candidate
-    found = "a file" if target.exists() else "nothing"
+    try:
+        target = _absolute(folder)
+        # Where neither is there, a writer may have renamed between the two looks: look again. Each
+        # further look is in vain only if one more complete save ran since.
+        for candidate in (target, _beside(target, "previous")) * 4:
+            if candidate.is_dir():
+                return candidate
+        found = "a file" if target.exists() else "nothing"
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: cannot be read ({error})") from error
     raise CheckpointError(f"{folder}: must be a checkpoint folder, found {found}")
 
 
+def read_complete(folder: str | Path, read: Callable[[Path], Result]) -> Result:
+    """Read a folder while others may replace it: again, if it was replaced and that went wrong.
+
+    Args:
+        folder: as given to ``replaced_folder``.
+        read: is given an existing folder. What opens several files of it does so within
+            ``one_generation``.
+
+    Returns:
+        What ``read`` returned.
+
+    Raises:
+        CheckpointError: if the folder does not exist or cannot be read.
+
+    Example:
+        >>> import tempfile
+        >>> read_complete(tempfile.mkdtemp(), lambda folder: sorted(folder.iterdir()))
+        []
+    """
+    while True:
+        path = complete_folder(folder)
+        try:
+            with _held(path) as in_place:
+                try:
+                    return read(path)
+                except (CheckpointError, OSError):
+                    if in_place():
+                        raise
+        except CheckpointError:
+            raise
+        except FileNotFoundError as error:  # the folder itself is gone again
+            if path.is_dir():
+                raise CheckpointError(f"{path}: cannot be read ({error})") from error
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read ({error})") from error
+
+
 @contextmanager
-def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
+def one_generation(folder: Path) -> Iterator[None]:
+    """Make sure that all files that the block opens were written together.
+
+    Raises:
+        CheckpointError: at the end of the block, if another folder has taken the place since its
+            beginning; ``read_complete`` then reads again.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "x"
+        >>> folder.mkdir()
+        >>> with one_generation(folder):
+        ...     folder.rmdir()
+        Traceback (most recent call last):
+        ...
+        pvopt.formats.errors.CheckpointError: ...x: was replaced while it was read
+    """
+    with _held(folder) as in_place:
+        yield
+        if not in_place():
+            raise CheckpointError(f"{folder}: was replaced while it was read")
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Callable[[], bool]]:
+    """Yield a function that tells whether a folder is still the one in its place."""
+    # While it is open, no other folder gets its number. Windows never gives a number twice.
+    opened = None
+    if hasattr(os, "O_DIRECTORY"):
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        before = os.stat(folder if opened is None else opened)
+
+        def in_place() -> bool:
+            try:
+                return os.path.samestat(os.stat(folder), before)
+            except FileNotFoundError:
+                return False
+
+        yield in_place
+    finally:
+        if opened is not None:
+            os.close(opened)
+
+
+@contextmanager
+def replaced_folder(
+    folder: str | Path, marker: str, foreign: Callable[[Path], Collection[str]] = lambda _: ()
+) -> Iterator[Path]:
     """Give a fresh folder to write into, and put it in the place of the old one at the end.
 
     The new folder is written beside the old one, flushed to the disk with all its files, and
-    swapped in by two renames: old aside, new in. If the block raises, the old one stays.
+    swapped in by two renames: old aside, new in. If the block raises, the old one stays. Of several
+    writers one waits for the other.
 
     Args:
         folder: the place to write to; parents are made.
         marker: name of a file that proves an existing folder to be ours.
+        foreign: returns what else is in an existing folder of ours.
 
     Yields:
         An empty folder.
 
     Raises:
-        CheckpointError: if something other than a folder of ours is in the place.
+        CheckpointError: if something other than a folder of ours is in the place, or the disk is
+            full, or a permission is lacking.
 
     Example:
         >>> import tempfile
@@ -76,35 +176,56 @@ def replaced_folder(folder: str | Path, marker: str) -> Iterator[Path]:
         >>> complete_folder(place).name, (place / "mark").read_text()
         ('state', '1')
     """
-    target = _absolute(folder)
-    partial, previous = _beside(target, "partial"), _beside(target, "previous")
-    if target.exists():
-        ours = target.is_dir() and ((target / marker).is_file() or not any(target.iterdir()))
-        if not ours:
-            raise CheckpointError(
-                f"{folder}: exists and is not a checkpoint (it has no {marker}); it is not replaced"
-            )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _remove(partial)  # of a writer that was killed
-    partial.mkdir()
     try:
-        yield partial
-        _flush(partial)
-        if target.exists():
-            # A leftover beside a complete folder was to be deleted when its writer was killed.
+        target = _absolute(folder)
+        partial, previous = _beside(target, "partial"), _beside(target, "previous")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(_beside(target, "lock"), "another process", wait=_WAIT_SECONDS):
+            _check_replaceable(folder, target, marker, foreign)
+            _remove(partial)  # of a writer that was killed
+            try:
+                partial.mkdir()
+                yield partial
+                _flush(partial)
+                _swap(partial, target, previous)
+            except BaseException:
+                _remove(partial)
+                raise
+            _flush_directory(target.parent)
             _remove(previous)
-            os.rename(target, previous)
-        try:
-            os.rename(partial, target)
-        except BaseException:
-            if previous.exists() and not target.exists():
-                os.rename(previous, target)
-            raise
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+
+
+def _check_replaceable(
+    folder: str | Path, target: Path, marker: str, foreign: Callable[[Path], Collection[str]]
+) -> None:
+    if not target.exists():
+        return
+    ours = target.is_dir() and ((target / marker).is_file() or {*os.listdir(target)} <= {".lock"})
+    if not ours:
+        raise CheckpointError(
+            f"{folder}: exists and is not a checkpoint (it has no {marker}); it is not replaced"
+        )
+    others = sorted(foreign(target))
+    if others:
+        shown = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
+        raise CheckpointError(
+            f"{folder}: holds more than a checkpoint ({shown}); it is not replaced"
+        )
+
+
+def _swap(new: Path, target: Path, previous: Path) -> None:
+    if target.exists():
+        # A leftover beside a complete folder was to be deleted when its writer was killed.
+        _remove(previous)
+        os.rename(target, previous)
+    try:
+        os.rename(new, target)
     except BaseException:
-        _remove(partial)
+        if previous.exists() and not target.exists():
+            os.rename(previous, target)
         raise
-    _flush_directory(target.parent)
-    _remove(previous)
 
 
 def _remove(folder: Path) -> None:

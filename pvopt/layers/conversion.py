@@ -40,6 +40,8 @@ def to_quantized(
     Raises:
         ValueError: if a name is not the weight of a linear layer, shapes differ, or the weight is
             shared with another module; nothing is changed then.
+        WeightsChangedError: if the model holds other weights than its :class:`QuantizedWeights`
+            decode to; nothing is changed then.
 
     Example:
         >>> import pvopt
@@ -69,6 +71,8 @@ def to_quantized(
             raise ValueError(f"{name!r} is shared with another module, which needs it dense")
         if not owner:
             raise ValueError("model must contain the linear layer, not be it")
+    if isinstance(representations, QuantizedWeights) and representations.model is model:
+        representations.check()
     for name, rep in representations.items():
         owner = name.rpartition(".")[0]
         layer = model.get_submodule(owner)

@@ -99,6 +99,10 @@ class QuantizedNonzeros(OnSupport):
             )
 
     @property
+    def scaling(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.scaling
+
+    @property
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
 

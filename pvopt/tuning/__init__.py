@@ -3,7 +3,14 @@
 from .optimizers import build_optimizer
 from .plots import plot_curves
 from .records import RecordsFile, StepRecord
-from .runs import Inputs, find_checkpoint, load_student, resume_run, start_run
+from .run_folders import (
+    check_checkpoint_folder,
+    check_run_folder,
+    delete_run,
+    find_checkpoint,
+    holds_run,
+)
+from .runs import Inputs, load_student, resume_run, start_run
 from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .signals import StopRequest
 from .trainer import Trainer
@@ -17,8 +24,12 @@ __all__ = [
     "TuneSettings",
     "autocast_dtype",
     "build_optimizer",
+    "check_checkpoint_folder",
+    "check_run_folder",
     "computing_dtype",
+    "delete_run",
     "find_checkpoint",
+    "holds_run",
     "load_student",
     "plot_curves",
     "resume_run",

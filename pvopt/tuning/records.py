@@ -80,6 +80,8 @@ class RecordsFile:
 
     def forget_after(self, step: int) -> None:
         """Drop the records of later steps, which a resumed run is going to repeat."""
+        if not self.path.exists():
+            return
         lines = [json.dumps(record) for record in self.read() if record["step"] <= step]
         partial = self.path.with_name(self.path.name + ".partial")
         partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -25,10 +24,11 @@ from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_
 
 from .optimizers import check_fits
+from .run_folders import check_run_folder, delete_run, find_checkpoint
 from .settings import TuneSettings, computing_dtype, setting
 from .trainer import Trainer
 
-__all__ = ["Inputs", "find_checkpoint", "load_student", "resume_run", "start_run"]
+__all__ = ["Inputs", "load_student", "resume_run", "start_run"]
 
 Progress = Callable[[list[str]], Iterable[str]]
 
@@ -46,25 +46,6 @@ class Inputs:
     checkpoint: str | None = setting(
         None, "quantized model to start from, in place of --format (with --model: another original)"
     )
-
-
-def find_checkpoint(path: str | Path) -> Path:
-    """Return the checkpoint at a path: the folder itself, or ``checkpoint`` in a run's folder.
-
-    Args:
-        path: of a checkpoint or of a run.
-
-    Example:
-        >>> import tempfile
-        >>> run = Path(tempfile.mkdtemp())
-        >>> (run / "checkpoint").mkdir()
-        >>> find_checkpoint(run).name
-        'checkpoint'
-    """
-    path = Path(path)
-    inside = path / "checkpoint"
-    aside = path / ".checkpoint.previous"  # left there by a writer that was killed
-    return inside if inside.is_dir() or aside.is_dir() else path
 
 
 def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, dict[str, Any]]:
@@ -132,8 +113,7 @@ def start_run(
         2
     """
     folder = Path(folder)
-    if find_checkpoint(folder) != folder and not overwrite:
-        raise ValueError(f"{folder} holds a run already: resume it, overwrite it or choose another")
+    check_run_folder(folder, overwrite=overwrite, checkpoint=inputs.checkpoint)
     if inputs.checkpoint is None:
         scheme = parse_scheme(inputs.format)
         check_fits(settings, scheme.parametrization)
@@ -161,10 +141,8 @@ def start_run(
         metadata,
         resumable=resumable,
     )
-    # Nothing was deleted until everything else had succeeded.
-    for name in ("checkpoint", ".checkpoint.previous"):
-        shutil.rmtree(folder / name, ignore_errors=True)
-    trainer.records.path.unlink(missing_ok=True)
+    if overwrite:  # nothing was deleted until everything else had succeeded
+        delete_run(folder)
     return trainer
 
 
@@ -182,6 +160,7 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
 
     Raises:
         CheckpointError: if there is no checkpoint, or it is damaged or not of a run.
+        ValueError: if a change is out of range.
 
     Example:
         >>> import tempfile
@@ -200,16 +179,22 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
         inputs = Inputs(**metadata["inputs"])
         known = {field.name for field in fields(TuneSettings)}
         saved = {name: value for name, value in state["settings"].items() if name in known}
-        settings = replace(TuneSettings(**saved), **changes)
-    except (KeyError, TypeError) as error:
+        saved_settings = TuneSettings(**saved)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint}: was not written by a tuning run ({error})") from error
+    settings = replace(saved_settings, **changes)
     teacher = load_model(inputs.model, dtype=_dtype(student))
     batches, held_out = _texts(inputs, settings, teacher)
     metadata = {"model": inputs.model, "inputs": asdict(inputs)}
     trainer = Trainer(
         student, weights, teacher.model, batches, held_out, settings, folder, metadata
     )
-    trainer.restore(state)
+    try:
+        trainer.restore(state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(
+            f"{checkpoint}: its training state does not fit its model ({error})"
+        ) from error
     return trainer
 
 

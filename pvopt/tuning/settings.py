@@ -111,7 +111,10 @@ class TuneSettings:
     )
     warmup: int = setting(0, "steps over which the learning rates rise linearly")
     seed: int = setting(0, "of batches and rounding")
-    checkpoint_every: int = setting(0, "steps between checkpoints; 0: only at the end")
+    checkpoint_every: int = setting(0, "steps between checkpoints; 0: by minutes alone")
+    checkpoint_minutes: float = setting(
+        10.0, "minutes between checkpoints, whatever the steps; 0: by steps and at the end alone"
+    )
     eval_every: int = setting(
         0, "steps between evaluations; 0: only before the first step and after the last"
     )
@@ -146,7 +149,7 @@ class TuneSettings:
         for name in ("temperature", "code_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("values_lr", "lr", "weight_decay", "trust_ratio"):
+        for name in ("values_lr", "lr", "weight_decay", "trust_ratio", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, registry in (("subspace", SUBSPACES), ("rounding", ROUNDINGS)):
@@ -174,6 +177,21 @@ class TuneSettings:
     def context_length(self) -> int:
         """Tokens per window of evaluation."""
         return self.eval_length or self.length
+
+    def checkpoint_is_due(self, step: int, seconds: float) -> bool:
+        """Tell whether a checkpoint is to be written after a step.
+
+        Args:
+            step: number of steps taken.
+            seconds: since the last checkpoint, or since the run began.
+
+        Example:
+            >>> settings = TuneSettings(checkpoint_every=50, checkpoint_minutes=10)
+            >>> [settings.checkpoint_is_due(7, 599.0), settings.checkpoint_is_due(7, 600.0)]
+            [False, True]
+        """
+        by_steps = self.checkpoint_every > 0 and step % self.checkpoint_every == 0
+        return by_steps or 0 < 60 * self.checkpoint_minutes <= seconds
 
     def lr_factor(self, step: int) -> float:
         """Return what all learning rates are multiplied with in a step, from 0.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from pvopt.formats import save
+from pvopt.formats import CheckpointError, read_metadata, save
+from pvopt.formats.locks import locked
 from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
@@ -93,6 +95,7 @@ class Trainer:
         self.records = RecordsFile(self.folder / "metrics.jsonl")
         self.resumable = resumable
         self.step = 0
+        self._resumed = self._owns_folder = False
         self._metadata = dict(metadata or {})
         self._batches = batches
         self.eval_tokens = eval_tokens
@@ -122,8 +125,8 @@ class Trainer:
         """
         self.optimizer.load_state_dict(training_state["optimizer"])
         self.step = int(training_state["step"])
+        self._resumed, self._owns_folder = True, False
         self._scheduler = self._new_scheduler()
-        self.records.forget_after(self.step)
 
     def run(
         self,
@@ -141,9 +144,41 @@ class Trainer:
 
         Raises:
             NonFiniteGradientError: if the training diverged; the last checkpoint stays.
+            CheckpointError: if another run writes to the folder, or the disk is full.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        saved = None
+        with self._alone():
+            if not self._owns_folder:
+                self._check_folder()
+                self._owns_folder = True
+            self.records.forget_after(self.step)  # steps that are going to be repeated
+            self._run(stop, on_step, on_evaluation)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other runs out of the folder."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{self.folder}: cannot be written ({error})") from error
+        with locked(self.folder / ".lock", "another run"):
+            yield
+
+    def _check_folder(self) -> None:
+        """Raise if another run has used the folder since this one was prepared."""
+        if self._resumed:
+            other = read_metadata(self.checkpoint).get("step") != self.step
+        else:
+            other = self.checkpoint.exists() or self.records.path.exists()
+        if other:
+            raise CheckpointError(f"{self.folder}: another run has written here since")
+
+    def _run(
+        self,
+        stop: Callable[[], bool],
+        on_step: Callable[[int, StepRecord], None] | None,
+        on_evaluation: Callable[[int, str, PerplexityResult], None] | None,
+    ) -> None:
+        saved, saved_at = None, time.monotonic()
         while True:
             try:
                 self._evaluate_if_due(stop, on_evaluation)
@@ -156,10 +191,9 @@ class Trainer:
             self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
-            every = self.settings.checkpoint_every
-            if every and self.step % every == 0:
+            if self.settings.checkpoint_is_due(self.step, time.monotonic() - saved_at):
                 self.save()
-                saved = self.step
+                saved, saved_at = self.step, time.monotonic()
         if saved != self.step:
             self.save()
 

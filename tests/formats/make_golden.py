@@ -1,4 +1,4 @@
-"""How tests/data/checkpoint-v2 was made; only for the day the format gets a new version.
+"""How tests/data/checkpoint-v3 was made; only for the day the format gets a new version.
 
 ``python tests/formats/make_golden.py``
 """
@@ -17,7 +17,7 @@ from torch import nn
 import pvopt
 from pvopt.formats import save
 
-FOLDER = Path(__file__).parent.parent / "data" / "checkpoint-v2"
+FOLDER = Path(__file__).parent.parent / "data" / "checkpoint-v3"
 SHAPE = (6, 16)
 
 

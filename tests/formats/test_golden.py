@@ -20,7 +20,7 @@ from pvopt.spaces.contract import SPACES
 
 NEWER = {"ZeroRow"}  # than the files
 DATA = Path(__file__).parent.parent / "data"
-FOLDER = DATA / "checkpoint-v2"
+FOLDER = DATA / "checkpoint-v3"
 
 
 def golden_model():
@@ -33,7 +33,7 @@ def golden_model():
     return module.Golden(name.split(".")[1] for name in load_representations(FOLDER))
 
 
-def test_version_2_is_readable():
+def test_version_3_is_readable():
     loaded = load(FOLDER, golden_model())
     dense = load_file(f"{FOLDER}-dense.safetensors")
     exact = (pvopt.UniformGrid, pvopt.Binary, pvopt.Ternary, pvopt.SharedValues, pvopt.SparseNM)
@@ -56,7 +56,7 @@ def test_settings_are_those_that_were_written():
     }
 
 
-def test_version_2_is_still_what_is_written(tmp_path):
+def test_version_3_is_still_what_is_written(tmp_path):
     loaded = load(FOLDER, golden_model())
     save(tmp_path / "x", loaded.model, loaded.weights, metadata=loaded.metadata)
     before = load_file(FOLDER / "model.safetensors")
@@ -76,4 +76,4 @@ def test_the_golden_files_have_every_parametrization_and_space():
 
 
 def test_the_golden_files_are_small():
-    assert sum(file.stat().st_size for file in DATA.rglob("checkpoint-v2*/*")) < 50_000
+    assert sum(file.stat().st_size for file in DATA.rglob("checkpoint-v3*/*")) < 50_000

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,7 +22,10 @@ from pvopt.formats import (
     save,
     storage_report,
 )
+from pvopt.formats.native.manifest import FileEntry, sealed
 from pvopt.llm import load_model
+
+STATE_FILES = ["training_state.safetensors", "training_state.json"]
 
 
 def assert_same(model, weights, loaded):
@@ -43,7 +47,7 @@ def edit(folder, change):
     file = folder / "pvopt.json"
     content = json.loads(file.read_text())
     change(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(sealed(content)))
 
 
 def scheme(content):
@@ -144,30 +148,30 @@ def test_metadata_that_are_no_json_are_refused_and_nothing_changes(saved, metada
     with pytest.raises(CheckpointError, match="metadata cannot be written"):
         save(saved, loaded.model, loaded.weights, metadata=metadata)
     assert load(saved, fresh()).metadata == {"a": [1, None, "x"]}
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+    assert {path.name for path in saved.parent.iterdir()} == {"saved", ".saved.lock"}
 
 
-@pytest.mark.parametrize("position", [0, 4, 8, 20, 100, -40, -9, -2])
-@pytest.mark.parametrize("name", ["model.safetensors", "pvopt.json", "training_state.pt"])
+@pytest.mark.parametrize("position", [0, 4, 8, 20, 60, -40, -9, -2])
+@pytest.mark.parametrize("name", ["model.safetensors", "pvopt.json", *STATE_FILES])
 def test_truncation_is_noticed_and_the_model_unchanged(saved, name, position):
     file = saved / name
     content = file.read_bytes()
-    file.write_bytes(content[:position])
+    file.write_bytes(content[: min(position, len(content) - 1)])
     target = fresh()
     before = {key: value.clone() for key, value in target.state_dict().items()}
-    read = load_training_state if name == "training_state.pt" else lambda f: load(f, target)
+    read = load_training_state if name in STATE_FILES else lambda f: load(f, target)
     with pytest.raises(CheckpointError, match=f"{name}: is truncated"):
         read(saved)
     for key, value in target.state_dict().items():
         assert torch.equal(value, before[key])
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training_state.pt"])
+@pytest.mark.parametrize("name", ["model.safetensors", *STATE_FILES])
 def test_a_changed_bit_and_a_longer_file_are_noticed(saved, name):
     content = bytearray((saved / name).read_bytes())
     content[-3] ^= 4
     (saved / name).write_bytes(content)
-    read = load_training_state if name == "training_state.pt" else lambda f: load(f, fresh())
+    read = load_training_state if name in STATE_FILES else lambda f: load(f, fresh())
     with pytest.raises(CheckpointError, match=f"{name}: is damaged, its checksum"):
         read(saved)
     (saved / name).write_bytes(content + b"x")
@@ -185,7 +189,7 @@ def test_a_changed_bit_and_a_longer_file_are_noticed(saved, name):
         ('{"format": "other", "version": 1}', "is not a pvopt checkpoint"),
         ('{"architectures": ["LlamaForCausalLM"]}', "is not a pvopt checkpoint"),
         ("\x00\x01", "is truncated or not JSON"),
-        ('{"format": "pvopt checkpoint", "version": 2}', "is damaged .*model_class"),
+        ('{"format": "pvopt checkpoint", "version": 3}', "is damaged .*model_class"),
     ],
 )
 def test_foreign_files(saved, content, message):
@@ -197,8 +201,8 @@ def test_foreign_files(saved, content, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(version=1), r"version 1; this pvopt reads version 2"),
-        (lambda c: c.update(version="2"), r"version '2'"),
+        (lambda c: c.update(version=2), r"version 2; this pvopt reads version 3"),
+        (lambda c: c.update(version="3"), r"version '3'"),
         (lambda c: c.update(weights=[1]), "is damaged"),
         (lambda c: c.update(files={"model.safetensors": {}}), "is damaged"),
         (lambda c: c["weights"]["0.weight"].update(dtype="os"), "unknown dtype 'os'"),
@@ -237,6 +241,14 @@ def test_descriptions_that_do_not_fit(saved, change, message):
         load(saved, fresh())
 
 
+def test_a_changed_description_is_noticed(saved):
+    content = json.loads((saved / "pvopt.json").read_text())
+    parametrization(content)["symmetric"] = True
+    (saved / "pvopt.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"pvopt\.json: is damaged, its checksum"):
+        load(saved, fresh())
+
+
 def test_defaults_fill_settings_that_an_old_file_lacks(saved):
     edit(saved, lambda c: parametrization(c).pop("symmetric"))
     rep = load(saved, fresh()).weights["0.weight"]
@@ -270,15 +282,46 @@ def test_no_training_state(saved, tmp_path):
         load_training_state(tmp_path / "bare")
 
 
-def test_training_state_runs_no_code(saved):
-    class Evil:
-        def __reduce__(self):
-            return print, ("executed",)
-
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        (
+            {"x": {"y": [1, Path]}},
+            r"training_state\['x'\]\['y'\]\[1\]: only tensors, .*Path",
+        ),
+        ({"x": {(1, 2): 3}}, r"keys must be strings or integers, got \(1, 2\)"),
+        ({"x": torch.zeros(2, device="meta")}, r"training_state\['x'\]: .* on meta has no file"),
+    ],
+)
+def test_training_state_is_data(saved, state, message):
     loaded = load(saved, fresh())
-    save(saved, loaded.model, loaded.weights, training_state={"x": Evil()})
-    with pytest.raises(CheckpointError, match=r"training_state\.pt: cannot be read"):
-        load_training_state(saved)
+    with pytest.raises(CheckpointError, match=message):
+        save(saved, loaded.model, loaded.weights, training_state=state)
+    assert load_training_state(saved)["step"] == 7
+
+
+def test_training_state_comes_back_as_it_was(saved):
+    loaded = load(saved, fresh())
+    stack = torch.arange(12.0).view(3, 4)
+    state = {
+        0: {"a": stack[0], "b": stack[1], "all": stack, "t": stack.t(), "empty": torch.zeros(0)},
+        "kinds": [torch.zeros((), dtype=d) for d in (torch.bool, torch.int64, torch.bfloat16)],
+        "numbers": (1, True, None, 0.1, math.inf, -math.inf, "x", 1 << 70),
+        "same": [stack, stack],
+        "nothing": [{}, [], ()],
+    }
+    save(saved, loaded.model, loaded.weights, training_state=state)
+    found = load_training_state(saved)
+    assert list(found) == list(state)
+    assert found["numbers"] == state["numbers"]
+    assert [type(x) for x in found["numbers"]] == [type(x) for x in state["numbers"]]
+    assert found["nothing"] == state["nothing"]
+    pairs = [*zip(found[0].values(), state[0].values(), strict=True)]
+    pairs += [*zip(found["kinds"], state["kinds"], strict=True)]
+    pairs += [*zip(found["same"], state["same"], strict=True)]
+    for mine, theirs in pairs:
+        assert mine.dtype == theirs.dtype
+        assert torch.equal(mine, theirs)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -333,8 +376,6 @@ def test_storage_is_counted_to_the_byte(network, tmp_path):
 
 
 def test_a_file_with_a_right_checksum_but_wrong_content(saved):
-    from pvopt.formats.native.manifest import FileEntry
-
     file = saved / "model.safetensors"
     tensors = load_file(file)
     tensors["0.weight.codes.levels"] = tensors["0.weight.codes.levels"][:-1].clone()

@@ -154,7 +154,10 @@ def test_the_table_has_every_class_that_is_registered():
     library = {c for c in pvopt.PARAMETRIZATIONS if hasattr(pvopt, c)}
     assert {type(p).__name__ for p in PARAMETRIZATIONS.values()} == library
     library = {c for c in REGISTERED if hasattr(pvopt, c)}
-    assert {type(s).__name__ for s in SPACES.values()} == library
+    chained = [
+        s for chain in SPACES.values() if isinstance(chain, pvopt.Chain) for s in chain.spaces
+    ]
+    assert {type(s).__name__ for s in [*SPACES.values(), *chained]} == library
 
 
 @pytest.mark.parametrize("name", [*SCHEMES, "signs"])
@@ -260,12 +263,12 @@ def test_names_in_a_state_dict():
         "codes.scales",
         "values.codebooks",
         "values.scales",
-        "space.2.order",
-        "space.3.input_scales",
-        "space.3.output_scales",
+        "space.3.order",
+        "space.4.input_scales",
+        "space.4.output_scales",
     ]
-    assert "space.3.input_scales" in dict(layer.named_parameters())
-    assert "space.2.order" in dict(layer.named_buffers())
+    assert "space.4.input_scales" in dict(layer.named_parameters())
+    assert "space.3.order" in dict(layer.named_buffers())
 
 
 @each

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,14 +15,17 @@ import torch
 
 from pvopt.core.streams import CodeStream
 from pvopt.formats.errors import CheckpointError
+from pvopt.formats.files import is_plain_name, read_bytes, read_json, regular_file
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme
 
-__all__ = ["MANIFEST", "FileEntry", "Manifest", "WeightEntry"]
+__all__ = ["MANIFEST", "FileEntry", "Manifest", "WeightEntry", "files_of", "sealed"]
 
 MANIFEST = "pvopt.json"
 _FORMAT = "pvopt checkpoint"
-_VERSION = 2
+_VERSION = 3
+_DTYPES = {"float64", "float32", "bfloat16", "float16"}
+_MAX_WEIGHTS = 1 << 40  # of one tensor
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,20 @@ class FileEntry:
         with open(file, "rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
         return cls(file.stat().st_size, digest)
+
+    @classmethod
+    def from_json(cls, description: Any) -> FileEntry:
+        """Read a description.
+
+        Raises:
+            ValueError: if it is none.
+        """
+        if not isinstance(description, dict) or description.keys() != {"bytes", "sha256"}:
+            raise ValueError(f"a file needs bytes and sha256, got {description!r}")
+        size, digest = description["bytes"], description["sha256"]
+        if type(size) is not int or size < 0 or not isinstance(digest, str):
+            raise ValueError(f"a file needs a number of bytes and a checksum, got {description!r}")
+        return cls(size, digest)
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ class Manifest:
         model_class: name of the model's class, for information; None where there is no model.
         weights: the quantized weights by parameter name.
         tied: further names of weights that are stored under another name.
-        files: the tensor files.
+        files: all other files that belong to the checkpoint.
         metadata: whatever the writer wanted to keep; primitives, lists and dictionaries.
     """
 
@@ -123,8 +141,8 @@ class Manifest:
             "metadata": dict(self.metadata),
         }
         try:
-            text = json.dumps(content, indent=1, allow_nan=False)
-        except (TypeError, ValueError) as error:
+            text = json.dumps(sealed(content), indent=1, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"metadata cannot be written to {MANIFEST}: {error}") from error
         (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
 
@@ -136,10 +154,10 @@ class Manifest:
             folder: the checkpoint.
 
         Raises:
-            CheckpointError: if the file is missing, damaged, foreign or of a newer version.
+            CheckpointError: if the file is missing, damaged, foreign or of another version.
         """
         file = folder / MANIFEST
-        content = _read_json(file)
+        content = read_json(folder, MANIFEST)
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise CheckpointError(f"{file}: is not a pvopt checkpoint (its format is not named so)")
         version = content.get("version")
@@ -148,36 +166,89 @@ class Manifest:
                 f"{file}: has format version {version!r}; this pvopt reads version {_VERSION}"
             )
         try:
-            return cls(
-                content["model_class"],
-                {name: _weight(name, entry) for name, entry in content["weights"].items()},
-                dict(content["tied"]),
-                {n: FileEntry(int(e["bytes"]), e["sha256"]) for n, e in content["files"].items()},
-                dict(content["metadata"]),
-            )
-        except CheckpointError as error:
-            raise CheckpointError(f"{file}: {error}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            found = cls._from_json(content)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            if isinstance(error, CheckpointError):
+                raise CheckpointError(f"{file}: {error}") from error
             raise CheckpointError(
                 f"{file}: is damaged ({type(error).__name__}: {error})"
             ) from error
+        if content != sealed(content):
+            raise CheckpointError(f"{file}: is damaged, its checksum differs from its content")
+        return found
+
+    @classmethod
+    def _from_json(cls, content: dict[str, Any]) -> Manifest:
+        model_class, tied = content["model_class"], dict(content["tied"])
+        if not isinstance(model_class, str | None):
+            raise TypeError(f"model_class must be a string or null, got {model_class!r}")
+        if not all(isinstance(owner, str) for owner in tied.values()):
+            raise TypeError("tied must give names to names")
+        for name in content["files"]:
+            if not is_plain_name(name):
+                raise CheckpointError(f"names a file outside of the checkpoint: {name!r}")
+        return cls(
+            model_class,
+            {name: _weight(name, entry) for name, entry in content["weights"].items()},
+            tied,
+            {name: FileEntry.from_json(entry) for name, entry in content["files"].items()},
+            dict(content["metadata"]),
+        )
 
     def verify(self, folder: Path, name: str) -> Path:
-        """Return the path of a tensor file after checking its size and checksum.
+        """Return the path of a file after checking its size and checksum.
 
         Raises:
-            CheckpointError: if it is missing, of another size or changed.
+            CheckpointError: if it is missing, of another size or changed, or no regular file.
         """
-        file = folder / name
-        if name not in self.files or not file.is_file():
-            raise CheckpointError(f"{file}: is missing")
-        expected, size = self.files[name], file.stat().st_size
+        if name not in self.files:
+            raise CheckpointError(f"{folder / name}: is missing in {MANIFEST}")
+        file = regular_file(folder, name)
+        self._compare(file, self.files[name], file.stat().st_size, lambda: FileEntry.of(file))
+        return file
+
+    def read_verified(self, folder: Path, name: str) -> bytes:
+        """Return the content of a file after checking its size and checksum.
+
+        Raises:
+            CheckpointError: as :meth:`verify`.
+        """
+        if name not in self.files:
+            raise CheckpointError(f"{folder / name}: is missing in {MANIFEST}")
+        expected = self.files[name]
+        content = read_bytes(folder, name, expected.bytes + 1)
+        digest = hashlib.sha256(content).hexdigest()
+        found = FileEntry(len(content), digest)
+        self._compare(folder / name, expected, len(content), lambda: found)
+        return content
+
+    @staticmethod
+    def _compare(
+        file: Path, expected: FileEntry, size: int, found: Callable[[], FileEntry]
+    ) -> None:
         if size != expected.bytes:
             what = "truncated" if size < expected.bytes else "too long"
             raise CheckpointError(f"{file}: is {what}, {size} bytes instead of {expected.bytes}")
-        if FileEntry.of(file) != expected:
+        if found() != expected:
             raise CheckpointError(f"{file}: is damaged, its checksum differs from {MANIFEST}")
-        return file
+
+
+def files_of(folder: Path) -> dict[str, FileEntry]:
+    """Return the entries of all files in a folder, its subfolders included, by name."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): FileEntry.of(file) for file in files}
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of ``pvopt.json`` with its own checksum, by which damage is noticed.
+
+    Example:
+        >>> sealed({"version": 3})["sha256"][:8]
+        'd916c65e'
+    """
+    open_content = {name: value for name, value in content.items() if name != "sha256"}
+    plain = json.dumps(open_content, sort_keys=True, allow_nan=False)
+    return {**open_content, "sha256": hashlib.sha256(plain.encode()).hexdigest()}
 
 
 def _scheme_to_json(name: str, scheme: Scheme) -> dict[str, Any]:
@@ -188,26 +259,17 @@ def _scheme_to_json(name: str, scheme: Scheme) -> dict[str, Any]:
 
 
 def _weight(name: str, entry: Any) -> WeightEntry:
-    shape = tuple(int(size) for size in entry["shape"])
+    shape = tuple(entry["shape"])
+    if not shape or not all(type(size) is int and size > 0 for size in shape):
+        raise CheckpointError(f"weight {name!r}: its shape must be of positive sizes, got {shape}")
+    if math.prod(shape) > _MAX_WEIGHTS:
+        raise CheckpointError(f"weight {name!r}: its shape {list(shape)} is beyond all models")
     try:
         scheme = Scheme.from_json(entry["scheme"])
         scheme.check(shape)
     except ValueError as error:
         raise CheckpointError(f"weight {name!r}: {error}") from error
-    return WeightEntry(scheme, shape, _dtype(entry["dtype"]))
-
-
-def _read_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{file}: is missing; is this a pvopt checkpoint?") from error
-    except ValueError as error:  # of the decoding of the text or of JSON
-        raise CheckpointError(f"{file}: is truncated or not JSON ({error})") from error
-
-
-def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise CheckpointError(f"unknown dtype {name!r}")
-    return dtype
+    dtype = entry["dtype"]
+    if dtype not in _DTYPES:
+        raise CheckpointError(f"unknown dtype {dtype!r}")
+    return WeightEntry(scheme, shape, getattr(torch, dtype))

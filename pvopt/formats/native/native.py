@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import pickle
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -11,16 +13,31 @@ from torch import Tensor, nn
 
 from pvopt.formats.contract import FORMATS, Checkpoint, Reader, Writer
 from pvopt.formats.errors import CheckpointError
-from pvopt.formats.folders import complete_folder
-from pvopt.formats.transformers_files import rebuild_model, write_transformers_files
+from pvopt.formats.folders import one_generation, read_complete
+from pvopt.formats.transformers_files import (
+    is_language_model,
+    model_skeleton,
+    rebuild_model,
+    write_transformers_files,
+)
 from pvopt.weights import QuantizedWeights
 
-from .manifest import MANIFEST, FileEntry, Manifest, WeightEntry
-from .tensors import TENSORS, packed, read_tensors, unpacked, write_tensors
+from .manifest import MANIFEST, Manifest, WeightEntry, files_of
+from .tensors import (
+    TENSORS,
+    check_parts,
+    packed,
+    part_names,
+    read_tensors,
+    unpacked,
+    write_tensors,
+)
+from .training_state import STATE, STATE_TENSORS, read_state, write_state
 
 __all__ = ["Native", "load_training_state", "read_metadata"]
 
-_TRAINING = "training_state.pt"
+# What systems leave in folders: a lock, a Finder's view, a file that is open elsewhere.
+_NOBODYS = (".lock", ".DS_Store", ".nfs")
 
 
 @FORMATS.register
@@ -47,46 +64,96 @@ class Native(Reader, Writer):
                 return f"{name!r}: {error}"
         return None
 
+    def foreign(self, folder: Path) -> Collection[str]:
+        try:
+            known = {MANIFEST, *(name.split("/")[0] for name in Manifest.read(folder).files)}
+        except CheckpointError:  # of an older version or damaged: files may go, folders may not
+            known = {entry.name for entry in folder.iterdir() if not entry.is_dir()}
+        return [
+            entry.name
+            for entry in folder.iterdir()
+            if entry.name not in known and not entry.name.startswith(_NOBODYS)
+        ]
+
     def write(self, folder: Path, checkpoint: Checkpoint) -> None:
         model, weights = checkpoint.model, checkpoint.weights
         entries = {n: WeightEntry.of(n, r, weights.parameter(n).dtype) for n, r in weights.items()}
         tensors, tied = _other_tensors(model, weights)
         for name, rep in weights.items():
             tensors |= packed(name, rep)
-        files = [write_tensors(folder, tensors)]
+        if is_language_model(model):
+            tensors |= {name: torch.empty(0, dtype=torch.uint8) for name in weights}
+        write_tensors(folder, tensors)
         if checkpoint.training_state is not None:
-            files.append(folder / _TRAINING)
-            torch.save(dict(checkpoint.training_state), files[-1])
-        described = {file.name: FileEntry.of(file) for file in files}
+            write_state(folder, checkpoint.training_state)
         write_transformers_files(folder, model, checkpoint.tokenizer)
         kind = type(model).__name__
-        Manifest(kind, entries, tied, described, checkpoint.metadata).write(folder)
+        Manifest(kind, entries, tied, files_of(folder), checkpoint.metadata).write(folder)
+
+    @contextmanager
+    def transformers_files(self, folder: Path) -> Iterator[Path]:
+        # Copies of what was checked: no other file is looked at, whatever else is in the folder.
+        with one_generation(folder), TemporaryDirectory() as scratch:
+            manifest = Manifest.read(folder)
+            for name in manifest.files.keys() - {TENSORS, STATE, STATE_TENSORS}:
+                copy = Path(scratch, name)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(manifest.read_verified(folder, name))
+            try:
+                yield Path(scratch)
+            except CheckpointError as error:
+                raise CheckpointError(str(error).replace(scratch, str(folder))) from error
 
     def read(self, folder: Path, model: nn.Module | None) -> Checkpoint:
-        manifest = Manifest.read(folder)
-        file = manifest.verify(folder, TENSORS)
-        tensors = read_tensors(file)
-        representations = {n: unpacked(file, n, e, tensors) for n, e in manifest.weights.items()}
-        # What is left are the weights that are not quantized.
-        dtypes = {name: entry.dtype for name, entry in manifest.weights.items()}
-        dtypes |= {name: tensor.dtype for name, tensor in tensors.items()}
         keep_dtypes = model is not None
-        if model is None:
-            floating = [dtype for dtype in dtypes.values() if dtype.is_floating_point]
-            model = rebuild_model(folder, floating[0] if floating else torch.float32)
-        targets = _targets(file, model, manifest, tensors)
+        with one_generation(folder):
+            manifest = Manifest.read(folder)
+            file = manifest.verify(folder, TENSORS)
+            stored = read_tensors(file)
+            for name, entry in manifest.weights.items():
+                check_parts(file, name, entry, stored)
+            others = _not_quantized(file, manifest, stored)
+            if model is None:
+                model = self._rebuilt(folder, manifest, others)
+            targets = _targets(file, model, manifest, others)
+            reps = {n: unpacked(file, n, e, stored) for n, e in manifest.weights.items()}
+        dtypes = {name: entry.dtype for name, entry in manifest.weights.items()}
+        dtypes |= {name: tensor.dtype for name, tensor in others.items()}
         # No failure is expected from here on: the model is changed as a whole or not at all.
         with torch.no_grad():
             for name, target in targets.items():
                 if not keep_dtypes and target.dtype != dtypes[name]:
                     target.data = target.data.to(dtypes[name])
-                if name in tensors:
-                    target.copy_(tensors[name])
+                if name in others:
+                    target.copy_(others[name])
                 else:
-                    representations[name] = representations[name].to(target.device)
-        weights = QuantizedWeights(model, representations)
+                    reps[name] = reps[name].to(target.device)
+        weights = QuantizedWeights(model, reps)
         weights.write_()
         return Checkpoint(model, weights, dict(manifest.metadata))
+
+    def _rebuilt(self, folder: Path, manifest: Manifest, others: Mapping[str, Tensor]) -> nn.Module:
+        """Return the model of the folder; its shapes are compared before it takes any memory."""
+        kinds = [*(e.dtype for e in manifest.weights.values()), *(t.dtype for t in others.values())]
+        floating = [dtype for dtype in kinds if dtype.is_floating_point]
+        with self.transformers_files(folder) as files:
+            skeleton = model_skeleton(files, len(manifest.weights) + len(others))
+            _targets(folder / TENSORS, skeleton, manifest, others)
+            return rebuild_model(files, floating[0] if floating else torch.float32)
+
+
+def _not_quantized(
+    file: Path, manifest: Manifest, stored: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Return the stored tensors that belong to no quantized weight."""
+    parts = {
+        p for name, entry in manifest.weights.items() for p in part_names(name, entry).values()
+    }
+    others = {name: tensor for name, tensor in stored.items() if name not in parts}
+    for name in manifest.weights.keys() & others.keys():
+        if others.pop(name).numel():
+            raise CheckpointError(f"{file}: holds {name} twice, quantized and dense")
+    return others
 
 
 def _other_tensors(
@@ -115,9 +182,9 @@ def _other_tensors(
 
 
 def _targets(
-    file: Path, model: nn.Module, manifest: Manifest, tensors: dict[str, Tensor]
+    file: Path, model: nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the model's tensors to fill by name; check that names and shapes agree."""
+    """Return the model's tensors to fill by name; check that names, shapes and kinds agree."""
     state = model.state_dict(keep_vars=True)
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     shapes |= {name: entry.shape for name, entry in manifest.weights.items()}
@@ -135,6 +202,9 @@ def _targets(
                 f"{file}: {name} has shape {list(shapes[name])}, "
                 f"the model's has {list(value.shape)}"
             )
+        floating = name not in tensors or tensors[name].is_floating_point()
+        if floating != value.is_floating_point():
+            raise CheckpointError(f"{file}: {name} must be {value.dtype} as in the model")
     for name, owner in manifest.tied.items():
         if name not in state or owner not in state or state[name] is not state[owner]:
             raise CheckpointError(f"{file}: {name} is tied to {owner}, in the model it is not")
@@ -161,15 +231,15 @@ def load_training_state(folder: str | Path) -> dict[str, Any]:
         >>> load_training_state(save(folder, model, weights, training_state={"step": 7}))
         {'step': 7}
     """
-    path = complete_folder(folder)
-    manifest = Manifest.read(path)
-    if _TRAINING not in manifest.files:
-        raise CheckpointError(f"{path}: holds no training state, so it cannot be resumed")
-    file = manifest.verify(path, _TRAINING)
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{file}: cannot be read ({error})") from error
+
+    def read(path: Path) -> dict[str, Any]:
+        with one_generation(path):
+            manifest = Manifest.read(path)
+            if STATE not in manifest.files:
+                raise CheckpointError(f"{path}: holds no training state, so it cannot be resumed")
+            return read_state(path, manifest)
+
+    return read_complete(folder, read)
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
@@ -192,4 +262,4 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
         {'text': 'pydoc'}
     """
-    return dict(Manifest.read(complete_folder(folder)).metadata)
+    return dict(read_complete(folder, Manifest.read).metadata)

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pvopt.formats.folders import complete_folder, replaced_folder
+from pvopt.formats.folders import one_generation, read_complete, replaced_folder
 from pvopt.parametrizations.representation import Representation
 
-from .manifest import MANIFEST, FileEntry, Manifest, WeightEntry
-from .tensors import TENSORS, packed, read_tensors, unpacked, write_tensors
+from .manifest import Manifest, WeightEntry, files_of
+from .native import Native
+from .tensors import TENSORS, check_parts, packed, read_tensors, unpacked, write_tensors
 
 __all__ = ["load_representations", "save_representations"]
 
@@ -46,9 +47,9 @@ def save_representations(
     """
     entries = {name: WeightEntry.of(name, rep, rep.dtype) for name, rep in representations.items()}
     tensors = {k: t for name, rep in representations.items() for k, t in packed(name, rep).items()}
-    with replaced_folder(folder, MANIFEST) as new:
-        files = {TENSORS: FileEntry.of(write_tensors(new, tensors))}
-        Manifest(None, entries, {}, files, metadata or {}).write(new)
+    with replaced_folder(folder, Native.marker, Native().foreign) as new:
+        write_tensors(new, tensors)
+        Manifest(None, entries, {}, files_of(new), metadata or {}).write(new)
     return Path(folder)
 
 
@@ -71,8 +72,14 @@ def load_representations(folder: str | Path) -> dict[str, Representation]:
         >>> load_representations(folder)["w"].scheme.name
         'ternary'
     """
-    path = complete_folder(folder)
-    manifest = Manifest.read(path)
-    file = manifest.verify(path, TENSORS)
-    tensors = read_tensors(file)
-    return {name: unpacked(file, name, e, tensors) for name, e in manifest.weights.items()}
+
+    def read(path: Path) -> dict[str, Representation]:
+        with one_generation(path):
+            manifest = Manifest.read(path)
+            file = manifest.verify(path, TENSORS)
+            tensors = read_tensors(file)
+            for name, entry in manifest.weights.items():
+                check_parts(file, name, entry, tensors)
+            return {n: unpacked(file, n, e, tensors) for n, e in manifest.weights.items()}
+
+    return read_complete(folder, read)

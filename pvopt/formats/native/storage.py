@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvopt.formats.errors import CheckpointError
-from pvopt.formats.folders import complete_folder
+from pvopt.formats.files import regular_file
+from pvopt.formats.folders import one_generation, read_complete
 from pvopt.parametrizations.scheme import Scheme
 
 from .manifest import Manifest
-from .tensors import TENSORS, read_tensors
+from .tensors import TENSORS, check_parts, part_names, read_tensors
 
 __all__ = ["StorageReport", "WeightStorage", "storage_report"]
 
@@ -130,26 +130,26 @@ def storage_report(folder: str | Path) -> StorageReport:
         >>> report.bits_per_weight, report.bits_per_weight_16  # scale and zero per 32 weights
         (4.0, 3.0)
     """
-    path = complete_folder(folder)
-    manifest = Manifest.read(path)
-    file = path / TENSORS
-    tensors = read_tensors(file)  # the file is mapped, not read
+    return read_complete(folder, _measure)
+
+
+def _measure(folder: Path) -> StorageReport:
+    with one_generation(folder):
+        manifest = Manifest.read(folder)
+        file = regular_file(folder, TENSORS)
+        tensors = read_tensors(file)  # the file is mapped, not read
+        file_bytes = file.stat().st_size
     sizes = {name: (tensor.numel(), tensor.nbytes) for name, tensor in tensors.items()}
-
-    def take(weight: str, kind: str, names: Mapping[str, object]) -> dict[str, int]:
-        return {name: sizes.pop(f"{weight}.{kind}.{name}")[1] for name in names}
-
     weights = []
     for name, entry in manifest.weights.items():
-        try:
-            codes = take(name, "codes", entry.streams)
-            values = take(name, "values", entry.value_shapes)
-        except KeyError as error:
-            raise CheckpointError(f"{file}: the tensor {error} is missing") from error
+        check_parts(file, name, entry, tensors)
+        taken = {k: sizes.pop(stored)[1] for k, stored in part_names(name, entry).items()}
+        codes = {key: taken[f"codes.{key}"] for key in entry.streams}
+        values = {key: taken[f"values.{key}"] for key in entry.value_shapes}
         weights.append(WeightStorage(name, entry.shape, entry.scheme, codes, values))
     return StorageReport(
         tuple(weights),
         sum(count for count, _ in sizes.values()),
         sum(size for _, size in sizes.values()),
-        file.stat().st_size,
+        file_bytes,
     )

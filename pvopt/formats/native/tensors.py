@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -14,10 +16,22 @@ from pvopt.parametrizations.representation import Representation
 
 from .manifest import MANIFEST, WeightEntry
 
-__all__ = ["TENSORS", "packed", "read_tensors", "unpacked", "write_tensors"]
+__all__ = [
+    "TENSORS",
+    "check_parts",
+    "packed",
+    "part_names",
+    "read_tensors",
+    "unpacked",
+    "write_tensors",
+]
 
 #: The file of all tensors.
 TENSORS = "model.safetensors"
+
+_FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+# A hundredth of a bit for each weight.
+_MAX_WEIGHTS_PER_BYTE = 800
 
 
 def packed(name: str, rep: Representation) -> dict[str, Tensor]:
@@ -27,7 +41,7 @@ def packed(name: str, rep: Representation) -> dict[str, Tensor]:
     they are, as ``NAME.values.VALUE``. None of them refers to the memory of a stack.
 
     Raises:
-        CheckpointError: if a code does not exist.
+        CheckpointError: if a code does not exist, or too few bytes stand for the weight.
     """
     try:
         rep.check_codes()
@@ -37,44 +51,97 @@ def packed(name: str, rep: Representation) -> dict[str, Tensor]:
     tensors = {f"{name}.codes.{key}": code.cpu() for key, code in codes.items()}
     for key, value in rep.values.items():
         tensors[f"{name}.values.{key}"] = value.detach().cpu().contiguous()
+    _check_size(name, rep.shape, tensors.values())
     return tensors
 
 
-def unpacked(
-    file: Path, name: str, entry: WeightEntry, tensors: dict[str, Tensor]
-) -> Representation:
-    """Take the tensors of one representation out of the stored ones.
+def _check_size(name: str, shape: tuple[int, ...], tensors: Iterable[Tensor]) -> None:
+    """Raise if so few bytes stand for so many weights that the file may be made to fill memory."""
+    size = sum(tensor.nbytes for tensor in tensors)
+    if math.prod(shape) > _MAX_WEIGHTS_PER_BYTE * size:
+        raise CheckpointError(
+            f"{name!r} of shape {list(shape)} cannot be stored in {size} bytes: the least is a "
+            "hundredth of a bit for each weight"
+        )
+
+
+def part_names(name: str, entry: WeightEntry) -> dict[str, str]:
+    """Return the names of a weight's tensors in the file, by kind and key."""
+    kinds = (("codes", entry.streams), ("values", entry.value_shapes))
+    parts = [f"{kind}.{key}" for kind, keys in kinds for key in keys]
+    return {part: f"{name}.{part}" for part in parts}
+
+
+def check_parts(file: Path, name: str, entry: WeightEntry, tensors: Mapping[str, Tensor]) -> None:
+    """Raise unless the stored tensors of a weight fit, before anything is made of them.
 
     Raises:
         CheckpointError: if a tensor is missing or does not fit.
     """
+    names = part_names(name, entry)
+    missing = [stored for stored in names.values() if stored not in tensors]
+    if missing:
+        raise CheckpointError(f"{file}: the tensor {missing[0]!r} is missing")
+    shapes = {f"codes.{key}": (s.stored_bytes,) for key, s in entry.streams.items()}
+    shapes |= {f"values.{key}": shape for key, shape in entry.value_shapes.items()}
+    dtypes = set()
+    for part, shape in shapes.items():
+        tensor = tensors[names[part]]
+        if tuple(tensor.shape) != shape:
+            raise CheckpointError(
+                f"{file}: {name!r} does not fit {MANIFEST}: {part} must have shape {list(shape)}, "
+                f"got {list(tensor.shape)}"
+            )
+        if part.startswith("values."):
+            dtypes.add(tensor.dtype)
+    if len(dtypes) > 1 or not dtypes <= _FLOATING:
+        raise CheckpointError(
+            f"{file}: {name!r} must have values of one floating dtype, got {[*dtypes]}"
+        )
     try:
-        codes = {
-            key: stream.unpack(tensors.pop(f"{name}.codes.{key}"))
-            for key, stream in entry.streams.items()
-        }
-        values = {
-            key: tensors.pop(f"{name}.values.{key}").clone()  # off the mapped file
-            for key in entry.value_shapes
-        }
-        scheme = entry.scheme
+        _check_size(name, entry.shape, (tensors[stored] for stored in names.values()))
+    except CheckpointError as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
+def unpacked(
+    file: Path, name: str, entry: WeightEntry, tensors: Mapping[str, Tensor]
+) -> Representation:
+    """Make a representation of the stored tensors, which fit.
+
+    Raises:
+        CheckpointError: if a code does not exist.
+    """
+    names = part_names(name, entry)
+    try:
         rep = Representation(
-            scheme.parametrization, codes, values, entry.shape, scheme.space, view=scheme.view
+            entry.scheme.parametrization,
+            {k: s.unpack(tensors[names[f"codes.{k}"]]) for k, s in entry.streams.items()},
+            # off the mapped file
+            {k: tensors[names[f"values.{k}"]].clone() for k in entry.value_shapes},
+            entry.shape,
+            entry.scheme.space,
+            view=entry.scheme.view,
         )
         rep.check_codes()
-    except KeyError as error:
-        raise CheckpointError(f"{file}: the tensor {error} is missing") from error
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {name!r} does not fit {MANIFEST}: {error}") from error
     return rep
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> Path:
-    """Write the file of tensors."""
-    file = folder / TENSORS
+def write_tensors(folder: Path, tensors: Mapping[str, Tensor], name: str = TENSORS) -> Path:
+    """Write a file of tensors.
+
+    Raises:
+        CheckpointError: if they cannot be stored, or the disk is full.
+    """
+    file = folder / name
     file.touch()  # safetensors lets the owner alone read
     mode = file.stat().st_mode
-    save_file(dict(tensors), str(file))
+    try:
+        save_file(dict(tensors), str(file))
+    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{file}: cannot be written ({error})") from error
     file.chmod(mode)
     return file
 
@@ -88,5 +155,5 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(file), framework="pt") as stored:
             return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error

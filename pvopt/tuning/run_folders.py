@@ -1,0 +1,159 @@
+"""The folders of runs and checkpoints on the command line: what may be written where."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from pvopt.formats import FORMATS, CheckpointError
+from pvopt.formats.locks import locked
+
+__all__ = [
+    "check_checkpoint_folder",
+    "check_run_folder",
+    "delete_run",
+    "find_checkpoint",
+    "holds_run",
+]
+
+# What a run writes into its folder.
+_RUN_FILES = ("checkpoint", ".checkpoint.previous", "metrics.jsonl", "curves.png")
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """Return the checkpoint at a path: the folder itself, or ``checkpoint`` in a run's folder.
+
+    Args:
+        path: of a checkpoint or of a run.
+
+    Example:
+        >>> import tempfile
+        >>> run = Path(tempfile.mkdtemp())
+        >>> (run / "checkpoint").mkdir()
+        >>> find_checkpoint(run).name
+        'checkpoint'
+    """
+    path = Path(path)
+    inside = path / "checkpoint"
+    aside = path / ".checkpoint.previous"  # left there by a writer that was killed
+    return inside if inside.is_dir() or aside.is_dir() else path
+
+
+def holds_run(folder: str | Path) -> bool:
+    """Tell whether a folder holds a run, finished or not.
+
+    Example:
+        >>> import tempfile
+        >>> holds_run(tempfile.mkdtemp())
+        False
+    """
+    return any(os.path.lexists(Path(folder) / name) for name in _RUN_FILES)
+
+
+def delete_run(folder: str | Path) -> None:
+    """Delete the run in a folder, if there is one, and nothing else.
+
+    Raises:
+        CheckpointError: if it is still going on, or cannot be deleted.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "metrics.jsonl").touch()
+        >>> (folder / "notes.txt").touch()
+        >>> delete_run(folder)
+        >>> holds_run(folder), (folder / "notes.txt").exists()
+        (False, True)
+    """
+    folder = Path(folder)
+    if not holds_run(folder):
+        return
+    with locked(folder / ".lock", "another run"):
+        try:
+            for found in [*(folder / name for name in _RUN_FILES), *folder.glob(".checkpoint.*")]:
+                if found.is_dir() and not found.is_symlink():
+                    shutil.rmtree(found)
+                else:
+                    found.unlink(missing_ok=True)
+        except OSError as error:
+            raise CheckpointError(f"{folder}: the run cannot be deleted ({error})") from error
+
+
+def check_run_folder(
+    folder: str | Path, *, overwrite: bool = False, checkpoint: str | Path | None = None
+) -> None:
+    """Raise unless a new run may write to a folder.
+
+    Args:
+        folder: the place.
+        overwrite: whether a run that is there already may be deleted.
+        checkpoint: the folder that the run starts from, if it does; it is never written to.
+
+    Raises:
+        ValueError: if the folder holds a run already, is a checkpoint itself, or is no folder.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "metrics.jsonl").touch()
+        >>> check_run_folder(folder)
+        Traceback (most recent call last):
+        ...
+        ValueError: ... holds a run already: resume it, overwrite it or choose another folder
+    """
+    folder = _folder(folder)
+    if checkpoint is not None and folder.exists():
+        source = find_checkpoint(checkpoint)
+        if source.exists() and any(folder.samefile(own) for own in (source, checkpoint)):
+            raise ValueError(f"{folder} holds the checkpoint to start from: choose another folder")
+    if _is_checkpoint(folder):
+        raise ValueError(f"{folder} is a checkpoint: choose another folder for the run")
+    if holds_run(folder) and not overwrite:
+        raise ValueError(
+            f"{folder} holds a run already: resume it, overwrite it or choose another folder"
+        )
+
+
+def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> None:
+    """Raise unless a new checkpoint may be written to a folder.
+
+    Args:
+        folder: the place.
+        overwrite: whether a checkpoint or a run that is there already may be deleted.
+
+    Raises:
+        ValueError: if the folder holds something else, or a checkpoint or a run already.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> (folder / "metrics.jsonl").touch()
+        >>> check_checkpoint_folder(folder)
+        Traceback (most recent call last):
+        ...
+        ValueError: ... holds a run already: overwrite it or choose another folder
+    """
+    folder = _folder(folder)
+    if not folder.exists():
+        return
+    found = {entry for entry in os.listdir(folder) if entry != ".lock"}
+    run, checkpoint = holds_run(folder), _is_checkpoint(folder)
+    if found and not run and not checkpoint:
+        raise ValueError(f"{folder} exists and is not a checkpoint; choose another folder")
+    if (run or checkpoint) and not overwrite:
+        raise ValueError(
+            f"{folder} holds a {'run' if run else 'checkpoint'} already: overwrite it or choose "
+            "another folder"
+        )
+
+
+def _folder(folder: str | Path) -> Path:
+    path = Path(folder)
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{folder} must be a folder, found a file")
+    return path
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return any((folder / marker).exists() for marker in FORMATS.markers)
