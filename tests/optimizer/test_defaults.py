@@ -87,7 +87,8 @@ def test_measured_lengths_resume_bit_for_bit(parametrization):
     twin, twin_weights = copy.deepcopy((model, weights))
     resumed = make(twin, twin_weights)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    lengths = [s["code_step.length"] for s in optimizer.state.values() if "code_step.length" in s]
+    key = "pv.code_step.length"
+    lengths = [state[key] for state in optimizer.state.values() if key in state]
     assert max(float(length) for length in lengths) > 2
     train(model, optimizer, data, 15)
     train(twin, resumed, data, 15)
