@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> Report:
             for method in methods:
                 run = finished.get((task, method, seed))
                 if run is None:
-                    steps = 20 if chosen.quick else TASKS[task].steps
+                    steps = 12 if chosen.quick else TASKS[task].steps
                     try:
                         run = measure(task, method, seed, steps=steps, split=chosen.split)
                     except ImportError as problem:
