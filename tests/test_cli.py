@@ -468,10 +468,6 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
         ),
         (["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "gready"], "'gready' is un"),
         (
-            ["tune", "--model", "tiny-llama", "--out", "X", "--rounding", "stochastic:linear"],
-            "needs scalar codes",
-        ),
-        (
             ["tune", "--model", "tiny-llama", "--format", "grid:4", "--out", "X", "--beam", "3"],
             "beam does not fit UniformGrid",
         ),
