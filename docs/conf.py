@@ -47,5 +47,5 @@ nitpick_ignore_regex = [
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
     ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),
-    ("py:class", r"pvopt\.calibration\.blocks\.BlockCall"),
+    ("py:class", r"pvopt\.calibration\.capture\.BlockCall"),
 ]

@@ -7,6 +7,9 @@ from .core.layout import (
 from .core.streams import (
     CodeStream as CodeStream,
 )
+from .core.views import (
+    MatrixView as MatrixView,
+)
 from .engine.column_search import (
     row_metric_search as row_metric_search,
 )
@@ -181,6 +184,12 @@ from .rules.value_optimizers import (
 from .rules.value_optimizers import (
     ValueOptimizer as ValueOptimizer,
 )
+from .selection.coverage import (
+    Coverage as Coverage,
+)
+from .selection.coverage import (
+    DenseWeight as DenseWeight,
+)
 from .spaces import (
     Chain as Chain,
 )
@@ -201,6 +210,9 @@ from .spaces import (
 )
 from .spaces import (
     Space as Space,
+)
+from .spaces import (
+    ZeroRow as ZeroRow,
 )
 from .weights import (
     QuantizedWeights as QuantizedWeights,

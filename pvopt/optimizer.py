@@ -236,7 +236,7 @@ class PVOptimizer(Optimizer):
         for run in runs:
             if run.moves_codes:
                 changed[run.names] = self._v_step(run)
-                groups |= dict.fromkeys(run.names, run.rep.layout.num_groups)
+                groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
             run.write_()
             run.finish()
         self.report = StepReport(changed, groups)

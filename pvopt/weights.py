@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import fnmatch
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeVar
+from dataclasses import replace
 
 import torch
 from torch import nn
 
 from pvopt.engine.writing import write_decoded_
-from pvopt.metrics.contract import Metric
+from pvopt.metrics.matrices import WeightMetric
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.scheme import Scheme, as_scheme
+from pvopt.parametrizations.scheme import Scheme, as_scheme, joined
+from pvopt.selection.coverage import Coverage
+from pvopt.selection.layers import LayerWeight
+from pvopt.selection.patterns import Selection, match_patterns, select
 
-__all__ = ["QuantizedWeights", "quantize_"]
+__all__ = ["QuantizedWeights", "match_patterns", "quantize_", "select_schemes", "select_weights"]
 
 logger = logging.getLogger(__name__)
 
 Spec = Parametrization | Scheme | Mapping[str, Parametrization | Scheme]
-Setting = TypeVar("Setting")
+# Weights of unknown kinds that are left dense are worth a warning from this share of all matrices.
+_NOTABLE = 0.1
 
 
 class QuantizedWeights(Mapping[str, Representation]):
@@ -33,10 +36,12 @@ class QuantizedWeights(Mapping[str, Representation]):
 
     Args:
         model: the module that holds the dense weights.
-        representations: one representation for each quantized parameter's name.
+        representations: one representation for each quantized parameter, by any of its names.
+        reasons: why other parameters are dense, by name, for :meth:`coverage`.
 
     Raises:
-        ValueError: if a name is no parameter of the model or the shapes differ.
+        ValueError: if a name is no parameter of the model, two names are those of one parameter, or
+            shapes differ.
 
     Example:
         >>> from pvopt import UniformGrid
@@ -46,13 +51,24 @@ class QuantizedWeights(Mapping[str, Representation]):
         (['0.weight'], 1, 3)
     """
 
-    def __init__(self, model: nn.Module, representations: Mapping[str, Representation]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        representations: Mapping[str, Representation],
+        *,
+        reasons: Mapping[str, str] | None = None,
+    ) -> None:
         self.model = model
         self._representations = dict(representations)
-        named = dict(model.named_parameters())
+        self._reasons = dict(reasons or {})
+        named = dict(model.named_parameters(remove_duplicate=False))
+        owners: dict[int, str] = {}
         for name, rep in self._representations.items():
             if name not in named:
                 raise ValueError(f"representations names {name!r}, which is no parameter of model")
+            other = owners.setdefault(id(named[name]), name)
+            if other != name:
+                raise ValueError(f"representations names one parameter twice, {other!r}, {name!r}")
             if tuple(named[name].shape) != rep.shape:
                 raise ValueError(
                     f"representation of {name!r} must have shape {list(named[name].shape)}, "
@@ -69,8 +85,19 @@ class QuantizedWeights(Mapping[str, Representation]):
         return len(self._representations)
 
     def parameter(self, name: str) -> nn.Parameter:
-        """Return the model's present parameter of that name."""
-        return self.model.get_parameter(name)
+        """Return the model's present parameter of that name.
+
+        Raises:
+            ValueError: if it is there no more.
+        """
+        try:
+            return self.model.get_parameter(name)
+        except AttributeError as error:
+            raise ValueError(
+                f"the model has no parameter {name!r} any more, which is quantized: something has "
+                "replaced it, as pruning, weight norm, adapters and removed layers do. Do that "
+                "before quantize_, or undo it"
+            ) from error
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the quantized weights' parameters, in order."""
@@ -87,8 +114,15 @@ class QuantizedWeights(Mapping[str, Representation]):
         for name, rep in self.items():
             write_decoded_(rep, [self.parameter(name)])
 
+    def coverage(self) -> Coverage:
+        """Return what of the model is quantized and what is not, and the size of the whole."""
+        return Coverage.of(self.model, self, self._reasons)
+
     def bits_per_weight(self) -> float:
-        """Return the storage of all quantized weights per weight, values at their present dtype."""
+        """Return the storage of all quantized weights per weight, values at their present dtype.
+
+        See :meth:`coverage` for that of the whole model.
+        """
         sizes = [self.parameter(name).numel() for name in self]
         bits = [rep.bits_per_weight() for rep in self.values()]
         return sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))
@@ -99,7 +133,7 @@ def quantize_(
     spec: Spec,
     *,
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
-    metrics: Mapping[str, Metric] | None = None,
+    metrics: Mapping[str, WeightMetric] | None = None,
     options: FitOptions | None = None,
     seed: int = 0,
     progress: Callable[[list[str]], Iterable[str]] | None = None,
@@ -108,21 +142,28 @@ def quantize_(
 
     Args:
         model: any module.
-        spec: one parametrization or scheme for the weights of all ``nn.Linear`` layers, or a
-            mapping from ``fnmatch`` patterns to them (first match wins). A pattern is matched with
-            the module names of linear layers (``"*.mlp.*"``), or, if it spells out the parameter
-            (``"embed_tokens.weight"``), with the names of all parameters of two or more dimensions.
+        spec: one parametrization or scheme for all layers, or a mapping from ``fnmatch`` patterns
+            to them (first match wins). Layers are linear ones, convolutions, recurrent ones,
+            ``nn.MultiheadAttention``, ``Conv1D`` of transformers, and experts that lie in one
+            tensor. A pattern is matched with their names (``"*.mlp.*"``) and those of their
+            weights (``"rnn.weight_*"``). Embeddings are meant by patterns that name the layer
+            (``"*.embed_tokens"``), and any other parameter of two or more dimensions by those that
+            spell it out (``"mixer.A_log"``). Rows of the matrix that is quantized are the layer's
+            outputs and columns its inputs, however they are stored; every expert is a matrix of its
+            own; the padding row of an embedding stays zero.
         exclude: patterns of modules or parameters to leave alone.
-        metrics: by parameter name, in which distance the weight is to be close.
+        metrics: by parameter name, in which distance the weight is to be close; one for each
+            expert, or one for all.
         options: how hard a fit tries.
         seed: of the generators that fits draw from, one per weight.
         progress: wraps the list of names, for instance ``tqdm.tqdm``.
 
     Returns:
-        The representations by parameter name. The model keeps its parameters, with new data.
+        The representations by parameter name; :meth:`QuantizedWeights.coverage` says what was
+        left dense. The model keeps its parameters, with new data.
 
     Raises:
-        ValueError: if a pattern matches nothing or groups do not fit a layer; nothing is changed
+        ValueError: if a pattern means no weight or groups do not fit a layer; nothing is changed
             then.
 
     Example:
@@ -132,7 +173,8 @@ def quantize_(
         >>> torch.equal(model.weight, weights["weight"].decode())
         True
     """
-    chosen = select_weights(model, spec, tuple(exclude))
+    selection = select_schemes(model, spec, exclude)
+    chosen = selection.chosen
     named = dict(model.named_parameters())
     metrics = metrics or {}
     unknown = sorted(set(metrics) - set(chosen))
@@ -150,77 +192,60 @@ def quantize_(
         except ValueError as error:
             raise ValueError(f"cannot quantize {name!r}: {error}") from error
         logger.debug("quantized %s with %s", name, chosen[name])
-    weights = QuantizedWeights(model, representations)
+    weights = QuantizedWeights(model, representations, reasons=selection.left)
     weights.write_()
+    _report(weights, selection)
     return weights
 
 
-def select_weights(model: nn.Module, spec: Spec, exclude: tuple[str, ...]) -> dict[str, Scheme]:
-    """Return the scheme of each parameter that is to be quantized, by name.
+def _report(weights: QuantizedWeights, selection: Selection[Scheme]) -> None:
+    """Log what is quantized, and warn where much of an unknown kind is not."""
+    coverage = weights.coverage()
+    logger.info("%s", coverage)
+    unknown = [w for w in coverage.dense if not selection.weights[w.name].places]
+    count = sum(weight.count for weight in unknown)
+    total = sum(coverage.quantized.values()) + sum(weight.count for weight in coverage.dense)
+    if count > _NOTABLE * total:
+        logger.warning(
+            "%.0f %% of the weights stay dense because their layers are of no known kind: %s; name "
+            "them in a pattern to quantize them",
+            100 * count / total,
+            ", ".join(weight.name for weight in unknown[:8]) + (" ..." if unknown[8:] else ""),
+        )
+
+
+def select_weights(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> dict[str, Scheme]:
+    """Return the scheme of each parameter that is to be quantized, by name."""
+    return select_schemes(model, spec, exclude).chosen
+
+
+def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Selection[Scheme]:
+    """Find the scheme of each parameter that is to be quantized.
 
     Raises:
-        ValueError: if a pattern matches nothing or groups do not fit a layer.
+        ValueError: if a pattern means no weight or groups do not fit a layer.
     """
-    found = match_patterns(model, spec, exclude, (Parametrization, Scheme), "spec")
-    chosen = {name: as_scheme(settings) for name, settings in found.items()}
+    found = select(model, spec, exclude, (Parametrization, Scheme), "spec")
+    chosen = {n: _scheme_of(found.weights[n], settings) for n, settings in found.chosen.items()}
+    wrong = {}
     for name, scheme in chosen.items():
         try:
-            scheme.check(tuple(model.get_parameter(name).shape))
+            scheme.check(found.weights[name].shape)
         except ValueError as error:
-            raise ValueError(f"cannot quantize {name!r} with {scheme}: {error}") from error
-    return chosen
+            wrong[name] = f"cannot quantize {name!r} with {scheme}: {error}"
+    if wrong:
+        first, *others = wrong
+        more = f" (nor {', '.join(map(repr, others[:8]))})" if others else ""
+        ways = "exclude it, give it settings of its own or fill it up with Padding"
+        raise ValueError(f"{wrong[first]}{more}; {ways}")
+    return Selection(chosen, found.weights, found.left)
 
 
-def match_patterns(
-    model: nn.Module,
-    settings: Setting | Mapping[str, Setting],
-    exclude: tuple[str, ...],
-    kinds: tuple[type[Setting], ...],
-    argument: str,
-) -> dict[str, Setting]:
-    """Return a setting for each parameter that a pattern matches, by name; first match wins.
-
-    Args:
-        model: any module.
-        settings: one for all linear layers, or by pattern, as :func:`quantize_` takes them.
-        exclude: patterns of modules or parameters to leave out.
-        kinds: classes, of one of which every setting must be an instance.
-        argument: name of ``settings`` in messages.
-    """
-
-    def excluded(name: str) -> bool:
-        module = name.rpartition(".")[0]
-        return any(fnmatch.fnmatchcase(n, pattern) for n in (name, module) for pattern in exclude)
-
-    def matches(name: str, pattern: str) -> bool:
-        module, _, leaf = name.rpartition(".")
-        if pattern.endswith(leaf) and fnmatch.fnmatchcase(name, pattern):
-            return named[name].ndim > 1
-        return name in linear and fnmatch.fnmatchcase(module, pattern)
-
-    # named_parameters lists a tied parameter once, under its first name
-    named = {n: p for n, p in model.named_parameters() if p.is_floating_point()}
-    linear = {
-        f"{prefix}.weight".lstrip(".")
-        for prefix, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    }
-    patterns = dict(settings) if isinstance(settings, Mapping) else {"*": settings}
-    for pattern, setting in patterns.items():
-        if not isinstance(setting, kinds):
-            names = " or ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"{argument}[{pattern!r}] must be a {names}, got {setting!r}")
-    chosen: dict[str, Setting] = {}
-    used: set[str] = set()
-    for name in named:
-        pattern = next((p for p in patterns if matches(name, p)), None)
-        if pattern is not None and not excluded(name):
-            chosen[name] = patterns[pattern]
-            used.add(pattern)
-    unused = [pattern for pattern in patterns if pattern not in used]
-    if unused:
-        raise ValueError(
-            f"{argument} patterns {unused} match no weight; linear layers are "
-            f"{sorted(linear)[:8]}{' ...' if len(linear) > 8 else ''}"
-        )
-    return chosen
+def _scheme_of(weight: LayerWeight, settings: Parametrization | Scheme) -> Scheme:
+    """Return settings that look at a weight the way it lies, unless they say which way."""
+    scheme = as_scheme(settings)
+    if scheme.view.plain:
+        scheme = replace(scheme, view=weight.view)
+    if weight.space is None:
+        return scheme
+    return replace(scheme, space=joined([weight.space, *scheme.space.parts]))

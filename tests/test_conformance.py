@@ -46,6 +46,7 @@ from pvopt import (
     Uniform,
     UniformGrid,
     VectorCodebook,
+    ZeroRow,
 )
 from pvopt.rules.rounding import ROUNDINGS
 from pvopt.rules.subspace import SUBSPACES
@@ -79,7 +80,7 @@ SPACES_USED: list[Space] = [
     Rotation(seed=1),
     Permutation(),
     Scaling(inputs=True, outputs=True),
-    Padding(rows=8, columns=16),
+    Chain((ZeroRow(row=2), Padding(rows=8, columns=16))),
     Chain((Padding(columns=16, free=False), Rotation(block=2), Scaling(inputs=True))),
 ]
 RULES: list[Rounding] = [Nearest(), Forced(), Stochastic(), Stochastic("linear")]
@@ -197,4 +198,5 @@ def test_the_tables_have_every_class_that_is_registered() -> None:
         (RULES, ROUNDINGS),
         (SELECTIONS, SUBSPACES),
     ):
-        assert {type(settings).__name__ for settings in table} == set(registry)
+        every = [part for settings in table for part in (settings, *getattr(settings, "parts", ()))]
+        assert {type(settings).__name__ for settings in every} == set(registry)

@@ -53,15 +53,16 @@ def make(seed: int = 0, tied: bool = False) -> Model:
 
 
 LINEAR = [f"layers.{i}.{name}_proj.weight" for i in (0, 1) for name in ("up", "down")]
+LAYERS = [*LINEAR, "conv.weight"]
 
 
-def test_one_parametrization_is_for_all_linear_layers_but_the_head():
+def test_one_parametrization_is_for_all_layers_but_the_head():
     model = make()
     parameters = dict(model.named_parameters())
     before = {name: p.detach().clone() for name, p in parameters.items()}
     weights = quantize_(model, GRID)
-    assert list(weights) == LINEAR
-    assert len(weights) == 4
+    assert list(weights) == LAYERS
+    assert len(weights) == 5
     for name, p in model.named_parameters():
         assert p is parameters[name]
         if name in weights:
@@ -81,7 +82,9 @@ def test_one_parametrization_is_for_all_linear_layers_but_the_head():
         ({"layers.1.down_proj.weight": GRID}, [LINEAR[3]]),
         ({"embed_tokens.weight": GRID}, ["embed_tokens.weight"]),
         ({"conv.weight": UniformGrid(bits=2)}, ["conv.weight"]),
-        ({"*": GRID}, LINEAR),
+        ({"conv": GRID}, ["conv.weight"]),
+        ({"embed*": GRID}, ["embed_tokens.weight"]),
+        ({"*": GRID}, LAYERS),
         # a name that spells out the parameter reaches every parameter of two or more dimensions
         ({"*weight": UniformGrid(bits=2)}, ["embed_tokens.weight", *LINEAR, "conv.weight"]),
     ],
@@ -105,11 +108,11 @@ def test_the_first_match_wins():
 @pytest.mark.parametrize(
     ("exclude", "expected"),
     [
-        (("lm_head", "layers.0.*"), LINEAR[2:]),
-        (("*.down_proj", "lm_head"), LINEAR[::2]),
-        (("layers.1.up_proj.weight", "lm_head"), [LINEAR[0], LINEAR[1], LINEAR[3]]),
-        ((), [*LINEAR, "lm_head.weight"]),
-        (iter(["lm_head", "layers.0.*"]), LINEAR[2:]),
+        (("lm_head", "layers.0.*"), LAYERS[2:]),
+        (("*.down_proj", "lm_head"), [*LINEAR[::2], "conv.weight"]),
+        (("layers.1.up_proj.weight", "lm_head"), [LINEAR[0], LINEAR[1], *LAYERS[3:]]),
+        ((), [*LAYERS, "lm_head.weight"]),
+        (iter(["lm_head", "layers.0.*"]), LAYERS[2:]),
     ],
 )
 def test_exclude(exclude, expected):
@@ -134,7 +137,7 @@ def test_patterns_without_a_match_are_refused_and_change_nothing():
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(ValueError, match=r"\['\*.mlp', 'norm.weight'\] match no weight.*up_proj"):
         quantize_(model, {"*.up_proj": GRID, "*.mlp": GRID, "norm.weight": GRID})
-    for spec in ({"conv": GRID}, {"lm_head": GRID}, {"*.norm.weight": GRID}, {"*.bias": GRID}):
+    for spec in ({"lm_head": GRID}, {"*.norm.weight": GRID}, {"*.bias": GRID}):
         with pytest.raises(ValueError, match="match no weight"):
             quantize_(model, spec)
     check_unchanged(model, before)
@@ -183,7 +186,7 @@ def test_tied_weights_are_quantized_once_and_stay_tied():
     assert torch.equal(model.lm_head.weight, weights["embed_tokens.weight"].decode())
     # the head's name is an alias: by default nothing is quantized through it
     model = make(tied=True)
-    assert list(quantize_(model, GRID)) == LINEAR
+    assert list(quantize_(model, GRID)) == LAYERS
 
 
 def test_metrics_reach_the_fit():
@@ -241,7 +244,7 @@ def test_progress_sees_every_name():
         return names
 
     quantize_(make(), GRID, progress=watch)
-    assert seen == LINEAR
+    assert seen == LAYERS
 
 
 def test_low_precision_models_keep_their_dtype():
@@ -256,7 +259,7 @@ def test_low_precision_models_keep_their_dtype():
 def test_frozen_parameters_are_quantized_too_and_stay_frozen():
     model = make().requires_grad_(False)
     weights = quantize_(model, GRID)
-    assert len(weights) == 4
+    assert len(weights) == 5
     assert not any(p.requires_grad for p in model.parameters())
     assert weights.other_parameters() == []
 
@@ -264,7 +267,7 @@ def test_frozen_parameters_are_quantized_too_and_stay_frozen():
 def test_parameters_fall_into_quantized_and_others():
     model = make()
     model.conv.requires_grad_(False)
-    weights = quantize_(model, GRID)
+    weights = quantize_(model, GRID, exclude=("conv", "lm_head"))
     quantized, others = weights.parameters(), weights.other_parameters()
     names = {id(p): name for name, p in model.named_parameters()}
     assert [names[id(p)] for p in quantized] == LINEAR

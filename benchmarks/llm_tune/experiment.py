@@ -16,6 +16,7 @@ from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt import formats
 from pvopt.llm import (
     LanguageModel,
+    OutputHead,
     TokenBatches,
     distillation_loss,
     hidden_states,
@@ -130,7 +131,7 @@ def keep_teacher(settings: Settings, folder: Path) -> LanguageModel:
     kept = {
         "ids": ids,
         "hidden": hidden,
-        "head": output_head(teacher.model).detach().clone(),
+        "head": vars(output_head(teacher.model).clone()),  # plain, for torch.load
         "test": test[: settings.context * settings.windows],
     }
     torch.save(kept, folder / _TEACHER)
@@ -199,7 +200,7 @@ def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> 
             part = slice(first, first + settings.micro_batch)
             ids, hidden = kept["ids"][step, part], kept["hidden"][step, part]
             share = len(ids) / settings.batch
-            term = distillation_loss(model, hidden, kept["head"], ids) * share
+            term = distillation_loss(model, hidden, OutputHead(**kept["head"]), ids) * share
             term.backward()
             loss += float(term.detach())
         middle = time.perf_counter()

@@ -1,16 +1,12 @@
-"""The decoder blocks of a causal language model, and what they are called with."""
+"""The decoder blocks of a causal language model."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["BlockCall", "BlockInputs", "capture_inputs", "find_blocks"]
+__all__ = ["check_own_weights", "find_blocks"]
 
 
 def find_blocks(model: nn.Module, names: Iterable[str]) -> tuple[str, list[nn.Module]]:
@@ -42,107 +38,38 @@ def find_blocks(model: nn.Module, names: Iterable[str]) -> tuple[str, list[nn.Mo
         outside = [w for w in names if w not in most]
         raise ValueError(
             "calibration walks the blocks of one nn.ModuleList, which must hold every weight to "
-            f"quantize; outside of it are {outside[:5]}{' ...' if len(outside) > 5 else ''}"
+            f"quantize; exclude those outside: {outside[:5]}{' ...' if len(outside) > 5 else ''}"
         )
     outermost = min(whole, key=len)
     return outermost, list(lists[outermost])
 
 
-@dataclass(frozen=True, eq=False)
-class BlockCall:
-    """What a block is called with besides the hidden states: masks, positions.
+def check_own_weights(model: nn.Module, name: str, blocks: list[nn.Module]) -> None:
+    """Refuse blocks that share modules or weights: each is calibrated once, on its own inputs.
 
     Args:
-        args: further positional arguments.
-        kwargs: keyword arguments.
-    """
+        model: which holds the blocks.
+        name: of the list.
+        blocks: its modules.
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def __call__(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Run a block on hidden states ``[batch, length, width]`` and return the next ones."""
-        output = block(hidden, *self.args, **self.kwargs)
-        return output[0] if isinstance(output, tuple) else output
-
-
-@dataclass(frozen=True, eq=False)
-class BlockInputs:
-    """The inputs of the first block, and how every block is called.
-
-    Args:
-        hidden: ``[batches, batch, length, width]``, overwritten by the inputs of later blocks.
-        calls: one for each block; all batches have the same shape and no padding, so that one
-            call serves them all.
-    """
-
-    hidden: Tensor
-    calls: list[BlockCall]
-
-
-class _Enough(Exception):
-    """Raised inside the model to leave it: the block of interest is reached."""
-
-
-@torch.no_grad()
-def capture_inputs(model: nn.Module, blocks: list[nn.Module], batches: Tensor) -> BlockInputs:
-    """Run a model up to its blocks and keep what they are given.
-
-    Args:
-        model: called as ``model(input_ids, use_cache=False)``.
-        blocks: as :func:`find_blocks` returns them.
-        batches: ``[batches, batch, length]`` token ids.
-
-    Returns:
-        The hidden states in the model's dtype, on its device.
+    Raises:
+        ValueError: if a weight belongs to several blocks.
 
     Example:
-        >>> from pvopt.llm import load_model
-        >>> model = load_model("tiny-llama").model
-        >>> inputs = capture_inputs(model, list(model.model.layers), torch.zeros(3, 1, 8).long())
-        >>> inputs.hidden.shape, len(inputs.calls)
-        (torch.Size([3, 1, 8, 64]), 2)
+        >>> layer = nn.Linear(2, 2)
+        >>> model = nn.Module()
+        >>> model.blocks = nn.ModuleList([layer, layer])
+        >>> check_own_weights(model, "blocks", list(model.blocks))
+        Traceback (most recent call last):
+        ...
+        ValueError: blocks 0 and 1 of 'blocks' share the weight 'weight', which cannot be calibrated
     """
-    seen: list[tuple[Tensor, BlockCall]] = []
-
-    def take(
-        block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, last: bool
-    ) -> None:
-        kwargs = dict(kwargs)
-        if not args:  # by the name that the block has for it
-            args = (kwargs.pop(next(iter(inspect.signature(block.forward).parameters))),)
-        seen.append((args[0], BlockCall(args[1:], kwargs)))
-        if last:
-            raise _Enough
-
-    def run(batch: Tensor, until: int) -> list[tuple[Tensor, BlockCall]]:
-        seen.clear()
-        hooks = [
-            block.register_forward_pre_hook(
-                lambda *given, last=number == until: take(*given, last=last), with_kwargs=True
-            )
-            for number, block in enumerate(blocks[: until + 1])
-        ]
-        try:
-            model(batch.to(device), use_cache=False)
-        except _Enough:
-            pass
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return list(seen)
-
-    device = next(model.parameters()).device
-    # Blocks may be called differently (local and global attention): each one's call is kept.
-    first = run(batches[0], len(blocks) - 1)
-    if len(first) != len(blocks):
-        raise ValueError(
-            f"the model must run its {len(blocks)} blocks once each and in order, "
-            f"it ran {len(first)}"
-        )
-    hidden = first[0][0]
-    states = hidden.new_empty(len(batches), *hidden.shape)
-    states[0] = hidden
-    for number, batch in enumerate(batches[1:], start=1):
-        states[number] = run(batch, 0)[0][0]
-    return BlockInputs(states, [call for _, call in first])
+    owners: dict[int, int] = {}
+    for number, block in enumerate(blocks):
+        for weight, parameter in block.named_parameters():
+            owner = owners.setdefault(id(parameter), number)
+            if owner != number:
+                raise ValueError(
+                    f"blocks {owner} and {number} of {name!r} share the weight {weight!r}, which "
+                    "cannot be calibrated"
+                )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from pvopt.parametrizations.representation import Representation
 from pvopt.weights import QuantizedWeights
 
-from .blocks import BlockCall
+from .capture import BlockCall
 
 __all__ = ["FineTuning"]
 
@@ -57,40 +59,36 @@ class FineTuning:
     def tune_(
         self,
         block: nn.Module,
-        call: BlockCall,
+        calls: Sequence[BlockCall],
         hidden: Tensor,
         outputs: Tensor,
         weights: QuantizedWeights,
         *,
+        masks: Tensor | None = None,
         seed: int = 0,
     ) -> tuple[float, float]:
         """Tune the values of a block's representations and write the decoded weights.
 
         Args:
             block: the quantized block.
-            call: what it is called with.
+            calls: what it is called with, by batch.
             hidden: ``[batches, batch, length, width]`` its inputs.
             outputs: the same shape, what it should return.
             weights: representations of its weights, changed in place.
+            masks: ``[batches, batch, length]``, 0 for padding, whose outputs are free; or None.
             seed: of the order of the batches.
 
         Returns:
             The mean squared error over all batches, before and after.
         """
+        data = _Data(block, calls, hidden, outputs, masks)
         values = [v for rep in weights.values() for v in rep.values.values()]
         kept = [v.clone() for v in values]
-        before = _mean_error(block, call, hidden, outputs)
+        before = data.mean_error()
         generator = torch.Generator().manual_seed(seed)
-        frozen = [p for p in block.parameters() if p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        try:
-            self._run(block, call, hidden, outputs, weights, generator)
-        finally:
-            for parameter in frozen:
-                parameter.requires_grad_(True)
-                parameter.grad = None
-        after = _mean_error(block, call, hidden, outputs)
+        with _frozen(block):
+            self._run(data, weights, generator)
+        after = data.mean_error()
         if not after <= before:
             for value, old in zip(values, kept, strict=True):
                 value.copy_(old)
@@ -99,15 +97,7 @@ class FineTuning:
         return before, after
 
     @torch.enable_grad()
-    def _run(
-        self,
-        block: nn.Module,
-        call: BlockCall,
-        hidden: Tensor,
-        outputs: Tensor,
-        weights: QuantizedWeights,
-        generator: torch.Generator,
-    ) -> None:
+    def _run(self, data: _Data, weights: QuantizedWeights, generator: torch.Generator) -> None:
         reps = dict(weights.items())
         groups = [
             {"params": [value], "lr": self.lr * _size(value)}
@@ -115,14 +105,13 @@ class FineTuning:
             for value in rep.values.values()
         ]
         adam = torch.optim.Adam(groups, betas=self.betas)
-        steps = self.epochs * len(hidden)
+        steps = self.epochs * len(data.hidden)
         fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: 1 - step / steps)
         for parameter in weights.parameters():
             parameter.requires_grad_(True)
         for _ in range(self.epochs):
-            for number in torch.randperm(len(hidden), generator=generator).tolist():
-                error = call(block, hidden[number]) - outputs[number]
-                error.float().square().mean().backward()
+            for number in torch.randperm(len(data.hidden), generator=generator).tolist():
+                data.error(number).backward()
                 for name, rep in reps.items():
                     _set_gradients(rep, weights.parameter(name))
                 adam.step()
@@ -147,9 +136,43 @@ def _set_gradients(rep: Representation, parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
-@torch.no_grad()
-def _mean_error(block: nn.Module, call: BlockCall, hidden: Tensor, outputs: Tensor) -> float:
-    total = 0.0
-    for batch, wanted in zip(hidden, outputs, strict=True):
-        total += float((call(block, batch) - wanted).float().square().mean())
-    return total / len(hidden)
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """A block, what it is called with, and what it should return."""
+
+    block: nn.Module
+    calls: Sequence[BlockCall]
+    hidden: Tensor
+    outputs: Tensor
+    masks: Tensor | None
+
+    def error(self, number: int) -> Tensor:
+        """Return the mean squared error of a batch, over the tokens that are no padding."""
+        found = self.calls[number](self.block, self.hidden[number])
+        error = (found - self.outputs[number]).float().square()
+        if self.masks is None:
+            return error.mean()
+        mask = self.masks[number].to(error)[..., None].expand_as(error)
+        return (error * mask).sum() / mask.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def mean_error(self) -> float:
+        """Return the mean of the batches' errors."""
+        return sum(float(self.error(number)) for number in range(len(self.hidden))) / len(
+            self.hidden
+        )
+
+
+@contextmanager
+def _frozen(block: nn.Module) -> Iterator[None]:
+    """Let no parameter of a block require a gradient; put flags and gradients back at the end."""
+    before = [(p, p.requires_grad, p.grad) for p in block.parameters()]
+    for parameter, _, _ in before:
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, required, gradient in before:
+            parameter.requires_grad_(required)
+            parameter.grad = gradient

@@ -35,6 +35,7 @@ class Hessians(Mapping[str, Tensor]):
     """
 
     def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+        self._mask: Tensor | None = None
         self._leaders = {name: name for name in layers}
         self._sums = {
             name: torch.zeros(
@@ -57,6 +58,15 @@ class Hessians(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._leaders)
 
+    def begin_batch(self, mask: Tensor | None) -> None:
+        """Say which tokens of the next batch are padding: no rows of theirs are counted.
+
+        Args:
+            mask: ``[batch, length]``, 0 for padding; None for none. It applies to layers that are
+                given all tokens in order, ``[batch, length, in]`` or ``[batch * length, in]``.
+        """
+        self._mask = None if mask is None else mask.flatten().bool()
+
     def add(self, name: str, inputs: Tensor) -> None:
         """Take the inputs ``[..., in]`` of one call of a layer."""
         if self._first is not None:
@@ -66,6 +76,8 @@ class Hessians(Mapping[str, Tensor]):
 
     def _accumulate(self, name: str, inputs: Tensor) -> None:
         rows = inputs.detach().flatten(0, -2)
+        if self._mask is not None and len(rows) == len(self._mask):
+            rows = rows[self._mask.to(rows.device)]
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         self._sums[name] += rows.T @ rows
 

@@ -19,7 +19,8 @@ from pvopt.parametrizations.scheme import Scheme
 from pvopt.starts.contract import STARTS, Start
 from pvopt.weights import QuantizedWeights, match_patterns, select_weights
 
-from .blocks import BlockCall, capture_inputs, find_blocks
+from .blocks import check_own_weights, find_blocks
+from .capture import BlockCall, capture_inputs
 from .fine_tuning import FineTuning
 from .finished_blocks import FinishedBlocks
 from .hessians import gather_hessians
@@ -35,10 +36,13 @@ class Calibration:
         weights: the representations, bound to the model.
         layer_errors: by parameter name, ``||X (W - W_q)'|| / ||X W'||`` on the inputs ``X`` that
             the quantized blocks before hand on, as the layer was started (before fine-tuning).
+        without_tokens: parameter names of layers that no token of the text reached, such as experts
+            that were never chosen: they have no error, and got the fit of their format.
     """
 
     weights: QuantizedWeights
     layer_errors: dict[str, float]
+    without_tokens: tuple[str, ...] = ()
 
 
 def calibrate_(
@@ -47,6 +51,7 @@ def calibrate_(
     spec: Parametrization | Scheme | Mapping[str, Parametrization | Scheme],
     start: Start | Mapping[str, Start],
     *,
+    masks: Tensor | None = None,
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
     batch_size: int = 1,
     fine_tuning: FineTuning | None = None,
@@ -73,10 +78,12 @@ def calibrate_(
     Args:
         model: a causal language model of transformers, with its blocks in one ``nn.ModuleList``.
             Its blocks are changed one after the other: an interrupted call leaves some quantized.
-        tokens: ``[sequences, length]`` token ids, without padding.
+        tokens: ``[sequences, length]`` token ids.
         spec: parametrizations or schemes, as :func:`pvopt.quantize_` takes them; linear layers of
             the blocks only.
         start: one for all weights, or by pattern like ``spec``.
+        masks: ``[sequences, length]``, 0 where a token is padding, which counts in no ``X'X`` and
+            no loss (but for experts, which are given tokens in an order of their own); or None.
         exclude: patterns of modules or parameters to leave alone.
         batch_size: sequences per forward pass; it must divide their number.
         fine_tuning: how to tune the continuous values of each block, or None.
@@ -91,8 +98,9 @@ def calibrate_(
 
     Raises:
         ValueError: if a pattern matches nothing, groups do not fit a layer, a weight has no method
-            or is not a linear layer's in a block, or the tokens do not fit; nothing is changed
-            then.
+            or is not a linear layer's in a block, the tokens do not fit, or the model does not run
+            its blocks once each and in order, each on what the one before returned; nothing is
+            changed then.
         CheckpointError: if the work folder is of another calibration, or damaged.
 
     Example:
@@ -119,7 +127,9 @@ def calibrate_(
     other = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear)]
     if other:
         raise ValueError(f"only linear layers can be calibrated, not {other[:5]}")
+    check_own_weights(model, list_name, blocks)
     batches = _batches(tokens, batch_size)
+    real = None if masks is None else _masks(masks, tokens).unflatten(0, (-1, batch_size))
     finished = None
     if work is not None:
         settings = {
@@ -129,20 +139,21 @@ def calibrate_(
             "start": {name: STARTS.to_json(starts[name]) for name in chosen},
             "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
             "seed": seed,
-        }
+        } | ({} if real is None else {"masks": _digest([real])})
         finished = FinishedBlocks(work, settings)
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
     representations: dict[str, Representation] = {}
     errors: dict[str, float] = {}
     alone = nullcontext() if finished is None else finished.alone()
     with alone, torch.no_grad(), evaluation_mode(model):
-        inputs = capture_inputs(model, blocks, batches)
+        inputs = capture_inputs(model, blocks, batches, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
             block = _Block(
                 model,
                 blocks[number],
                 inputs.calls[number],
+                real,
                 {w: p for w, p in chosen.items() if w.startswith(f"{name}.")},
                 last=number == len(names) - 1,
             )
@@ -157,7 +168,11 @@ def calibrate_(
     # In the model's order, as quantize_ has them.
     weights = QuantizedWeights(model, {name: representations[name] for name in chosen})
     weights.write_()
-    return Calibration(weights, {name: errors[name] for name in chosen})
+    return Calibration(
+        weights,
+        {name: errors[name] for name in chosen if name in errors},
+        tuple(name for name in chosen if name not in errors),
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +181,8 @@ class _Block:
 
     model: nn.Module
     module: nn.Module
-    call: BlockCall
+    calls: list[BlockCall]
+    masks: Tensor | None
     chosen: dict[str, Scheme]
     last: bool
 
@@ -185,7 +201,8 @@ class _Block:
         errors: dict[str, float] = {}
         with gather_hessians(linear) as hessians:
             for number, batch in enumerate(hidden):
-                output = self.call(self.module, batch)
+                hessians.begin_batch(None if self.masks is None else self.masks[number])
+                output = self.calls[number](self.module, batch)
                 if outputs is not None:
                     outputs[number] = output
                 hessians.end_batch()
@@ -193,18 +210,22 @@ class _Block:
             parameter = self.model.get_parameter(name)
             generator = torch.Generator(parameter.device).manual_seed(seed)
             try:
-                metric = Row(hessians[name])
-                rep = starts[name].start(parameter, scheme, metric=metric, generator=generator)
+                if hessians[name].any():
+                    metric = Row(hessians[name])
+                    rep = starts[name].start(parameter, scheme, metric=metric, generator=generator)
+                    errors[name] = metric.relative_error(parameter, rep.decode())
+                else:
+                    rep = scheme.fit(parameter, generator=generator)
             except (TypeError, ValueError) as error:
                 raise type(error)(f"cannot quantize {name!r}: {error}") from error
-            quantized = rep.decode()
-            errors[name] = metric.relative_error(parameter, quantized)
             representations[name] = rep
-            parameter.copy_(quantized)
+            parameter.copy_(rep.decode())
         del hessians
         if outputs is not None and fine_tuning is not None and representations:
             weights = QuantizedWeights(self.model, representations)
-            fine_tuning.tune_(self.module, self.call, hidden, outputs, weights, seed=seed)
+            fine_tuning.tune_(
+                self.module, self.calls, hidden, outputs, weights, masks=self.masks, seed=seed
+            )
         self._advance(hidden)
         return representations, errors
 
@@ -225,8 +246,8 @@ class _Block:
     def _advance(self, hidden: Tensor) -> None:
         if self.last:  # nobody needs the outputs of the last block
             return
-        for batch in hidden:
-            batch.copy_(self.call(self.module, batch))
+        for call, batch in zip(self.calls, hidden, strict=True):
+            batch.copy_(call.last(self.module, batch))
 
 
 def _batches(tokens: Tensor, batch_size: int) -> Tensor:
@@ -241,6 +262,18 @@ def _batches(tokens: Tensor, batch_size: int) -> Tensor:
             f"batch_size must divide the {len(tokens)} sequences of tokens, got {batch_size}"
         )
     return tokens.long().unflatten(0, (-1, batch_size))
+
+
+def _masks(masks: Tensor, tokens: Tensor) -> Tensor:
+    """Return masks as integers; the first token of each sequence must be real."""
+    if masks.shape != tokens.shape:
+        raise ValueError(
+            f"masks must have the shape of tokens, {list(tokens.shape)}, got {list(masks.shape)}"
+        )
+    masks = (masks != 0).long()
+    if not masks.any(1).all():
+        raise ValueError("masks must leave a token in every sequence")
+    return masks
 
 
 def _digest(tensors: Iterable[Tensor]) -> str:

@@ -23,6 +23,7 @@ class Draws:
         generators: one for each weight.
         shared: source of what all weights share; None for the first weight's generator. Functions
             stand for generators that are made when they are first needed.
+        matrices: of each weight; they draw from the weight's generator one after the other.
 
     Example:
         >>> draws = Draws.of_step(0, ["a", "b"], 3, torch.device("cpu"))
@@ -34,8 +35,10 @@ class Draws:
         self,
         generators: Sequence[torch.Generator | Callable[[], torch.Generator]],
         shared: torch.Generator | Callable[[], torch.Generator] | None = None,
+        matrices: int = 1,
     ) -> None:
         self._given = tuple(generators)
+        self._matrices = matrices
         self._given_shared = self._given[0] if shared is None else shared
 
     @classmethod
@@ -61,8 +64,14 @@ class Draws:
 
     @property
     def count(self) -> int:
-        """Number of weights."""
-        return len(self._given)
+        """Number of matrices of all weights."""
+        return len(self._given) * self._matrices
+
+    def of_matrices(self, count: int) -> Draws:
+        """Return the same draws for weights of ``count`` matrices each."""
+        if count == 1:
+            return self
+        return Draws(self._given, self._given_shared, count)
 
     @cached_property
     def _generators(self) -> list[torch.Generator]:
@@ -76,12 +85,13 @@ class Draws:
         return given if isinstance(given, torch.Generator) else given()
 
     def uniform(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return independent uniform numbers in [0, 1), ``[weights, count]``."""
+        """Return independent uniform numbers in [0, 1), ``[matrices of all weights, count]``."""
         device = self._generators[0].device
-        found = torch.empty(len(self._generators), count, dtype=dtype, device=device)
+        size = self._matrices * count
+        found = torch.empty(len(self._generators), size, dtype=dtype, device=device)
         for row, generator in zip(found, self._generators, strict=True):
             row.uniform_(generator=generator)
-        return found
+        return found.view(self.count, count)
 
     def permutation(self, count: int) -> list[int]:
         """Return an order of ``count`` things, the same for all weights."""
@@ -92,8 +102,8 @@ class Draws:
         """Return draws that repeat what these are going to draw, and leave these alone."""
         own = [generator.clone_state() for generator in self._generators]
         if self._shared is self._generators[0]:
-            return Draws(own)
-        return Draws(own, self._shared.clone_state())
+            return Draws(own, matrices=self._matrices)
+        return Draws(own, self._shared.clone_state(), self._matrices)
 
 
 def _generator(key: str, device: torch.device) -> torch.Generator:

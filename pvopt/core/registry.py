@@ -90,6 +90,9 @@ class Registry(Generic[T]):
     def register(self, short: ShortForm[Any] | None = None) -> Callable[[Class], Class]:
         """Return a decorator that makes a class known by its name, and by a short form.
 
+        Without a short form, people write the name of the class and all settings:
+        ``"Powers[base=2, group_size=64]"``.
+
         A class of the same name and module takes the place of an older one, so that a module can
         be loaded again.
 
@@ -217,24 +220,26 @@ class Registry(Generic[T]):
         """Return the short name of settings; the inverse of :meth:`parse`.
 
         Raises:
-            ValueError: if the class has no short form.
+            ValueError: if the class is not registered.
         """
-        form = self._forms.get(type(settings).__name__)
-        if form is None or type(settings) not in self:
-            raise ValueError(f"{type(settings).__name__} has no short name")
-        text = form.write(settings)
-        plain = self._build(type(settings), form, text)
+        cls = type(settings)
+        if cls not in self:
+            raise ValueError(f"{cls.__name__} is not registered as a {self.kind}")
+        form = self._forms.get(cls.__name__)
+        text = cls.__name__ if form is None else form.write(settings)
+        plain = None if form is None else self._build(cls, form, text)
         more = [
             f"{f.name}={getattr(settings, f.name)!r}"
             for f in fields(settings)  # type: ignore[arg-type]
-            if getattr(settings, f.name) != getattr(plain, f.name)
+            if plain is None or getattr(settings, f.name) != getattr(plain, f.name)
         ]
         return text + (f"[{', '.join(more)}]" if more else "")
 
     def matches(self, text: str) -> bool:
         """Tell whether a text is written as one of the short forms are, whatever its numbers."""
-        text = _brackets(text)[0]
-        return any(re.fullmatch(form.pattern, text) for form in self._forms.values())
+        text = _brackets(text, self._value)[0]
+        fits = any(re.fullmatch(form.pattern, text) for form in self._forms.values())
+        return fits or text in self._classes.keys() - self._forms.keys()
 
     def parse(self, text: str) -> T:
         """Make settings of their short name.
@@ -253,6 +258,8 @@ class Registry(Generic[T]):
                         return replace(found, **settings) if settings else found  # type: ignore[type-var]
                     except (TypeError, ValueError) as error:
                         failed = failed or ValueError(f"{self.kind} {text!r}: {error}")
+            if plain in self._classes.keys() - self._forms.keys():
+                return self.from_json({"class": plain, **settings})
         if failed is not None:
             raise failed
         examples = [word for form in self.forms for word in form.example.split(", ")]

@@ -41,7 +41,8 @@ def row_metric_search(
     Cost of a pass: ``rows * columns**2`` multiplications, and one search of every group.
 
     Args:
-        rep: codes (changed in place; values too, where they belong to a code) and values.
+        rep: codes (changed in place; values too, where they belong to a code) and values, of one
+            matrix.
         target: ``[*shape]``, the weight to come close to.
         metric: between weights, such as :class:`pvopt.Row` of ``X'X``. If it is nearly singular,
             damp it: block targets are then better conditioned.
@@ -55,7 +56,8 @@ def row_metric_search(
         Number of changes of a code.
 
     Raises:
-        ValueError: if the metric does not fit, or ``passes`` is not positive.
+        ValueError: if the metric does not fit, ``passes`` is not positive, or there are several
+            matrices.
 
     Example:
         >>> from pvopt import Row, UniformGrid
@@ -74,6 +76,8 @@ def row_metric_search(
     """
     if passes < 1:
         raise ValueError(f"passes must be at least 1, got {passes}")
+    if not (rep.view.plain and rep.count == 1):
+        raise ValueError(f"rep must be of one matrix, got {rep.scheme}; see rep.matrices.members()")
     if groups is None:
         groups = torch.arange(rep.layout.num_groups, device=rep.device)
     draws, changes = Draws.of(generator, rep.device), 0

@@ -118,10 +118,11 @@ class Run:
         yield
         for place, (job, member) in enumerate(zip(self.jobs, rep.members(), strict=True)):
             own = {name: codes.chunk(rep.count)[place] for name, codes in before.items()}
-            for name in member.parametrization.value_shapes(member.inner_shape):
+            matrices = member.matrices
+            for name in matrices.parametrization.value_shapes(matrices.inner_shape):
                 for kind in rule.moments:
                     kept = job.base.state.moment(kind, name)
-                    member.parametrization.follow_(name, kept, own, member)
+                    matrices.parametrization.follow_(name, kept, own, matrices)
 
     def write_(self) -> None:
         """Write the decoded weights, let the latents decay."""

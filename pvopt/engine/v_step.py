@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pvopt.core.draws import Draws
 from pvopt.metrics.contract import Metric
+from pvopt.metrics.matrices import WeightMetric, matrix_metrics
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
@@ -28,7 +30,7 @@ def v_step(
     rounding: Rounding,
     subspace: Subspace,
     trust_region: TrustRegion | None = None,
-    metric: Metric | None = None,
+    metric: WeightMetric | None = None,
     options: SearchOptions | None = None,
     draws: Draws | torch.Generator | None = None,
 ) -> Tensor:
@@ -44,12 +46,15 @@ def v_step(
     Args:
         rep: codes (changed in place) and values, of one weight or of several of one shape.
         targets: ``[*shape]`` for each weight: the latent weight, or the weight after a plain
-            optimizer step. A tensor by itself stands for that of one weight.
+            optimizer step. A tensor by itself stands for that of one weight. Each matrix of a
+            weight (each expert) takes a V step of its own, with its own share of groups and trust
+            region.
         rounding: which candidate to take.
         subspace: which groups may move.
         trust_region: bound on the change of each whole weight, or None.
         metric: between the weights, or None for the Euclidean. One that couples the columns of each
-            row is searched block column by block column (:func:`pvopt.row_metric_search`).
+            row is searched block column by block column (:func:`pvopt.row_metric_search`). One for
+            each matrix of a weight may differ.
         options: how hard a search tries.
         draws: source of random draws.
 
@@ -73,35 +78,73 @@ def v_step(
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
     targets = [targets] if isinstance(targets, Tensor) else targets
-    draws = Draws.of(draws, rep.device)
-    options = options or SearchOptions()
     dense = not stackable(rep, metric=metric, subspace=subspace)
     if dense and rep.count > 1:
         raise ValueError(
             f"rep must be of one weight for a metric, a space or {subspace}, got {rep.count}"
         )
-    settings = {"rounding": rounding, "options": options, "draws": draws}
-    decreases = None
-    if dense:
-        search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
-        if subspace.needs_decreases:
-            decreases = Decreases(search.bounds(), search.decreases)
+    step = _Step(rounding, subspace, trust_region, options or SearchOptions())
+    weights, draws = rep.count, Draws.of(draws, rep.device)
+    metrics = matrix_metrics(metric, rep.view, rep.shape)
+    targets, rep = rep.view.all_matrices(targets), rep.matrices
+    if dense or not rep.together:
+        of_each = zip(rep.members(), targets, metrics, strict=True)
+        moved = torch.cat([step.run(m, [t], own, draws, dense=dense) for m, t, own in of_each])
     else:
-        search = StackedSearch(rep, targets, **settings)
-    groups = subspace.select(
-        search.magnitudes, draws, ordered=trust_region is not None, decreases=decreases
-    )
-    if search.coupled:  # the others must not be searched for company that stays
-        groups = groups[:, search.magnitudes[0, groups[0]] > 0]
-    if groups.shape[1] == 0:
-        return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
-    moves = search.moves(groups)
-    if not (search.coupled or rounding.takes_first):  # the nearest code to a weight is its own
-        moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
-    if trust_region is not None:
-        moves = _within(trust_region, moves, search, groups)
-    moves.make_(rep)
-    return moves.moved.view(rep.count, -1).sum(1)
+        own_draws = draws.of_matrices(rep.count // weights)
+        moved = step.run(rep, targets, None, own_draws, dense=False)
+    return moved.view(weights, -1).sum(1)
+
+
+@dataclass(frozen=True)
+class _Step:
+    """The rules of a V step.
+
+    Args:
+        rounding: which candidate to take.
+        subspace: which groups may move.
+        trust_region: bound on the change of each matrix, or None.
+        options: how hard a search tries.
+    """
+
+    rounding: Rounding
+    subspace: Subspace
+    trust_region: TrustRegion | None
+    options: SearchOptions
+
+    def run(
+        self,
+        rep: Representation,
+        targets: Sequence[Tensor],
+        metric: Metric | None,
+        draws: Draws,
+        *,
+        dense: bool,
+    ) -> Tensor:
+        """Move codes of matrices; return how many groups of each changed, ``[count]``."""
+        rounding, subspace = self.rounding, self.subspace
+        settings = {"rounding": rounding, "options": self.options, "draws": draws}
+        decreases = None
+        if dense:
+            search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
+            if subspace.needs_decreases:
+                decreases = Decreases(search.bounds(), search.decreases)
+        else:
+            search = StackedSearch(rep, targets, **settings)
+        groups = subspace.select(
+            search.magnitudes, draws, ordered=self.trust_region is not None, decreases=decreases
+        )
+        if search.coupled:  # the others must not be searched for company that stays
+            groups = groups[:, search.magnitudes[0, groups[0]] > 0]
+        if groups.shape[1] == 0:
+            return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
+        moves = search.moves(groups)
+        if not (search.coupled or rounding.takes_first):  # the nearest to a weight is its own
+            moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
+        if self.trust_region is not None:
+            moves = _within(self.trust_region, moves, search, groups)
+        moves.make_(rep)
+        return moves.moved.view(rep.count, -1).sum(1)
 
 
 def stackable(rep: Representation, *, metric: object | None, subspace: Subspace) -> bool:

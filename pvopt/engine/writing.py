@@ -28,8 +28,10 @@ def write_decoded_(rep: Representation, weights: Sequence[Tensor]) -> None:
         >>> weight
         tensor([[0., 1.]])
     """
-    if rep.space.trivial:
-        rep.parametrization.write_into(rep, weights)
+    matrices = rep.view.all_matrices(weights)
+    rep = rep.matrices
+    if rep.together:
+        rep.parametrization.write_into(rep, matrices)
         return
-    for member, weight in zip(rep.members(), weights, strict=True):
-        weight.copy_(member.decode())
+    for member, matrix in zip(rep.members(), matrices, strict=True):
+        matrix.copy_(member.decode())

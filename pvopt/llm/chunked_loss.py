@@ -5,14 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt.llm.chunked_head import HeadLogits, sum_over_chunks
+from pvopt.llm.chunked_head import Factors, HeadLogits, sum_over_chunks
+from pvopt.llm.output_head import OutputHead, as_head
 
 
 def chunked_kl(
     student_hidden: Tensor,
-    student_head_weight: Tensor,
+    student_head: Tensor | OutputHead,
     teacher_hidden: Tensor,
-    teacher_head_weight: Tensor,
+    teacher_head: Tensor | OutputHead,
     *,
     chunk_tokens: int | None = None,
     temperature: float = 1.0,
@@ -22,19 +23,21 @@ def chunked_kl(
     .. math::
         \frac{1}{T} \sum_{t=1}^{T} \operatorname{KL}(p_t \,\|\, q_t)
         = \frac{1}{T} \sum_{t=1}^{T} \sum_{v=1}^{V} p_{tv} \log \frac{p_{tv}}{q_{tv}}, \qquad
-        p_t = \operatorname{softmax}(W' h'_t / \tau), \quad
-        q_t = \operatorname{softmax}(W h_t / \tau)
+        p_t = \operatorname{softmax}(f'(h'_t) / \tau), \quad
+        q_t = \operatorname{softmax}(f(h_t) / \tau)
 
-    with teacher hidden states h' and head W', student hidden states h and head W, temperature tau.
+    with teacher hidden states h' and head f', student hidden states h and head f, temperature tau.
     The teacher is a constant: no gradient flows to it. Under autocast the matrix products run in
     the autocast dtype; softmax, sums and the accumulated gradients use float32 or wider always.
-    The logits of a chunk take three buffers of [chunk_tokens, V] in that dtype.
+    The logits of a chunk take three buffers of [chunk_tokens, V] in that dtype, those of a head
+    with a soft cap two more.
 
     Args:
         student_hidden: what the student's head is applied to, [tokens, H], floating point.
-        student_head_weight: [V, H], the dtype of `student_hidden` (any dtype under autocast).
+        student_head: a head, or the weight of one, [V, H], in the dtype of `student_hidden` (any
+            dtype under autocast).
         teacher_hidden: [tokens, H'], floating point; H' and dtype may differ from the student's.
-        teacher_head_weight: [V, H'], the dtype of `teacher_hidden` (any dtype under autocast).
+        teacher_head: the same, [V, H'], in the dtype of `teacher_hidden`.
         chunk_tokens: most tokens whose logits exist at once; None allows 2^24 logits.
         temperature: softens (> 1) or sharpens (< 1) both distributions.
 
@@ -55,11 +58,12 @@ def chunked_kl(
         G. Hinton, O. Vinyals, J. Dean, "Distilling the Knowledge in a Neural Network", 2015,
         arXiv:1503.02531.
     """
-    _check_head("student_hidden", student_hidden, "student_head_weight", student_head_weight)
-    _check_head("teacher_hidden", teacher_hidden, "teacher_head_weight", teacher_head_weight)
+    student_head, teacher_head = as_head(student_head), as_head(teacher_head)
+    _check_head("student_hidden", student_hidden, "student_head", student_head.weight)
+    _check_head("teacher_hidden", teacher_hidden, "teacher_head", teacher_head.weight)
     for dimension, student, teacher in (
         ("tokens", student_hidden, teacher_hidden),
-        ("vocabulary", student_head_weight, teacher_head_weight),
+        ("vocabulary", student_head.weight, teacher_head.weight),
     ):
         if len(student) != len(teacher):
             raise ValueError(
@@ -68,16 +72,15 @@ def chunked_kl(
             )
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
-    teacher = HeadLogits(teacher_hidden.detach() / temperature, teacher_head_weight.detach())
-    total = sum_over_chunks(
-        student_hidden / temperature, student_head_weight, _KL(teacher), chunk_tokens
-    )
+    teacher = HeadLogits(Factors.of(teacher_hidden.detach(), teacher_head.detach(), temperature))
+    student = Factors.of(student_hidden, student_head, temperature)
+    total = sum_over_chunks(student, _KL(teacher), chunk_tokens)
     return total / len(student_hidden)
 
 
 def chunked_cross_entropy(
     hidden: Tensor,
-    head_weight: Tensor,
+    head: Tensor | OutputHead,
     targets: Tensor,
     *,
     chunk_tokens: int | None = None,
@@ -86,15 +89,16 @@ def chunked_cross_entropy(
     r"""Mean cross-entropy of target tokens under a linear head.
 
     .. math::
-        -\frac{1}{|S|} \sum_{t \in S} \log \operatorname{softmax}(W h_t)_{y_t}, \qquad
+        -\frac{1}{|S|} \sum_{t \in S} \log \operatorname{softmax}(f(h_t))_{y_t}, \qquad
         S = \{t : y_t \ne \text{ignore index}\}
 
-    with hidden states h, head W and targets y. Dtypes and autocast are treated as in `chunked_kl`;
-    the logits of a chunk take two buffers.
+    with hidden states h, head f and targets y. Dtypes and autocast are treated as in `chunked_kl`;
+    the logits of a chunk take two buffers, those of a head with a soft cap two more.
 
     Args:
         hidden: what the head is applied to, [tokens, H], floating point.
-        head_weight: [V, H], the dtype of `hidden` (any floating dtype under autocast).
+        head: a head, or the weight of one, [V, H], in the dtype of `hidden` (any floating dtype
+            under autocast).
         targets: [tokens], int64, each in 0..V-1 or equal to `ignore_index`.
         chunk_tokens: most tokens whose logits exist at once; None allows 2^24 logits.
         ignore_index: target value of tokens that do not count.
@@ -112,7 +116,8 @@ def chunked_cross_entropy(
         >>> round(float(loss), 4)  # all logits are equal: log 8
         2.0794
     """
-    _check_head("hidden", hidden, "head_weight", head_weight)
+    head = as_head(head)
+    _check_head("hidden", hidden, "head", head.weight)
     if targets.dtype != torch.long:
         raise TypeError(f"targets must be int64, got {targets.dtype}")
     if targets.shape != hidden.shape[:1]:
@@ -120,7 +125,7 @@ def chunked_cross_entropy(
             f"targets must have shape [tokens] = {[len(hidden)]}, got {list(targets.shape)}"
         )
     objective = _CrossEntropy(targets, ignore_index)
-    total = sum_over_chunks(hidden, head_weight, objective, chunk_tokens)
+    total = sum_over_chunks(Factors.of(hidden, head, 1.0), objective, chunk_tokens)
     return total / (targets != ignore_index).sum()
 
 

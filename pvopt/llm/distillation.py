@@ -1,41 +1,32 @@
 """Distillation and language losses of whole models, from hidden states and the output head.
 
-Both losses run the body of a causal language model without its head and leave the head to the
-chunked losses, so that no logits of a whole batch are ever made. Any model with the interface of a
+Both losses run a causal language model with its head held out and leave the head to the chunked
+losses, so that no logits of a whole batch are ever made. Any model with the interface of a
 transformers causal language model fits.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
+import torch
 from torch import Tensor, nn
 
 from pvopt.llm.chunked_loss import chunked_cross_entropy, chunked_kl
-
-# What some architectures do to their logits after the head, by the name of the setting, with the
-# value that means "nothing". The losses here see the head's weight only.
-_LOGIT_TRANSFORMS = {
-    "final_logit_softcapping": None,
-    "logit_scale": 1.0,
-    "logits_scaling": 1.0,
-    "lm_head_multiplier": 1.0,
-}
+from pvopt.llm.output_head import OutputHead, find_head, run_to_head
 
 
 def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
     """Run a causal language model up to, but not through, its output head.
 
     Args:
-        model: a causal language model with the body in ``base_model``, as in transformers.
+        model: a causal language model, as in transformers.
         ids: token ids, [batch, length], int64, all positions real tokens (no padding).
 
     Returns:
         What the head is applied to, [batch, length, H], in the dtype the body computes in.
 
     Raises:
-        TypeError: `model` has no separate body.
-        ValueError: `ids` is not a matrix.
+        TypeError: `model` has no linear output head that it calls once.
+        ValueError: `ids` is not a matrix, or see `output_head`.
 
     Example:
         >>> import torch
@@ -44,63 +35,42 @@ def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
         >>> hidden_states(model, torch.zeros(2, 5, dtype=torch.long)).shape
         torch.Size([2, 5, 64])
     """
-    if ids.ndim != 2:
-        raise ValueError(f"ids must have shape [batch, length], got {list(ids.shape)}")
-    body: Any = getattr(model, "base_model", model)
-    if body is model:
-        raise TypeError(
-            f"model must hold its body, without the output head, in model.base_model as "
-            f"transformers' causal language models do; {type(model).__name__} does not"
-        )
-    return body(input_ids=ids, use_cache=False).last_hidden_state
+    return _run(model, ids)[0]
 
 
-def output_head(model: nn.Module) -> Tensor:
-    """Return the weight that turns hidden states into logits, tied to the embeddings or not.
+def output_head(model: nn.Module) -> OutputHead:
+    """Return what turns hidden states into logits, found by running the model on one token.
 
     Args:
         model: a causal language model with ``get_output_embeddings()``, as in transformers.
 
     Returns:
-        The model's own parameter, [vocabulary, H].
+        The head, whose weight and bias are the model's own parameters.
 
     Raises:
-        TypeError: `model` has no such head.
-        ValueError: the logits are not just ``hidden @ weight.T``: the head has a bias or the
-            model scales or caps its logits.
+        TypeError: `model` has no linear output head that it calls once.
+        ValueError: the model does more to its logits than to scale and to cap them.
 
     Example:
         >>> from pvopt.llm import load_model
-        >>> output_head(load_model("tiny-llama").model).shape
+        >>> output_head(load_model("tiny-llama").model).weight.shape
         torch.Size([259, 64])
     """
-    find: Any = getattr(model, "get_output_embeddings", None)
-    head = None if find is None else find()
-    weight = getattr(head, "weight", None)
-    if not isinstance(weight, Tensor) or weight.ndim != 2:
-        raise TypeError(
-            f"model must have a linear output head in model.get_output_embeddings(); "
-            f"{type(model).__name__} has {type(head).__name__}"
-        )
-    if getattr(head, "bias", None) is not None:
-        raise ValueError("model must have an output head without a bias; its head has one")
-    config: Any = getattr(model, "config", None)
-    if hasattr(config, "get_text_config"):
-        config = config.get_text_config()
-    for name, neutral in _LOGIT_TRANSFORMS.items():
-        value = getattr(config, name, None)
-        if value not in (None, neutral):
-            raise ValueError(
-                f"model must use the head's output as its logits, but its configuration has "
-                f"{name}={value}, which the losses on hidden states would ignore"
-            )
-    return weight
+    device = find_head(model)[1].device
+    with torch.no_grad():
+        return run_to_head(model, torch.zeros(1, 1, dtype=torch.long, device=device))[1]
+
+
+def _run(model: nn.Module, ids: Tensor) -> tuple[Tensor, OutputHead]:
+    if ids.ndim != 2:
+        raise ValueError(f"ids must have shape [batch, length], got {list(ids.shape)}")
+    return run_to_head(model, ids)
 
 
 def distillation_loss(
     student: nn.Module,
     teacher_hidden: Tensor,
-    teacher_head_weight: Tensor,
+    teacher_head: Tensor | OutputHead,
     ids: Tensor,
     *,
     temperature: float = 1.0,
@@ -119,7 +89,7 @@ def distillation_loss(
         student: the model to tune.
         teacher_hidden: ``hidden_states(teacher, ids)`` computed under ``torch.no_grad()``,
             [batch, length, H'].
-        teacher_head_weight: ``output_head(teacher)``, [vocabulary, H'].
+        teacher_head: ``output_head(teacher)``, [vocabulary, H'].
         ids: the token ids, [batch, length], int64.
         temperature: softens (> 1) or sharpens (< 1) both distributions.
         chunk_tokens: see `chunked_kl`.
@@ -150,11 +120,12 @@ def distillation_loss(
             f"teacher_hidden must have shape [batch, length, H'] with batch and length of ids = "
             f"{list(ids.shape)}, got {list(teacher_hidden.shape)}"
         )
+    hidden, head = _run(student, ids)
     divergence = chunked_kl(
-        hidden_states(student, ids).flatten(0, 1),
-        output_head(student),
+        hidden.flatten(0, 1),
+        head,
         teacher_hidden.flatten(0, 1),
-        teacher_head_weight,
+        teacher_head,
         chunk_tokens=chunk_tokens,
         temperature=temperature,
     )
@@ -191,10 +162,10 @@ def language_loss(model: nn.Module, ids: Tensor, *, chunk_tokens: int | None = N
         raise ValueError(
             f"ids must have shape [batch, length] with length at least 2, got {list(ids.shape)}"
         )
-    hidden = hidden_states(model, ids)[:, :-1]
+    hidden, head = _run(model, ids)
     return chunked_cross_entropy(
-        hidden.flatten(0, 1),
-        output_head(model),
+        hidden[:, :-1].flatten(0, 1),
+        head,
         ids[:, 1:].flatten(),
         chunk_tokens=chunk_tokens,
     )

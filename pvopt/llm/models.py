@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pvopt.formats import FORMATS
 from pvopt.llm.tiny_llama import tiny_llama
 
 if TYPE_CHECKING:
@@ -114,6 +115,11 @@ def load_model(
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    if any((folder / marker).exists() for marker in FORMATS.markers):
+        raise ValueError(
+            f"source={str(folder)!r} is a checkpoint of quantized weights, not a model: load it by "
+            "pvopt.formats.load, or name it by --checkpoint"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
@@ -171,7 +177,7 @@ def _from_pretrained(
     if gguf_file is not None:
         settings["gguf_file"] = gguf_file
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, **settings
+        source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **settings
     )
     model, report = loaded
     # transformers only logs this and fills in random weights: a silently useless model.
@@ -183,7 +189,7 @@ def _from_pretrained(
             f"checkpoint: {shown}"
         )
     named = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return model, AutoTokenizer.from_pretrained(source, **named)
+    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False, **named)
 
 
 def _require(package: str, install: str, purpose: str) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pvopt.core.layout import GroupLayout
+from pvopt.core.views import MatrixView
 
 __all__ = ["GroupCosts", "GroupMetric", "Metric"]
 
@@ -134,6 +135,15 @@ class Metric(ABC):
             like: whose device and dtype the costs have.
         """
 
+    def of_matrices(self, view: MatrixView, shape: tuple[int, ...]) -> Sequence[Metric]:
+        """Return the metric of each matrix of a weight; all share one that is of matrices.
+
+        Args:
+            view: how the weight's tensor holds matrices.
+            shape: of the weight.
+        """
+        return [self] * view.count(shape)
+
     @abstractmethod
     def permuted(self, order: Tensor, shape: tuple[int, ...]) -> Metric:
         """Return the metric of weights whose columns are in another order.
@@ -182,6 +192,15 @@ class Metric(ABC):
             shape: of the weight.
             inner: rows and columns of the padded one.
         """
+
+    def without_row(self, row: int, shape: tuple[int, ...]) -> Metric:
+        """Return the metric of weights without one of their rows; the same if all rows share it.
+
+        Args:
+            row: number of the row.
+            shape: of the weight.
+        """
+        return self
 
     @abstractmethod
     def normalized(self) -> Metric:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from pvopt.core.layout import GroupLayout, matrix_shape
+from pvopt.core.views import MatrixView
 
 from .contract import GroupCosts, GroupMetric, Metric
 from .row import Row
@@ -121,6 +122,11 @@ class Diagonal(Metric):
     def costs(self, layout: GroupLayout, like: Tensor) -> SeparableCosts:
         return SeparableCosts(layout.split(self.diagonal(layout.shape)).to(like))
 
+    def of_matrices(self, view: MatrixView, shape: tuple[int, ...]) -> Sequence[Diagonal]:
+        if tuple(self.weights.shape) != shape:
+            return [self] * view.count(shape)
+        return [Diagonal(matrix) for matrix in view.matrices(self.weights)]
+
     def permuted(self, order: Tensor, shape: tuple[int, ...]) -> Diagonal:
         return Diagonal(self._matrix(shape).index_select(1, order))
 
@@ -149,6 +155,12 @@ class Diagonal(Metric):
             weights = weights.expand(rows, columns)
         more = inner[0] - rows
         return Diagonal(pad(weights, (0, inner[1] - columns, 0, more)))
+
+    def without_row(self, row: int, shape: tuple[int, ...]) -> Diagonal:
+        weights = self._matrix(shape)
+        if len(weights) == 1:
+            return self
+        return Diagonal(torch.cat([weights[:row], weights[row + 1 :]]))
 
     def _matrix(self, shape: tuple[int, ...]) -> Tensor:
         """Return the weights as ``[rows, columns]``, or ``[1, columns]`` where rows share them."""

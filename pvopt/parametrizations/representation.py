@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pvopt.core.layout import GroupLayout
 from pvopt.core.streams import CodeStream
+from pvopt.core.views import MatrixView, plain_view
 from pvopt.spaces.contract import Space
 from pvopt.spaces.identity import identity
 
@@ -42,10 +43,12 @@ class Representation:
         shape: of the dense weight.
         space: where the groups live.
         count: number of weights; each tensor is ``count`` times as long as that of one.
+        view: how the tensor of a weight holds matrices. Parametrization and space know matrices
+            only, those of :attr:`matrices`.
 
     Attributes:
-        inner_shape: shape of one weight in its space.
-        layout: how one weight is cut into groups there.
+        inner_shape: shape of one matrix in its space.
+        layout: how one matrix is cut into groups there.
         streams: the streams of codes of one weight, of the parametrization and of the space.
         value_shapes: the shapes of the values of one weight, alike.
         moving: codes per group of each stream that moves, by its name, in order.
@@ -68,17 +71,20 @@ class Representation:
     shape: tuple[int, ...]
     space: Space = field(default_factory=identity)
     count: int = 1
+    view: MatrixView = field(default_factory=plain_view)
     # Set once and for all; no cached properties, whose locks torch.compile does not enter.
     inner_shape: tuple[int, ...] = field(init=False, repr=False)
     layout: GroupLayout = field(init=False, repr=False)
     streams: dict[str, CodeStream] = field(init=False, repr=False)
     value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
     moving: dict[str, int] = field(init=False, repr=False)
+    _num_matrices: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.shape = tuple(self.shape)
         scheme = self.scheme
-        self.inner_shape = self.space.inner_shape(self.shape)
+        self.inner_shape = self.space.inner_shape(self.view.matrix_shape(self.shape))
+        self._num_matrices = self.count * self.view.count(self.shape)
         self.layout = self.parametrization.layout(self.inner_shape)
         self.streams = scheme.streams(self.shape)
         self.value_shapes = scheme.value_shapes(self.shape)
@@ -107,7 +113,30 @@ class Representation:
     @property
     def num_groups(self) -> int:
         """Number of groups, of all weights."""
-        return self.count * self.layout.num_groups
+        return self._num_matrices * self.layout.num_groups
+
+    @property
+    def matrices(self) -> Representation:
+        """The same codes and values as those of a stack of matrices: what is changed there is here.
+
+        A parametrization is to be called with these; the representation itself where the tensors
+        of weights are the matrices.
+        """
+        if self.view.plain:
+            return self
+        return Representation(
+            self.parametrization,
+            self.codes,
+            self.values,
+            self.view.matrix_shape(self.shape),
+            self.space,
+            self._num_matrices,
+        )
+
+    @property
+    def together(self) -> bool:
+        """Whether the parametrization can work on all matrices at once."""
+        return self.space.trivial and (self.parametrization.stacks or self._num_matrices == 1)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -161,7 +190,10 @@ class Representation:
         for name, stream in self.streams.items():
             stream.check(name, codes[name])
         self.parametrization.check_codes(codes, self.inner_shape)
-        self.space.check_codes(self._owned(codes), self.shape)
+        owned, matrix = self._owned(codes), self.view.matrix_shape(self.shape)
+        for place in range(self._num_matrices if owned else 0):
+            own = {name: tensor.chunk(self._num_matrices)[place] for name, tensor in owned.items()}
+            self.space.check_codes(own, matrix)
 
     def _owned(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return what belongs to the space, by the space's own names."""
@@ -188,14 +220,22 @@ class Representation:
         Returns:
             ``[num_groups, group_size]``; may share the weight's memory.
         """
+        if not self.view.plain:
+            pairs = zip(self.matrices.members(), self.view.matrices(weight), strict=True)
+            return torch.cat([member.split(matrix) for member, matrix in pairs])
         return self.layout.split(self.space.enter(weight, self.owned))
 
     def merge(self, groups: Tensor) -> Tensor:
         """Map groups back to the dense weight ``[*shape]``, the inverse of :meth:`split`."""
+        if not self.view.plain:
+            pairs = zip(self.matrices.members(), groups.split(self.layout.num_groups), strict=True)
+            return self.view.join([member.merge(own) for member, own in pairs])
         return self.space.leave(self.layout.merge(groups), self.owned, self.shape)
 
     def decode(self) -> Tensor:
         """Return the dense weight ``[*shape]``, differentiable in the values."""
+        if not self.view.plain:
+            return self.view.join([matrix.decode() for matrix in self.matrices.members()])
         return self.merge(self.parametrization.decode_groups(self))
 
     def pull(self, gradients: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -212,7 +252,9 @@ class Representation:
         Returns:
             One gradient for each value, of its shape and dtype.
         """
-        if self.space.trivial:
+        if not self.view.plain:
+            return self.matrices.pull(self.view.all_matrices(gradients))
+        if self.together:
             return self.parametrization.pull(self, gradients)
         parts = []  # one weight at a time: a gradient in the space is a dense tensor
         for member, gradient in zip(self.members(), gradients, strict=True):
@@ -227,8 +269,8 @@ class Representation:
 
     @property
     def scheme(self) -> Scheme:
-        """The settings, parametrization and space."""
-        return Scheme(self.parametrization, self.space)
+        """The settings: parametrization, space and view."""
+        return Scheme(self.parametrization, self.space, self.view)
 
     def within(
         self,
@@ -252,6 +294,27 @@ class Representation:
             shape,
             space,
             self.count,
+        )
+
+    @staticmethod
+    def joined(
+        matrices: Sequence[Representation], view: MatrixView, shape: tuple[int, ...]
+    ) -> Representation:
+        """Return the representation of a weight whose matrices these ones stand for.
+
+        Args:
+            matrices: representations of one matrix each, of equal settings.
+            view: of the weight.
+            shape: of the weight.
+        """
+        first = matrices[0]
+        return Representation(
+            first.parametrization,
+            {name: torch.cat([m.codes[name] for m in matrices]) for name in first.codes},
+            {name: torch.cat([m.values[name] for m in matrices]) for name in first.values},
+            shape,
+            first.space,
+            view=view,
         )
 
     def bits_per_weight(self, *, value_bits: int | None = None) -> float:
@@ -279,13 +342,12 @@ class Representation:
 
     def _with(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
         return Representation(
-            self.parametrization, codes, values, self.shape, self.space, self.count
+            self.parametrization, codes, values, self.shape, self.space, self.count, self.view
         )
 
     def copy_(self, other: Representation) -> Representation:
         """Overwrite codes and values in place with those of a representation of equal settings."""
-        same = (self.parametrization, self.space, self.shape, self.count)
-        if (other.parametrization, other.space, other.shape, other.count) != same:
+        if (other.scheme, other.shape, other.count) != (self.scheme, self.shape, self.count):
             raise ValueError(
                 f"other must be {self.scheme} of shape {list(self.shape)}, "
                 f"got {other.scheme} of shape {list(other.shape)}"
@@ -316,10 +378,8 @@ class Representation:
             for own, common in ((member.codes, codes), (member.values, values)):
                 for name, tensor in common.items():
                     own[name] = tensor.chunk(len(members))[place]
-        stacked = Representation(
-            first.parametrization, codes, values, first.shape, first.space, len(members)
-        )
-        return stacked
+        size = (first.shape, first.space, len(members), first.view)
+        return Representation(first.parametrization, codes, values, *size)
 
     def narrow(self, start: int, count: int) -> Representation:
         """Return some neighbouring weights of a stack, as views."""
@@ -337,6 +397,7 @@ class Representation:
             self.shape,
             self.space,
             count,
+            self.view,
         )
 
     def members(self) -> Iterator[Representation]:

@@ -1,17 +1,19 @@
-"""A parametrization and the space it works in: all settings of a quantized weight."""
+"""A parametrization, the space it works in and a view of the weight: all of its settings."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from pvopt.core.streams import CodeStream
+from pvopt.core.views import VIEWS, MatrixView, plain_view
 from pvopt.metrics.contract import Metric
+from pvopt.metrics.matrices import WeightMetric, matrix_metrics
 from pvopt.spaces.chain import Chain
 from pvopt.spaces.contract import SPACES, Space
 from pvopt.spaces.identity import identity
@@ -37,6 +39,8 @@ class Scheme:
     Args:
         parametrization: how codes and values make groups of weights.
         space: where the groups live.
+        view: how the weight's tensor holds matrices; parametrization and space work on each of
+            them by itself.
 
     Example:
         >>> from pvopt import E8P, Rotation
@@ -47,37 +51,51 @@ class Scheme:
 
     parametrization: Parametrization
     space: Space = field(default_factory=identity)
+    view: MatrixView = field(default_factory=plain_view)
 
     @property
     def name(self) -> str:
         """The short name, losslessly; the inverse of :func:`parse_scheme`."""
-        parts = [self.space.name, PARAMETRIZATIONS.name(self.parametrization)]
+        parts = [self.view.name, self.space.name, PARAMETRIZATIONS.name(self.parametrization)]
         return "+".join(part for part in parts if part)
 
     def __str__(self) -> str:
-        if self.space.trivial:
-            return str(self.parametrization)
-        return f"{self.parametrization} in {self.space}"
+        text = str(self.parametrization)
+        if not self.space.trivial:
+            text += f" in {self.space}"
+        return text if self.view.plain else f"{text} of {self.view}"
 
     def check(self, shape: tuple[int, ...]) -> None:
         """Raise a ValueError unless weights of a shape can be quantized so."""
-        self.parametrization.layout(self.space.inner_shape(shape))
+        self.parametrization.layout(self.space.inner_shape(self.view.matrix_shape(shape)))
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
-        """Return the streams of codes of a weight, of the parametrization and of the space."""
-        own = self.parametrization.streams(self.space.inner_shape(shape))
-        return own | {SPACE + n: s for n, s in self.space.streams(shape).items()}
+        """Return the streams of codes of a weight, of the parametrization and of the space.
+
+        Those of the weight's matrices lie one below the other.
+        """
+        matrix, count = self.view.matrix_shape(shape), self.view.count(shape)
+        own = self.parametrization.streams(self.space.inner_shape(matrix))
+        own = own | {SPACE + n: s for n, s in self.space.streams(matrix).items()}
+        if self.view.plain:
+            return own
+        return {n: replace(s, shape=(count * s.shape[0], *s.shape[1:])) for n, s in own.items()}
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        """Return the shapes of the values of a weight, of the parametrization and of the space."""
-        own = self.parametrization.value_shapes(self.space.inner_shape(shape))
-        return own | {SPACE + n: s for n, s in self.space.value_shapes(shape).items()}
+        """Return the shapes of the values of a weight, of the parametrization and of the space.
+
+        Those of the weight's matrices lie one below the other.
+        """
+        matrix, count = self.view.matrix_shape(shape), self.view.count(shape)
+        own = self.parametrization.value_shapes(self.space.inner_shape(matrix))
+        own = own | {SPACE + n: s for n, s in self.space.value_shapes(matrix).items()}
+        return {name: (count * size[0], *size[1:]) for name, size in own.items()}
 
     def fit(
         self,
         weight: Tensor,
         *,
-        metric: Metric | None = None,
+        metric: WeightMetric | None = None,
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
@@ -85,7 +103,8 @@ class Scheme:
 
         Args:
             weight: ``[*shape]``, floating; computed in at least float32.
-            metric: in which distance, or None for the Euclidean.
+            metric: in which distance, for the weight or for each of its matrices; None for the
+                Euclidean.
             options: how hard to try.
             generator: source of every random draw; None seeds a fresh one with 0.
 
@@ -107,17 +126,18 @@ class Scheme:
     def start_inside(
         self,
         weight: Tensor,
-        metric: Metric | None,
+        metric: WeightMetric | None,
         start: Callable[[Tensor, Metric | None], Representation],
     ) -> Representation:
         """Start a representation by a function that works in the space and need not know it.
 
         The space chooses what it owns, weight and metric enter it, and what the function returns
-        leaves it.
+        leaves it; for each matrix of the weight by itself.
 
         Args:
             weight: ``[*shape]``, floating.
-            metric: in which distance, or None for the Euclidean.
+            metric: in which distance, for the weight or for each of its matrices; None for the
+                Euclidean.
             start: is given the weight in the space (contiguous, finite, at least float32) and the
                 metric there, and returns a representation of the parametrization alone.
 
@@ -131,8 +151,21 @@ class Scheme:
         weight = prepare_weight(weight)
         shape = tuple(weight.shape)
         self.check(shape)
-        if metric is not None:
-            metric.check(shape)
+        parts = [
+            self._start_matrix(matrix.contiguous(), own, start)
+            for matrix, own in zip(
+                self.view.matrices(weight), matrix_metrics(metric, self.view, shape), strict=True
+            )
+        ]
+        return parts[0] if self.view.plain else parts[0].joined(parts, self.view, shape)
+
+    def _start_matrix(
+        self,
+        weight: Tensor,
+        metric: Metric | None,
+        start: Callable[[Tensor, Metric | None], Representation],
+    ) -> Representation:
+        shape = tuple(weight.shape)
         codes, values = self.space.start(weight, metric)
         owned = {**codes, **values}
         inside = self.space.enter_metric(metric, shape, owned)
@@ -156,10 +189,11 @@ class Scheme:
 
     def to_json(self) -> dict[str, Any]:
         """Describe the scheme by names and settings."""
-        return {
+        described = {
             "parametrization": PARAMETRIZATIONS.to_json(self.parametrization),
             "space": SPACES.to_json(self.space),
         }
+        return described if self.view.plain else {**described, "view": VIEWS.to_json(self.view)}
 
     @classmethod
     def from_json(cls, description: Any) -> Scheme:
@@ -174,11 +208,13 @@ class Scheme:
             >>> Scheme.from_json(scheme.to_json()) == scheme
             True
         """
-        if not isinstance(description, dict) or description.keys() != {"parametrization", "space"}:
+        needed = {"parametrization", "space"}
+        if not isinstance(description, dict) or description.keys() - {"view"} != needed:
             raise ValueError(f"a scheme needs parametrization and space, got {description!r}")
         return cls(
             PARAMETRIZATIONS.from_json(description["parametrization"]),
             SPACES.from_json(description["space"]),
+            VIEWS.from_json(description["view"]) if "view" in description else plain_view(),
         )
 
 
@@ -194,11 +230,11 @@ def as_scheme(settings: Parametrization | Scheme) -> Scheme:
 
 
 def parse_scheme(text: str) -> Scheme:
-    """Make a scheme of its short name: spaces, if any, and a parametrization, joined by ``+``.
+    """Make a scheme of its short name: a view and spaces, if any, and a parametrization.
 
     Args:
-        text: the short name, such as ``"2x8g8"`` or ``"had+e8p:2"``. Settings that a form does not
-            spell out follow it in brackets: ``"had[seed=3]+e8p:2"``.
+        text: the parts joined by ``+``, such as ``"2x8g8"`` or ``"had+e8p:2"``. Settings that a
+            form does not spell out follow it in brackets: ``"had[seed=3]+e8p:2"``.
 
     Returns:
         The scheme.
@@ -213,14 +249,17 @@ def parse_scheme(text: str) -> Scheme:
         Rotation(seed=0, block=None)
     """
     spaces: list[Space] = []
-    rest = text.strip()
+    view, rest = plain_view(), text.strip()
+    head, plus, tail = rest.partition("+")
+    if plus and VIEWS.matches(head):
+        view, rest = VIEWS.parse(head), tail
     while True:
         head, plus, tail = rest.partition("+")
         if not plus or not SPACES.matches(head):
             break
         spaces.append(SPACES.parse(head))
         rest = tail
-    return Scheme(PARAMETRIZATIONS.parse(rest), joined(spaces))
+    return Scheme(PARAMETRIZATIONS.parse(rest), joined(spaces), view)
 
 
 def joined(spaces: Iterable[Space]) -> Space:

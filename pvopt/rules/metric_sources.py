@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pvopt.metrics.contract import Metric
 from pvopt.metrics.diagonal import Diagonal
+from pvopt.metrics.matrices import WeightMetric, matrix_metrics
 from pvopt.metrics.row import Row
 from pvopt.parametrizations.representation import Representation
 
@@ -48,7 +48,7 @@ class MetricSource(ABC):
     @abstractmethod
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
-    ) -> Metric:
+    ) -> WeightMetric:
         """Return the metric of one weight, after the base optimizer's step.
 
         Args:
@@ -100,8 +100,11 @@ class SecondMoment(MetricSource):
         if own and not isinstance(base, tuple(_DENOMINATORS)):
             raise TypeError(_needs_moments(base))
         for rep in representations.values():
-            shape = rep.shape
-            rep.space.enter_metric(Diagonal(torch.empty(shape, device="meta")), shape, rep.owned)
+            every = Diagonal(torch.empty(rep.shape, device="meta"))
+            for member, metric in zip(
+                rep.matrices.members(), matrix_metrics(every, rep.view, rep.shape), strict=True
+            ):
+                rep.space.enter_metric(metric, member.shape, member.owned)
 
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
@@ -177,7 +180,8 @@ class InputMetric(MetricSource):
     Args:
         hessians: ``[in, in]`` symmetric positive semidefinite ``X'X`` by the name of the weight
             (as :class:`pvopt.QuantizedWeights` names it; ``parameter 0, 1, ...`` for a mapping from
-            parameters). Any positive multiple of a matrix gives the same codes.
+            parameters), or ``[experts, in, in]`` where experts have inputs of their own. Any
+            positive multiple of a matrix gives the same codes.
 
     Raises:
         TypeError: if a matrix is not floating.
@@ -197,7 +201,10 @@ class InputMetric(MetricSource):
     """
 
     def __init__(self, hessians: Mapping[str, Tensor]) -> None:
-        self.metrics = {name: Row(matrix) for name, matrix in hessians.items()}
+        self.metrics: dict[str, WeightMetric] = {
+            name: Row(matrix) if matrix.dim() != 3 else [Row(own) for own in matrix]
+            for name, matrix in hessians.items()
+        }
 
     def __repr__(self) -> str:
         return f"InputMetric of {len(self.metrics)} weights"
@@ -211,13 +218,13 @@ class InputMetric(MetricSource):
             )
         for name, rep in representations.items():
             try:
-                self.metrics[name].check(rep.shape)
+                matrix_metrics(self.metrics[name], rep.view, rep.shape)
             except ValueError as error:
                 raise ValueError(f"InputMetric does not fit {name!r}: {error}") from error
 
     def of(
         self, name: str, parameter: nn.Parameter, group: Mapping[str, Any], base: Optimizer
-    ) -> Row:
+    ) -> WeightMetric:
         """Return the weight's metric."""
         if name not in self.metrics:
             raise ValueError(f"InputMetric must hold X'X of every quantized weight, lacks {name!r}")

@@ -8,6 +8,7 @@ from .padding import Padding
 from .permutation import Permutation
 from .rotation import Rotation
 from .scaling import Scaling
+from .zero_row import ZeroRow
 
 __all__ = [
     "SPACES",
@@ -18,5 +19,6 @@ __all__ = [
     "Rotation",
     "Scaling",
     "Space",
+    "ZeroRow",
     "transform",
 ]

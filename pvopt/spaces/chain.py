@@ -59,6 +59,10 @@ class Chain(Space):
     def name(self) -> str:
         return "+".join(space.name for space in self.spaces)
 
+    @property
+    def parts(self) -> tuple[Space, ...]:
+        return self.spaces
+
     def _links(self, shape: tuple[int, ...]) -> Iterator[tuple[str, Space, tuple[int, ...]]]:
         """Yield prefix, space and the shape of what enters it."""
         for number, space in enumerate(self.spaces):

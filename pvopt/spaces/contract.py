@@ -41,6 +41,11 @@ class Space(ABC):
         """The short name, losslessly; empty for the weight's own space."""
         return SPACES.name(self)
 
+    @property
+    def parts(self) -> tuple[Space, ...]:
+        """The spaces that are entered one after the other; none for the weight's own."""
+        return () if self.trivial else (self,)
+
     def inner_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a weight in the space.
 

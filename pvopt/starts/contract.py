@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pvopt.core.registry import Registry
 from pvopt.metrics.contract import Metric
+from pvopt.metrics.matrices import WeightMetric
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.options import OPTIONS
 from pvopt.parametrizations.representation import Representation
@@ -43,7 +44,7 @@ class Start(ABC):
         weight: Tensor,
         scheme: Parametrization | Scheme,
         *,
-        metric: Metric | None = None,
+        metric: WeightMetric | None = None,
         generator: torch.Generator | None = None,
     ) -> Representation:
         r"""Return a representation that is close to a weight: in a metric, if the start needs one.
@@ -59,7 +60,8 @@ class Start(ABC):
             scheme: the settings of the representation.
             metric: such as :class:`pvopt.Row` of ``X'X`` for the layer's inputs ``X``
                 ``[tokens, in]``. Any positive multiple gives the same start, up to rounding: the
-                sum over tokens or their mean. Ignored by starts that need none.
+                sum over tokens or their mean; one for each expert, or one for all. Ignored by
+                starts that need none.
             generator: source of every random draw, on the weight's device; None draws from a fresh
                 one seeded with 0.
 
@@ -81,7 +83,7 @@ class Start(ABC):
                 f"{type(self).__name__} needs the metric of the layer's inputs, Row(X'X), got None"
             )
         else:  # float64: Hessians of few tokens are nearly singular
-            metric = metric.to(weight.device, torch.float64)
+            metric = _moved(metric, weight.device)
         source = torch.Generator(weight.device).manual_seed(0) if generator is None else generator
 
         def inside(inner: Tensor, own: Metric | None) -> Representation:
@@ -115,6 +117,12 @@ class Start(ABC):
         Returns:
             Codes and values of the weight.
         """
+
+
+def _moved(metric: WeightMetric, device: torch.device) -> WeightMetric:
+    if isinstance(metric, Metric):
+        return metric.to(device, torch.float64)
+    return [own if own is None else own.to(device, torch.float64) for own in metric]
 
 
 def parse_start(text: str) -> Start:

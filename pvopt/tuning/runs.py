@@ -12,7 +12,14 @@ import torch
 from torch import Tensor
 
 from pvopt.formats import CheckpointError, load, load_tokenizer, load_training_state
-from pvopt.llm import LanguageModel, TokenBatches, load_model, load_text, split_text
+from pvopt.llm import (
+    LanguageModel,
+    TokenBatches,
+    load_model,
+    load_text,
+    output_head,
+    split_text,
+)
 from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_
 
@@ -111,6 +118,7 @@ def start_run(
         scheme = parse_scheme(inputs.format)
         check_fits(settings, scheme.parametrization)
         teacher = load_model(inputs.model)
+        output_head(teacher.model)  # refuses models whose loss cannot be computed, before any work
         batches, held_out = _texts(inputs, settings, teacher)
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)

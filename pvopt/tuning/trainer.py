@@ -87,6 +87,7 @@ class Trainer:
         self.student = student
         self.weights = weights
         self.teacher = teacher.requires_grad_(False)
+        self._teacher_head = output_head(teacher)
         self.settings = settings = replace(
             settings, dtype=computing_dtype(settings.dtype, student.model)
         )
@@ -252,8 +253,9 @@ class Trainer:
                 return language_loss(model, ids)
             with torch.no_grad():
                 hidden = hidden_states(self.teacher, ids)
+            temperature = self.settings.temperature
             return distillation_loss(
-                model, hidden, output_head(self.teacher), ids, temperature=self.settings.temperature
+                model, hidden, self._teacher_head, ids, temperature=temperature
             )
 
     def _evaluate_if_due(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, make_dataclass
 from typing import Any
 
 import pytest
@@ -21,6 +21,7 @@ from pvopt import (
     Gain,
     Greedy,
     Identity,
+    MatrixView,
     Nearest,
     Padding,
     Permutation,
@@ -38,9 +39,11 @@ from pvopt import (
     Uniform,
     UniformGrid,
     VectorCodebook,
+    ZeroRow,
     parse_scheme,
 )
 from pvopt.core.registry import Registry, ShortForm
+from pvopt.core.views import VIEWS
 from pvopt.rules.rounding import ROUNDINGS
 from pvopt.rules.subspace import SUBSPACES
 from pvopt.spaces import SPACES
@@ -122,7 +125,9 @@ PLAIN_SPACES = [
     st.sampled_from(
         [Scaling(inputs=True), Scaling(outputs=True), Scaling(inputs=True, outputs=True)]
     ),
+    st.builds(ZeroRow, row=st.integers(0, 1 << 40)),
 ]
+VIEWS_OF = st.builds(MatrixView, experts=st.booleans(), transposed=st.booleans())
 CHAINS = st.builds(
     lambda spaces: Chain(tuple(spaces)), st.lists(st.one_of(PLAIN_SPACES), min_size=2, max_size=4)
 )
@@ -142,6 +147,7 @@ REGISTRIES = [
     (SPACES, [*PLAIN_SPACES, CHAINS, st.just(Identity())]),
     (ROUNDINGS, ROUNDING),
     (SUBSPACES, SELECTION),
+    (VIEWS, [VIEWS_OF.filter(lambda view: not view.plain)]),
 ]
 
 
@@ -186,10 +192,12 @@ def _kinds(strategy) -> set[type]:
 
 @settings(some, max_examples=200)
 @given(
-    parametrization=st.one_of(FORMATS), space=st.one_of(*PLAIN_SPACES, CHAINS, st.just(Identity()))
+    parametrization=st.one_of(FORMATS),
+    space=st.one_of(*PLAIN_SPACES, CHAINS, st.just(Identity())),
+    view=VIEWS_OF,
 )
-def test_schemes_are_named_and_described_losslessly(parametrization, space):
-    scheme = Scheme(parametrization, space)
+def test_schemes_are_named_and_described_losslessly(parametrization, space, view):
+    scheme = Scheme(parametrization, space, view)
     assert parse_scheme(scheme.name) == scheme
     assert Scheme.from_json(json.loads(json.dumps(scheme.to_json()))) == scheme
 
@@ -339,7 +347,7 @@ def test_what_cannot_be_saved_or_named_says_so():
         registry.to_json(thing(1, [1]))
     with pytest.raises(ValueError, match="E8P is not registered as a thing"):
         registry.to_json(E8P())
-    with pytest.raises(ValueError, match="E8P has no short name"):
+    with pytest.raises(ValueError, match="E8P is not registered as a thing"):
         registry.name(E8P())
     registry.forget(thing)
     assert thing not in registry
@@ -361,9 +369,24 @@ def test_every_field_of_every_class_is_described():
     for registry, _ in REGISTRIES:
         for form in registry.forms:
             for word in form.example.split(", "):
-                text = word if registry is not SPACES else word.partition("+")[0]
+                text = word if registry not in (SPACES, VIEWS) else word.partition("+")[0]
                 settings_ = registry.parse(text)
                 assert set(registry.to_json(settings_)) == {
                     "class",
                     *(f.name for f in fields(settings_)),
                 }
+
+
+def test_a_class_without_a_short_form_is_named_by_its_class_and_all_settings():
+    things, plain = (
+        Registry("thing"),
+        make_dataclass("Plain", [("size", int), ("odd", bool, False)]),
+    )
+    things.register()(plain)
+    assert things.name(plain(3)) == "Plain[size=3, odd=False]"
+    for text in ("Plain[size=3, odd=False]", "Plain[size=3]"):
+        assert things.matches(text)
+        assert things.parse(text) == plain(3)
+    with pytest.raises(ValueError, match=r"Plain: missing settings \['size'\]"):
+        things.parse("Plain")
+    assert things.forms == ()

@@ -141,6 +141,8 @@ def test_a_parametrization_and_a_space_of_a_test_are_saved_loaded_and_run(regist
             assert mine.dtype == theirs.dtype
             assert torch.equal(mine, theirs), key
         assert torch.equal(loaded.model.get_parameter(name), model.get_parameter(name))
+    assert registered.name == "Swap[times=4.0]+Powers[num_powers=3]"
+    assert pvopt.parse_scheme(registered.name) == registered
     report = storage_report(folder).weights[0]
     assert report.codes == {"powers": 16, "signs": 10, "space.rows": 3}
     assert report.values == {"unit": 4, "space.factor": 4}

@@ -347,43 +347,133 @@ def test_language_loss_equals_the_one_of_transformers(models):
 
 def test_the_hidden_states_belong_to_the_head(models):
     with torch.no_grad():
-        logits = hidden_states(models[0], IDS) @ output_head(models[0]).t()
+        logits = output_head(models[0]).logits(hidden_states(models[0], IDS))
         torch.testing.assert_close(logits, models[0](IDS).logits)
 
 
 def test_an_untied_head_is_found(models):
     model = models[0]
     model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    assert output_head(model) is model.lm_head.weight
+    assert output_head(model).weight is model.lm_head.weight
     language_loss(model, IDS).backward()
     assert model.lm_head.weight.grad is not None
 
 
-def test_logits_that_are_more_than_a_product_are_refused(models):
+# What models do to their logits, under whatever names: settings and the function.
+TRANSFORMS = {
+    "scale": ({"some_scale": 0.0625}, lambda z, c: z * c.some_scale),
+    "divisor": ({"other_scaling": 3.0}, lambda z, c: z / c.other_scaling),
+    "cap": ({"a_cap": 1.5, "attention_cap": 9.0}, lambda z, c: c.a_cap * torch.tanh(z / c.a_cap)),
+    "scale and cap": (
+        {"multiplier": 0.3, "soft_cap": 2.0},
+        lambda z, c: torch.tanh(z * c.multiplier / c.soft_cap) * c.soft_cap,
+    ),
+    "in place": ({"logit_scale": -2.5}, lambda z, c: z.mul_(c.logit_scale)),
+    "unnamed scale": ({}, lambda z, c: z * 0.7182),
+    "cap of another thing": ({"attention_cap": 0.01}, lambda z, c: z),
+}
+UNKNOWN = {
+    "softmax": lambda z: z.log_softmax(-1),
+    "other for one token": lambda z: torch.cat([z[..., :-1], z[..., -1:] - 100], -1),
+    "shift": lambda z: z + 1e-3,
+    "relu": lambda z: z.relu(),
+    "fewer tokens": lambda z: z[..., :-3],
+}
+
+
+def alter(model, transform):
+    forward = model.forward
+
+    def altered(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        output.logits = transform(output.logits)
+        return output
+
+    model.forward = altered
+
+
+@pytest.mark.parametrize("small", [1.0, 1e-3], ids=["logits of size 1", "tiny logits"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_losses_are_those_of_the_logits_of_the_model(models, name, bias, small):
+    settings, transform = TRANSFORMS[name]
+    with torch.no_grad():
+        for model in models:
+            model.double()
+            model.lm_head.weight.mul_(small)  # tied: the first norm undoes it
+            if bias:
+                model.lm_head.bias = torch.nn.Parameter(small * torch.arange(259.0).double().sin())
+            for setting, value in settings.items():
+                setattr(model.config, setting, value)
+            alter(model, lambda logits, c=model.config: transform(logits, c))
+    teacher, student = models
+    with torch.no_grad():
+        p = F.log_softmax(teacher(IDS).logits / 1.7, -1)
+        hidden, head = hidden_states(teacher, IDS), output_head(teacher)
+    logits = student(IDS).logits
+    q = F.log_softmax(logits / 1.7, -1)
+    right = F.cross_entropy(logits[:, :-1].flatten(0, 1), IDS[:, 1:].flatten())
+    pairs = [
+        (language_loss(student, IDS, chunk_tokens=7), right),
+        (
+            distillation_loss(student, hidden, head, IDS, temperature=1.7, chunk_tokens=7),
+            (p.exp() * (p - q)).sum(-1).mean() * 1.7**2,
+        ),
+    ]
+    parameters = list(student.parameters())
+    for loss, expected in pairs:
+        torch.testing.assert_close(loss, expected, rtol=1e-7, atol=1e-10)
+        for gradient, wanted in zip(
+            torch.autograd.grad(loss, parameters),
+            torch.autograd.grad(expected, parameters, retain_graph=True),
+            strict=True,
+        ):
+            assert (gradient - wanted).norm() <= 1e-6 * wanted.norm() + 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_transforms_are_recognized_in_every_dtype(models, name, dtype):
+    settings, transform = TRANSFORMS[name]
+    model = models[0].to(dtype)
+    for setting, value in settings.items():
+        setattr(model.config, setting, value)
+    alter(model, lambda logits: transform(logits, model.config))
+    with torch.no_grad():
+        found = output_head(model).logits(hidden_states(model, IDS)).float()
+        wanted = model(IDS).logits.float()
+    tolerance = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found, wanted, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_logits_that_are_anything_else_are_refused(models, name):
+    alter(models[0], UNKNOWN[name])
+    with pytest.raises(ValueError, match="something else to them, which losses on hidden states"):
+        language_loss(models[0], IDS)
+
+
+class Scaled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_heads_that_are_not_plain_are_refused(models):
     model = models[0]
-    model.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0, which the losses"):
+    model.lm_head = Scaled(64, 259, bias=False)
+    with pytest.raises(ValueError, match="of LlamaForCausalLM, a Scaled, computes something else"):
         output_head(model)
-    model.config.final_logit_softcapping = None
-    model.config.logit_scale = 1.0
-    output_head(model)
-    model.config.logit_scale = 0.0625
-    with pytest.raises(ValueError, match=r"logit_scale=0\.0625"):
-        output_head(model)
-    model.config.logit_scale = None
-    model.lm_head.bias = torch.nn.Parameter(torch.zeros(259))
-    with pytest.raises(ValueError, match="without a bias"):
+    model.get_output_embeddings = lambda: model.model.layers[0].mlp.down_proj
+    model.set_submodule("model.layers.1.mlp.down_proj", model.model.layers[0].mlp.down_proj)
+    with pytest.raises(TypeError, match="LlamaForCausalLM calls it 2 times"):
         output_head(model)
 
 
-def test_a_model_without_body_or_head_is_refused(models):
+def test_a_model_without_head_is_refused(models):
     plain, body = torch.nn.Linear(3, 3), models[0].model
-    with pytest.raises(TypeError, match=r"model\.base_model .* Linear does not"):
-        hidden_states(plain, IDS)
-    with pytest.raises(TypeError, match=r"model\.base_model .* LlamaModel does not"):
-        hidden_states(body, IDS)
-    with pytest.raises(TypeError, match="Linear has NoneType"):
-        output_head(plain)
+    for model, kind in ((plain, "Linear"), (body, "LlamaModel")):
+        with pytest.raises(TypeError, match=f"{kind} has NoneType"):
+            hidden_states(model, IDS)
 
 
 def test_shapes_of_a_batch_are_checked(models):

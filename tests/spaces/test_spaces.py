@@ -39,6 +39,7 @@ from pvopt import (
     TrustRegion,
     UniformGrid,
     VectorCodebook,
+    ZeroRow,
     v_step,
 )
 from pvopt.core.layout import matrix_shape
@@ -63,6 +64,8 @@ SPACES = [
     Chain((Padding(columns=4), Rotation())),
     Chain((Padding(rows=4, columns=4, free=False), Rotation(block=2), Scaling(outputs=True))),
     Chain((Scaling(outputs=True), Permutation(), Padding(rows=5, columns=5))),
+    ZeroRow(row=1),
+    Chain((ZeroRow(row=0), Scaling(inputs=True), Padding(rows=4, columns=4))),
 ]
 SHAPES = [(6, 10), (2, 1, 5, 2), (1, 6)]
 each = pytest.mark.parametrize("space", SPACES, ids=str)
@@ -97,7 +100,11 @@ def cases(seed: int, space: Space):
     """Yield a shape, what the space owns, and a weight, for every shape that fits."""
     for shape in SHAPES:
         if fits(space, shape):
-            yield shape, owned_by(space, shape, seed), gaussian(seed + 1, *shape)
+            weight = gaussian(seed + 1, *shape)
+            for part in space.parts:
+                if isinstance(part, ZeroRow):
+                    weight[part.row] = 0.0
+            yield shape, owned_by(space, shape, seed), weight
 
 
 @each

@@ -1,0 +1,176 @@
+"""Settings by patterns of names: which weight each of them means."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from .layers import LayerWeight, Place, layer_weights
+
+__all__ = ["Selection", "match_patterns", "select"]
+
+Setting = TypeVar("Setting")
+
+
+@dataclass(frozen=True)
+class Selection(Generic[Setting]):
+    """Settings by the names of weights.
+
+    Args:
+        chosen: setting of each weight that a pattern means.
+        weights: all parameters of two or more dimensions, by name.
+        left: why the others are left alone, by name.
+    """
+
+    chosen: dict[str, Setting]
+    weights: Mapping[str, LayerWeight]
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def match_patterns(
+    model: nn.Module,
+    settings: Setting | Mapping[str, Setting],
+    exclude: tuple[str, ...],
+    kinds: tuple[type[Setting], ...],
+    argument: str,
+) -> dict[str, Setting]:
+    """Return a setting for each weight that a pattern means; see :func:`select`."""
+    return select(model, settings, exclude, kinds, argument).chosen
+
+
+def select(
+    model: nn.Module,
+    settings: Setting | Mapping[str, Setting],
+    exclude: Iterable[str],
+    kinds: tuple[type[Setting], ...],
+    argument: str,
+) -> Selection[Setting]:
+    """Find a setting for each weight that a pattern means; the first match wins.
+
+    Args:
+        model: any module.
+        settings: one for all usual weights, or by pattern, as :func:`pvopt.quantize_` takes them.
+        exclude: patterns of modules or parameters to leave out.
+        kinds: classes, of one of which every setting must be an instance.
+        argument: name of ``settings`` in messages.
+
+    Raises:
+        TypeError: if a setting is of another class.
+        ValueError: if a pattern means no weight; the message says what it comes close to.
+    """
+    patterns = dict(settings) if isinstance(settings, Mapping) else {"*": settings}
+    for pattern, setting in patterns.items():
+        if not isinstance(setting, kinds):
+            names = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{argument}[{pattern!r}] must be a {names}, got {setting!r}")
+    excluded = tuple(exclude)
+    found: Selection[Any] = Selection({}, layer_weights(model))
+    used: set[str] = set()
+    for name, weight in found.weights.items():
+        meant = [place for place in _faces(weight) if _first(patterns, weight, place) is not None]
+        free = [place for place in meant if _first(excluded, weight, place, covers=True) is None]
+        if free:
+            pattern = _first(patterns, weight, free[0])
+            assert pattern is not None
+            found.chosen[name] = patterns[pattern]
+            used.add(pattern)
+        elif meant:
+            found.left[name] = f"excluded by {_first(excluded, weight, meant[0], covers=True)!r}"
+        else:
+            found.left[name] = "no pattern names it" if weight.usual else weight.left
+    unused = [pattern for pattern in patterns if pattern not in used]
+    if unused:
+        hints = [_hint(pattern, patterns, found, model) for pattern in unused]
+        raise ValueError(f"{argument} patterns {unused} match no weight: {'; '.join(hints)}")
+    return found
+
+
+def _faces(weight: LayerWeight) -> list[Place]:
+    """Return all places of a weight, with those that no layer is known to own."""
+    known = {name for place in weight.places for name in place.names}
+    others = [name for name in weight.aliases if name not in known]
+    return [*weight.places, *(Place(n.rpartition(".")[0], (n,), usual=False) for n in others)]
+
+
+def _first(
+    patterns: Iterable[str], weight: LayerWeight, place: Place, *, covers: bool = False
+) -> str | None:
+    """Return the first pattern that means a weight in a place, or covers its name; or None."""
+    matches = _covers if covers else _means
+    return next((pattern for pattern in patterns if matches(pattern, weight, place)), None)
+
+
+def _means(pattern: str, weight: LayerWeight, place: Place) -> bool:
+    """Tell whether a pattern means a weight in a place.
+
+    One that spells out the parameter reaches every parameter; one that matches a layer, or the
+    parameters of a layer, reaches that layer's weights, and unusual ones (embeddings) only if its
+    last word is the layer's own name.
+    """
+    for name in place.names:
+        if pattern.endswith(name.rpartition(".")[2]) and fnmatch.fnmatchcase(name, pattern):
+            return True
+    if place not in weight.places or not (weight.usual or _names(pattern, place)):
+        return False
+    return _covers(pattern, weight, place)
+
+
+def _names(pattern: str, place: Place) -> bool:
+    """Tell whether a pattern names a layer: by more than wildcards, in its last word."""
+    word, own = pattern.rpartition(".")[2], place.module.rpartition(".")[2]
+    return bool(word.strip("*?")) and fnmatch.fnmatchcase(own, word)
+
+
+def _covers(pattern: str, weight: LayerWeight, place: Place) -> bool:
+    """Tell whether a pattern matches the name of a weight or of its module."""
+    return any(fnmatch.fnmatchcase(name, pattern) for name in (place.module, *place.names))
+
+
+def _hint(
+    pattern: str, patterns: Mapping[str, Any], found: Selection[Any], model: nn.Module
+) -> str:
+    """Say what a pattern that means no weight comes close to."""
+    for name, weight in found.weights.items():
+        for place in _faces(weight):
+            if not _means(pattern, weight, place):
+                continue
+            first = _first(patterns, weight, place)
+            if name in found.chosen:
+                return f"{pattern!r}: {name!r} is taken by {first!r}, which comes before it"
+            return f"{pattern!r}: {name!r} is {found.left[name]}"
+    modules = [name for name, _ in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
+    under = tuple(f"{module}." if module else "" for module in modules)
+    near = [
+        f"{name!r} ({weight.left})" if not weight.usual else repr(name)
+        for name, weight in found.weights.items()
+        if under and any(alias.startswith(under) for alias in weight.aliases)
+    ]
+    if near:
+        return f"{pattern!r} matches a module, but name its weights: {_few(near)}"
+    named = {name: p.dim() for name, p in model.named_parameters() if name not in found.weights}
+    vectors = [name for name in named if fnmatch.fnmatchcase(name, pattern)]
+    for module in modules:
+        vectors += [name for name in named if name.rpartition(".")[0] == module]
+    if vectors:
+        return f"{pattern!r}: {_few([repr(v) for v in vectors])} is no matrix"
+    words: dict[str, None] = dict.fromkeys(found.weights)
+    for weight in found.weights.values():
+        words |= dict.fromkeys(weight.aliases)
+        words |= dict.fromkeys(n for p in weight.places for n in (p.module, *p.names) if n)
+    close = get_close_matches(pattern.strip("*."), words, n=3, cutoff=0.5)
+    if not close:  # the same last word elsewhere
+        last = pattern.strip("*.").rpartition(".")[2]
+        ends = {name.rpartition(".")[2]: name for name in reversed(words)}
+        close = [ends[end] for end in get_close_matches(last, ends, n=3, cutoff=0.5)]
+    if close:
+        return f"{pattern!r}: did you mean {_few([repr(c) for c in close])}?"
+    return f"{pattern!r}: weights are {_few([repr(name) for name in found.weights])}"
+
+
+def _few(texts: list[str]) -> str:
+    return ", ".join(texts[:8]) + (" ..." if len(texts) > 8 else "")
