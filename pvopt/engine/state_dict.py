@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .state_checks import check_base_entries, check_groups, check_own_entries, check_structure
 from .writing import write_decoded_
 
 __all__ = ["load_state_dict", "state_dict"]
@@ -49,6 +50,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         replaced = hook(optimizer, saved)
         saved = saved if replaced is None else replaced
+    check_structure(saved)
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
     # Parameters correspond by their place in the groups. What the saved groups call them is free:
@@ -64,6 +66,10 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
+            check_own_entries(binding.name, ours[keys[number]], binding.rep.dtype)
+    check_groups(optimizer.base, saved["param_groups"])
+    by_number = {number: theirs.get(keys.get(number, -1), {}) for number in parameters}
+    check_base_entries(optimizer.base, by_number, saved["param_groups"])
     for group in saved["param_groups"]:
         optimizer._settings(group)
     # Adam counts a parameter with an empty dictionary as initialised: drop those.
