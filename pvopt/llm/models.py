@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pvopt.formats import FORMATS
+from pvopt.formats import FORMATS, CheckpointError
+from pvopt.formats.transformers_files import check_model_folder
 from pvopt.llm.tiny_llama import tiny_llama
 
 if TYPE_CHECKING:
@@ -125,7 +126,13 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
             "Hugging Face format, as written by model.save_pretrained()"
         )
-    return _from_pretrained(str(folder), dtype)
+    check_model_folder(folder)
+    try:
+        return _from_pretrained(str(folder), dtype)
+    except ImportError:
+        raise
+    except Exception as error:  # of whatever kind: the files are the user's
+        raise CheckpointError(f"{folder}: cannot be loaded as a model ({error})") from error
 
 
 def _from_hub(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
