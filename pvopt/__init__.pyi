@@ -10,6 +10,9 @@ from .core.streams import (
 from .core.views import (
     MatrixView as MatrixView,
 )
+from .engine.agreement import (
+    WeightsChangedError as WeightsChangedError,
+)
 from .engine.column_search import (
     row_metric_search as row_metric_search,
 )
@@ -90,6 +93,9 @@ from .parametrizations import (
 )
 from .parametrizations import (
     Ternary as Ternary,
+)
+from .parametrizations import (
+    Trellis as Trellis,
 )
 from .parametrizations import (
     UniformGrid as UniformGrid,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
@@ -13,15 +12,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
+from pvopt.engine.base_contract import (
+    check_base,
+    check_moment,
+    check_parameter,
+    check_quantized_group,
+    has_modes,
+    hooks_silent,
+    share_hooks,
+)
 from pvopt.engine.bindings import Binding, stacks_of
+from pvopt.engine.changes import note_written, settle, untouched
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.latents import BaseStep, base_sees_latents
+from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Job, Run, runs_of
 from pvopt.engine.state import WeightState
 from pvopt.engine.state_dict import load_state_dict, state_dict
+from pvopt.engine.undo import Undo, interrupts_wait
 from pvopt.engine.v_step import stackable, v_step
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
@@ -128,8 +139,9 @@ class PVOptimizer(Optimizer):
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
-        if isinstance(base, PVOptimizer | torch.optim.LBFGS):
+        if isinstance(base, PVOptimizer):
             raise TypeError(f"base must be a first-order optimizer, got {type(base).__name__}")
+        check_base(base)
         for rep in representations.values():
             rounding.check(rep.parametrization)
         settings = GroupSettings(
@@ -141,7 +153,7 @@ class PVOptimizer(Optimizer):
         )
         # __setstate__ is the part of Optimizer's construction that does not add groups: the
         # groups are the base's own, under one name, so that they cannot drift apart.
-        super().__setstate__({"base": base, "defaults": base.defaults, "state": defaultdict(dict)})
+        super().__setstate__({"base": base, "defaults": base.defaults})
         self.representations = representations
         self.rounding = rounding
         self.subspace = subspace
@@ -152,17 +164,21 @@ class PVOptimizer(Optimizer):
         self.report = StepReport({}, {})
         self._default_settings = settings
         _check_owners(base, representations)
+        self._bindings = list(_bindings(representations, values))
         for group in self.param_groups:
             self._settings(group)  # refuses bad options before anything is changed
-        self._bindings = list(_bindings(representations, values))
         if metric is not None:
             metric.check(base, {binding.name: binding.rep for binding in self._bindings})
-        # Hooks that were registered with the base must see final weights: they move up here.
-        for hooks in ("_optimizer_step_pre_hooks", "_optimizer_step_post_hooks"):
-            getattr(self, hooks).update(getattr(base, hooks))
-            getattr(base, hooks).clear()
         self._stacks = stacks_of(self._bindings)
+        self._take_over()
         self._complete_groups()
+
+    def _take_over(self) -> None:
+        """Let what is asked of the base itself be done around whole steps, on final weights."""
+        share_hooks(self.base, self)
+        if has_modes(self.base):
+            self._modes = {name: getattr(self.base, name) for name in ("train", "eval")}
+            vars(self.base).update(train=self.train, eval=self.eval)
 
     # The groups live in the base optimizer alone.
     @property
@@ -173,6 +189,15 @@ class PVOptimizer(Optimizer):
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:  # type: ignore[override]
         self.base.param_groups = groups
+
+    @property
+    def state(self) -> MergedState:  # type: ignore[override]
+        """The base's entries and ours by parameter, under the names of :meth:`state_dict`."""
+        ours = {id(binding.parameter): binding.state for binding in self._bindings}
+        joined = {id(binding.parameter) for binding in self._bindings if binding.joined}
+        present = (p for group in self.param_groups for p in group["params"])
+        shown = (p for p in present if p in self.base.state or id(p) in joined)
+        return MergedState(self.base.state, ours, shown)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group to the base optimizer; its quantized parameters join from the next step."""
@@ -191,7 +216,13 @@ class PVOptimizer(Optimizer):
                     bindings[id(p)].state.latent()
 
     def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
-        return GroupSettings.of(group, self._default_settings, self.subspace)
+        """Return a group's options; refuse bad ones, and groups whose weights could not move."""
+        settings = GroupSettings.of(group, self._default_settings, self.subspace)
+        params = group["params"]
+        own = {id(p) for p in ([params] if isinstance(params, Tensor) else params)}
+        if any(id(binding.parameter) in own for binding in self._bindings):
+            check_quantized_group(self.base, group, settings)
+        return settings
 
     def named_representations(self) -> Iterator[tuple[str, nn.Parameter, Representation]]:
         """Yield name, present parameter and representation of every quantized weight."""
@@ -200,7 +231,11 @@ class PVOptimizer(Optimizer):
 
     def bindings_by_id(self) -> dict[int, Binding]:
         """Return the quantized weights by the ``id`` of their present parameters."""
-        found = {id(binding.parameter): binding for binding in self._bindings}
+        found = {}
+        for binding in self._bindings:
+            parameter = binding.parameter
+            check_parameter(binding.name, parameter, binding.rep.shape)
+            found[id(parameter)] = binding
         if len(found) < len(self._bindings):
             raise ValueError("representations must name each parameter once")
         return found
@@ -216,31 +251,60 @@ class PVOptimizer(Optimizer):
             The closure's loss, or None.
 
         Raises:
-            NonFiniteGradientError: if a gradient holds NaN or infinity; nothing has changed then.
+            NonFiniteGradientError: if a gradient holds NaN or infinity.
+            WeightsChangedError: if the model holds other weights than codes and values say.
+
+        Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
+        and counters are as before the step then.
         """
+        check_moment()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        jobs = self._checked_jobs()
+        runs = list(self._runs(jobs))
+        undo = Undo(self.base, runs)
+        changed: dict[tuple[str, ...], Tensor] = {}
+        groups: dict[str, int] = {}
+        try:
+            with (
+                hooks_silent(self.base),
+                base_sees_latents(self.base, [job.base for job in jobs.values()]),
+            ):
+                self.base.step()
+            p_step((run.value_step() for run in runs if run.moves_values), self.values)
+            for run in runs:
+                if run.moves_codes:
+                    changed[run.names] = self._v_step(run, undo)
+                    groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
+        except BaseException:
+            with interrupts_wait():
+                undo()
+            raise
+        with interrupts_wait():
+            for run in runs:
+                run.write_()
+                run.finish()
+            note_written([job.binding for job in jobs.values() if job.base.written])
+            self.report = StepReport(changed, groups)
+        return loss
+
+    def _checked_jobs(self) -> dict[str, Job]:
+        """Collect what there is to do; refuse it as a whole before anything is changed."""
         bindings = self.bindings_by_id()
-        check_finite(self.param_groups, {key: b.name for key, b in bindings.items()})
         for stack in self._stacks:
             stack.refresh()
         jobs = self._jobs(bindings)
-        with base_sees_latents([job.base for job in jobs.values()]):
-            self.base.step()
-        runs = list(self._runs(jobs))
-        p_step((run.value_step() for run in runs if run.moves_values), self.values)
-        changed: dict[tuple[str, ...], Tensor] = {}
-        groups: dict[str, int] = {}
-        for run in runs:
-            if run.moves_codes:
-                changed[run.names] = self._v_step(run)
-                groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
-            run.write_()
-            run.finish()
-        self.report = StepReport(changed, groups)
-        return loss
+        written = [job.binding for job in jobs.values() if job.base.written]
+        flags = untouched(written)
+        names = {key: binding.name for key, binding in bindings.items()}
+        same = check_finite(self.param_groups, names, flags or ())
+        if flags is None or not same:
+            settle(written)
+        for job in jobs.values():
+            job.binding.joined = True
+        return jobs
 
     def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
         """Collect the quantized weights that have a gradient, by name."""
@@ -252,18 +316,16 @@ class PVOptimizer(Optimizer):
                 if p.grad is None or binding is None:
                     continue
                 state = binding.state
-                if self.state.get(p) is not state:  # the first step, or a parameter was replaced
-                    for other in [q for q, found in self.state.items() if found is state]:
-                        del self.state[other]
-                    self.state[p] = state
                 planned = self.phases.at(state.step)
                 half_steps = HalfSteps(
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                keeps = settings.keeps_latent
-                base = BaseStep(p, state, keeps, needed=keeps or half_steps.codes)
-                jobs[binding.name] = Job(binding, group, settings, half_steps, base)
+                lr, keeps = float(group["lr"]), settings.keeps_latent
+                needed = keeps or half_steps.codes
+                written = lr != 0 and (needed or half_steps.values)
+                base = BaseStep(p, state, keeps, needed, written)
+                jobs[binding.name] = Job(binding, group, settings, half_steps, base, lr)
         return jobs
 
     def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
@@ -273,7 +335,7 @@ class PVOptimizer(Optimizer):
             together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
             yield from runs_of(stack, own, together)
 
-    def _v_step(self, run: Run) -> Tensor:
+    def _v_step(self, run: Run, undo: Undo) -> Tensor:
         """Move codes towards the targets; return how many groups of each weight changed."""
         settings, subspace, first = run.settings, self.subspace, run.jobs[0]
         if settings.fraction is not None:
@@ -294,7 +356,33 @@ class PVOptimizer(Optimizer):
                 metric=metric,
                 options=self.search,
                 draws=Draws.of_step(settings.seed, run.names, first.base.state.step, run.device),
+                before_moves=undo.keep_codes,
             )
+
+    def train(self) -> None:
+        """Let a base that averages weights (schedule-free) go on where it takes gradients."""
+        self._switch("train")
+
+    def eval(self) -> None:
+        """Let a base that averages weights (schedule-free) put its average into the latents.
+
+        The model keeps the decoded weights. Bases without ``eval()`` have nothing to do.
+        """
+        self._switch("eval")
+
+    @torch.no_grad()
+    def _switch(self, mode: str) -> None:
+        if not has_modes(self.base):
+            return
+        bindings = self.bindings_by_id()
+        steps = [
+            BaseStep(p, bindings[id(p)].state, keeps_latent=True, needed=True, written=False)
+            for group in self.param_groups
+            for p in group["params"]
+            if id(p) in bindings and self._settings(group).keeps_latent
+        ]
+        with base_sees_latents(self.base, steps):
+            self._modes[mode]()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the base optimizer's state and, beside it, codes, values, moments and latents.
@@ -319,8 +407,12 @@ class PVOptimizer(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         # As in torch, hooks do not travel; "step" is a scheduler's wrapper around this instance.
-        skipped = ("step", "_optimizer_")
+        skipped = ("step", "_optimizer_", "_modes")
         return {k: v for k, v in self.__dict__.items() if not k.startswith(skipped)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._take_over()
 
 
 def _check_owners(
@@ -329,9 +421,15 @@ def _check_owners(
     """Raise a ValueError unless each representation is of one parameter of the optimizer."""
     if len({id(rep) for rep in representations.values()}) < len(representations):
         raise ValueError("representations must be distinct, got one of several parameters")
-    if isinstance(representations, QuantizedWeights):
-        return
     known = {id(p) for group in base.param_groups for p in group["params"]}
+    if isinstance(representations, QuantizedWeights):
+        found = [id(p) in known for p in representations.parameters()]
+        if found and not any(found):
+            raise ValueError(
+                "none of the quantized weights is a parameter of base: representations belong to "
+                "the model that was quantized; copy.deepcopy((model, weights)) copies both"
+            )
+        return
     for p, rep in representations.items():
         if not isinstance(p, Tensor) or id(p) not in known:
             raise ValueError(
@@ -353,11 +451,12 @@ def _bindings(
     if isinstance(representations, QuantizedWeights):
         for name, rep in representations.items():
             find = partial(representations.parameter, name)
-            yield Binding(name, find, rep, WeightState(rep, rule))
+            yield Binding(name, find, rep, WeightState(rep, rule, name))
         return
     for number, (parameter, rep) in enumerate(representations.items()):
         find = partial(_itself, parameter)
-        yield Binding(f"parameter {number}", find, rep, WeightState(rep, rule))
+        name = f"parameter {number}"
+        yield Binding(name, find, rep, WeightState(rep, rule, name))
 
 
 def _itself(parameter: nn.Parameter) -> nn.Parameter:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from pvopt.engine.agreement import WeightsChangedError, check_decoded, differs
+from pvopt.engine.base_contract import check_parameter
+from pvopt.engine.broadcast import broadcast_
+from pvopt.engine.refit import refitted
 from pvopt.engine.writing import write_decoded_
 from pvopt.metrics.matrices import WeightMetric
 from pvopt.parametrizations.contract import Parametrization
@@ -31,8 +36,13 @@ _NOTABLE = 0.1
 class QuantizedWeights(Mapping[str, Representation]):
     """The representations of a model's quantized weights, by parameter name.
 
-    Weights are bound by name: wrappers that replace the parameter objects of a model (FSDP2,
-    Accelerate) keep working.
+    Weights are bound by name, so parameter objects may be replaced. They must stay whole: models
+    that are sharded (``fully_shard``) are refused.
+
+    Codes and values are the truth, the model shows what they decode to. Whoever writes into the
+    model says which of the two is to follow: :meth:`refit_`, :meth:`restore`, :meth:`write_` or
+    :meth:`broadcast_`; a step of the optimizer or a save would raise
+    :class:`pvopt.WeightsChangedError` otherwise.
 
     Args:
         model: the module that holds the dense weights.
@@ -88,15 +98,15 @@ class QuantizedWeights(Mapping[str, Representation]):
         """Return the model's present parameter of that name.
 
         Raises:
-            ValueError: if it is there no more.
+            WeightsChangedError: if the model no longer has one.
         """
         try:
             return self.model.get_parameter(name)
         except AttributeError as error:
-            raise ValueError(
+            raise WeightsChangedError(
                 f"the model has no parameter {name!r} any more, which is quantized: something has "
                 "replaced it, as pruning, weight norm, adapters and removed layers do. Do that "
-                "before quantize_, or undo it"
+                "before quantize_, or undo it (prune.remove), then weights.refit_()"
             ) from error
 
     def parameters(self) -> list[nn.Parameter]:
@@ -123,6 +133,120 @@ class QuantizedWeights(Mapping[str, Representation]):
                 raise ValueError(f"cannot write {name!r}: {error}") from error
         for name, rep in self.items():
             write_decoded_(rep, [self.parameter(name)])
+
+    def check(self) -> None:
+        """Compare every weight of the model with what its codes and values decode to.
+
+        Raises:
+            WeightsChangedError: naming those that differ, and what can be done.
+        """
+        check_decoded((name, self.parameter(name), rep) for name, rep in self.items())
+
+    @torch.no_grad()
+    def refit_(self, *, options: FitOptions | None = None, seed: int = 0) -> dict[str, float]:
+        """Take the codes and values nearest to what the model holds, and write these.
+
+        For weights that were averaged, clamped, pruned or loaded. Weights that are as they were
+        written stay. An optimizer starts again at the new codes: latent weights and the moments of
+        values with them.
+
+        Args:
+            options: how hard a fit tries.
+            seed: of the random draws.
+
+        Returns:
+            Relative squared error of each weight that was refitted, by name.
+
+        Raises:
+            ValueError: for a weight that is not finite; nothing is changed then.
+
+        Example:
+            >>> from pvopt import UniformGrid
+            >>> model = nn.Linear(8, 4)
+            >>> weights = quantize_(model, UniformGrid(bits=2))
+            >>> with torch.no_grad():
+            ...     _ = model.weight.clamp_(-0.1, 0.1)
+            >>> list(weights.refit_())
+            ['weight']
+            >>> weights.check()
+        """
+        found: dict[str, tuple[Representation, float]] = {}
+        for name, rep in self.items():
+            parameter = self.parameter(name)
+            check_parameter(name, parameter, rep.shape)
+            if not differs(parameter, rep):
+                continue
+            generator = torch.Generator(parameter.device).manual_seed(seed)
+            try:
+                found[name] = refitted(rep, parameter, options=options, generator=generator)
+            except ValueError as error:
+                raise ValueError(f"cannot quantize {name!r}: {error}") from error
+        for name, (new, _) in found.items():
+            rep = self[name].copy_(new)
+            write_decoded_(rep, [self.parameter(name)])
+        return {name: error for name, (_, error) in found.items()}
+
+    def snapshot(self) -> dict[str, dict[str, Tensor]]:
+        """Return copies of all codes and values, as :meth:`restore` takes them.
+
+        Plain dictionaries of tensors by name, a few bits per weight.
+        """
+        return {name: {k: t.clone() for k, t in rep.tensors()} for name, rep in self.items()}
+
+    @torch.no_grad()
+    def restore(self, snapshot: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Go back to earlier codes and values, and write the decoded weights into the model.
+
+        An optimizer starts again at them; to go on exactly as then, load its state dict instead.
+
+        Args:
+            snapshot: of :meth:`snapshot`, of the same weights.
+
+        Raises:
+            ValueError: if it is of other weights or settings; nothing is changed then.
+
+        Example:
+            >>> from pvopt import UniformGrid
+            >>> weights = quantize_(nn.Linear(8, 4), UniformGrid(bits=2))
+            >>> best = weights.snapshot()
+            >>> weights.restore(best)
+        """
+        shapes = {
+            name: {key: (tuple(t.shape), t.dtype) for key, t in found.items()}
+            for name, found in snapshot.items()
+        }
+        for name in {**self._representations, **shapes}:
+            rep = self._representations.get(name)
+            own = rep and {key: (tuple(t.shape), t.dtype) for key, t in rep.tensors()}
+            if rep is None or own != shapes.get(name):
+                raise ValueError(
+                    f"snapshot must hold codes and values of the same weights, got other ones for "
+                    f"{name!r}"
+                )
+            rep.check_codes({key: snapshot[name][f"codes.{key}"] for key in rep.codes})
+        for name, rep in self.items():
+            for key, tensor in rep.tensors():
+                tensor.copy_(snapshot[name][key])
+        self.write_()
+
+    @torch.no_grad()
+    def broadcast_(self, source: int = 0, *, group: Any = None) -> None:
+        """Let every process have the codes and values of one, and write the decoded weights.
+
+        ``DistributedDataParallel`` lets all processes begin with the parameters of the first;
+        codes and values are not parameters. Call it where processes may have quantized different
+        weights, before the first step.
+
+        Args:
+            source: rank of the process whose codes and values all are to have.
+            group: of processes; None for the default one.
+
+        Raises:
+            RuntimeError: without a process group.
+            ValueError: in every process, if weights or settings differ; nothing is changed then.
+        """
+        broadcast_(self, source, group)
+        self.write_()
 
     def coverage(self) -> Coverage:
         """Return what of the model is quantized and what is not, and the size of the whole."""

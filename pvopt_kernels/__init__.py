@@ -23,11 +23,15 @@ from .ops import (
     smallest,
     stacked_codebook_grad,
     sum_by_code,
+    trellis_decode,
+    trellis_search,
     uniform_decode,
     uniform_grad,
     uniform_matmul,
 )
 from .packing import pack_rows, unpack_rows
+from .trellis_states import trellis_states
+from .trellis_tables import hybrid_index, trellis_table
 
 __all__ = [
     "assign",
@@ -43,6 +47,7 @@ __all__ = [
     "gather_groups",
     "group_sq_norms",
     "hadamard",
+    "hybrid_index",
     "largest",
     "matmul",
     "pack_rows",
@@ -50,6 +55,10 @@ __all__ = [
     "smallest",
     "stacked_codebook_grad",
     "sum_by_code",
+    "trellis_decode",
+    "trellis_search",
+    "trellis_states",
+    "trellis_table",
     "uniform_decode",
     "uniform_grad",
     "uniform_matmul",

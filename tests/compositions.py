@@ -194,7 +194,7 @@ def check_steps(how: Composition, monkeypatch: pytest.MonkeyPatch) -> None:
         change = float((rep.decode() - before[-1]).norm())
         if how.trust_ratio is not None and moved > 1:
             assert change <= how.trust_ratio * float(before[-1].norm()) * (1 + 1e-5)
-        assert ("latent" in run.optimizer.state[run.parameter]) == (how.latent_decay < 1)
+        assert ("pv.latent" in run.optimizer.state[run.parameter]) == (how.latent_decay < 1)
         # the same seed repeats everything, a state dict continues it from another start
         if step == 1:
             saved = copy.deepcopy(run.state())

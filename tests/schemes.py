@@ -28,8 +28,10 @@ from pvopt import (
     Sparse,
     SparseNM,
     Ternary,
+    Trellis,
     UniformGrid,
     VectorCodebook,
+    ZeroRow,
 )
 
 SHAPE = (6, 16)
@@ -46,6 +48,8 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "e8p": E8P(bits=2),
     "e8p-3": E8P(bits=3, scale_group=8),
     "e8p-4": E8P(bits=4, per_tensor=True),
+    "trellis": Trellis(bits=2, state_bits=5, out_group=2, in_group=4, scale_group=8),
+    "trellis-pairs": Trellis(bits=1, state_bits=4, code="hyb", out_group=2, in_group=4),
     "scales": QuantizedScales(inner=E8P(bits=2, scale_group=8), bits=3),
     "scales-books": QuantizedScales(
         inner=VectorCodebook(bits=3, group_size=2, scale_group=4), bits=2
@@ -68,7 +72,13 @@ SPACES: dict[str, Space] = {
     "scaling": Scaling(inputs=True, outputs=True),
     "padding": Padding(rows=4, columns=24),
     "chain": Chain(
-        (Rotation(seed=3), Padding(columns=24), Permutation(), Scaling(inputs=True, outputs=True))
+        (
+            ZeroRow(row=2),
+            Rotation(seed=3),
+            Padding(rows=6, columns=24),
+            Permutation(),
+            Scaling(inputs=True, outputs=True),
+        )
     ),
 }
 SCHEMES: dict[str, Scheme] = {

@@ -43,6 +43,7 @@ from pvopt import (
     Stochastic,
     Subspace,
     Ternary,
+    Trellis,
     Uniform,
     UniformGrid,
     VectorCodebook,
@@ -72,6 +73,7 @@ FORMATS: list[Parametrization] = [
     E8P(bits=2),
     E8P(bits=3, scale_group=8),
     E8P(bits=4, per_tensor=True),
+    Trellis(bits=1, state_bits=3, code="table", out_group=2, in_group=4),
     QuantizedScales(inner=VectorCodebook(bits=3, group_size=2, scale_group=4), bits=2),
 ]
 # Every space takes weights of the shape below to one that every parametrization fits.

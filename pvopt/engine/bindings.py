@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from pvopt.parametrizations.representation import Representation
 
+from .agreement import Seen
 from .state import WeightState
 
 __all__ = ["Binding", "Stack", "stacks_of"]
 
-# Weights that take a step together. A V step keeps a norm for each group, 32 MiB for groups of 8;
+# Weights that take a step together. A V step keeps a norm for each group, 16 MiB for groups of 8;
 # fewer weights would need less and make more calls (benchmarks.step).
-_AT_ONCE = 1 << 26
+_AT_ONCE = 1 << 25
 
 
 @dataclass(eq=False)
@@ -33,12 +34,21 @@ class Binding:
         find: returns its present parameter.
         rep: its codes and values.
         state: what the optimizer keeps for it.
+
+    Attributes:
+        joined: whether it has taken a step or a state was loaded, so that its state is shown.
+        seen: what the dense weight looked like when it was last written; None: nobody knows.
     """
 
     name: str
     find: Callable[[], nn.Parameter]
     rep: Representation
     state: WeightState
+    joined: bool = field(default=False, init=False)
+    seen: Seen | None = field(default=None, init=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"seen": None}  # a copy is of another parameter
 
     @property
     def parameter(self) -> nn.Parameter:

@@ -19,7 +19,11 @@ class NonFiniteGradientError(FloatingPointError):
     """A gradient holds NaN or infinity; nothing was changed."""
 
 
-def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> None:
+def check_finite(
+    groups: Sequence[Mapping[str, Any]],
+    names: Mapping[int, str],
+    flags: Sequence[Tensor] = (),
+) -> bool:
     """Raise if any gradient of some parameter groups holds NaN or infinity.
 
     Waits once for each device, however many gradients there are.
@@ -27,6 +31,10 @@ def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) 
     Args:
         groups: parameter groups of an optimizer.
         names: names of parameters by ``id``, for the message; ``param_names`` of a group win.
+        flags: scalars of bool that are read in the same wait.
+
+    Returns:
+        Whether all flags hold.
 
     Raises:
         NonFiniteGradientError: naming the first such parameter.
@@ -35,7 +43,7 @@ def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) 
         >>> import torch
         >>> p = torch.nn.Parameter(torch.zeros(2))
         >>> p.grad = torch.tensor([1.0, float("nan")])
-        >>> check_finite([{"params": [p]}], {id(p): "weight"})
+        >>> _ = check_finite([{"params": [p]}], {id(p): "weight"})
         Traceback (most recent call last):
         ...
         pvopt.engine.finite_check.NonFiniteGradientError: the gradient of 'weight' (parameter 0 ...
@@ -50,10 +58,14 @@ def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) 
         for dtype, gradients in found.items():
             exact = torch.promote_types(dtype, torch.float32)  # float16 ends at 65504
             norms += torch._foreach_norm(gradients, dtype=exact)
-        if not bool(torch.stack(norms).isfinite().all()):
+        finite = torch.stack(norms).isfinite().all()
+        for flag in flags:
+            if flag.device == finite.device:
+                finite = finite & flag
+        if not bool(finite):
             break
     else:
-        return
+        return all(bool(flag) for flag in flags if flag.device not in alike)
     for i, j, p, gradient in _gradients(groups):
         if bool(gradient.isfinite().all()):
             continue
@@ -62,6 +74,7 @@ def check_finite(groups: Sequence[Mapping[str, Any]], names: Mapping[int, str]) 
             f"the gradient of {known!r} (parameter {j} of group {i}) holds NaN or infinity; "
             "weights, codes and state are unchanged"
         )
+    return all(bool(flag) for flag in flags)
 
 
 def _gradients(

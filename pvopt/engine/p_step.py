@@ -27,12 +27,14 @@ class ValueStep:
         gradients: ``[*shape]``, with respect to each dense weight.
         states: what the optimizer keeps for each: counts the steps, has the moments.
         lrs: learning rate of each weight's values.
+        ascends: whether values move up their gradient.
     """
 
     rep: Representation
     gradients: Sequence[Tensor]
     states: Sequence[WeightState]
     lrs: Sequence[float]
+    ascends: bool = False
 
 
 def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
@@ -65,6 +67,8 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
         for step in together:
             counted = [state.count_values_step() for state in step.states]
             pulled = step.rep.pull(step.gradients)
+            if step.ascends:
+                pulled = {name: -gradient for name, gradient in pulled.items()}
             for name, value in step.rep.values.items():
                 count = step.rep.count
                 values += value.chunk(count)

@@ -36,6 +36,7 @@ class Job:
         settings: of the group.
         half_steps: which of them the weight takes.
         base: what the base optimizer does to it.
+        lr: the group's learning rate.
     """
 
     binding: Binding
@@ -43,16 +44,25 @@ class Job:
     settings: GroupSettings
     half_steps: HalfSteps
     base: BaseStep
+    lr: float
 
     @property
-    def lr(self) -> float:
-        """The group's learning rate."""
-        return float(self.group["lr"])
+    def ascends(self) -> bool:
+        """Whether the group maximizes."""
+        return bool(self.group.get("maximize", False))
 
     @property
     def key(self) -> tuple[Any, ...]:
         """What weights have in common that take a step together."""
-        return self.settings, self.half_steps, self.lr != 0, self.base.state.step
+        moves, step = self.lr != 0, self.base.state.step
+        return self.settings, self.half_steps, moves, self.ascends, self.base.written, step
+
+    @property
+    def gradient(self) -> Tensor:
+        """The dense gradient."""
+        gradient = self.base.parameter.grad
+        assert gradient is not None
+        return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,18 +103,23 @@ class Run:
         return self.jobs[0].half_steps.codes and self.jobs[0].lr != 0
 
     @property
+    def written(self) -> bool:
+        """Whether the weights are written at the end."""
+        return self.jobs[0].base.written
+
+    @property
     def targets(self) -> list[Tensor]:
         """What the base optimizer made of each weight, where a V step or a latent needs it."""
         return [job.base.target for job in self.jobs if job.base.target is not None]
 
     def value_step(self) -> ValueStep:
         """Return what the P step is to do."""
-        gradients = [job.base.parameter.grad for job in self.jobs]
         return ValueStep(
             self.rep,
-            [gradient for gradient in gradients if gradient is not None],
+            [job.gradient for job in self.jobs],
             [job.base.state for job in self.jobs],
             [job.lr * job.settings.values_lr_ratio for job in self.jobs],
+            ascends=self.jobs[0].ascends,
         )
 
     @contextmanager
@@ -126,7 +141,7 @@ class Run:
 
     def write_(self) -> None:
         """Write the decoded weights, let the latents decay."""
-        if not (self.moves_codes or self.moves_values):
+        if not self.written:
             return
         rep, decay = self.rep, self.settings.latent_decay
         parameters = [job.base.parameter for job in self.jobs]
@@ -139,9 +154,10 @@ class Run:
             torch._foreach_lerp_(self.targets, weights, decay)
 
     def finish(self) -> None:
-        """Count the step; free a copy of each weight before the next run decodes its own."""
+        """Count the step, forget latent weights that are not kept any longer."""
         for job in self.jobs:
-            job.base.target = None
+            if job.base.needed and not job.base.keeps_latent:
+                job.base.state.drop_latent()
             job.base.state.count_step()
 
 

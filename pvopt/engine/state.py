@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from pvopt.rules.value_optimizers import ValueOptimizer
 
 __all__ = ["WeightState"]
 
-_STEP, _VALUES_STEP, _LATENT = "step", "values_step", "latent"
+_STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
 
 
 class WeightState(dict[str, Any]):
@@ -26,6 +27,7 @@ class WeightState(dict[str, Any]):
     ``values.NAME``         the representation's own tensor of a value
     ``moments.KIND.NAME``   what the values' optimizer keeps beside a value
     ``latent``              ``[*shape]``, the weight that collects all updates, if there is one
+    ``name``                a checksum of the weight's name, by which a load notices another order
     ======================  ==================================================================
 
     It is complete from the beginning, so that all ranks have equal keys.
@@ -33,16 +35,17 @@ class WeightState(dict[str, Any]):
     Args:
         rep: the weight's representation.
         rule: of the values, says which moments there are.
+        name: of the weight.
 
     Example:
         >>> from pvopt import SGDValues, SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> sorted(WeightState(rep, SGDValues(momentum=0.9)))
-        ['codes.entries', 'moments.momentum.values', 'step', 'values.values', 'values_step']
+        ['codes.entries', 'moments.momentum.values', 'name', 'step', 'values.values', 'values_step']
     """
 
-    def __init__(self, rep: Representation, rule: ValueOptimizer) -> None:
-        super().__init__({_STEP: 0, _VALUES_STEP: 0})
+    def __init__(self, rep: Representation, rule: ValueOptimizer, name: str = "") -> None:
+        super().__init__({_STEP: 0, _VALUES_STEP: 0, _NAME: zlib.crc32(name.encode())})
         self.rep, self.rule = rep, rule
         self.complete()
 
@@ -81,6 +84,29 @@ class WeightState(dict[str, Any]):
         self[_VALUES_STEP] += 1
         return self[_VALUES_STEP]
 
+    def counters(self) -> tuple[int, int, bool]:
+        """Return the numbers of steps and of P steps, and whether there is a latent weight."""
+        return self.step, self.values_step, _LATENT in self
+
+    def restore_counters(self, counters: tuple[int, int, bool]) -> None:
+        """Set what :meth:`counters` returned."""
+        self[_STEP], self[_VALUES_STEP], had_latent = counters
+        if not had_latent:
+            self.drop_latent()
+
+    def moments(self) -> list[Tensor]:
+        """Return what is kept beside all values."""
+        return [self[key] for key in self._moving()]
+
+    @torch.no_grad()
+    def start_again(self) -> None:
+        """Begin at the present codes and values, which others have set."""
+        self[_VALUES_STEP] = 0
+        for moment in self.moments():
+            moment.zero_()
+        if _LATENT in self:
+            self[_LATENT].copy_(self.rep.decode())
+
     def moment(self, kind: str, name: str) -> Tensor:
         """Return what is kept beside a value."""
         return self[_moment(kind, name)]
@@ -94,6 +120,14 @@ class WeightState(dict[str, Any]):
     def drop_latent(self) -> None:
         """Forget the latent weight, if there is one."""
         self.pop(_LATENT, None)
+
+    def assign(self, key: str, value: Any) -> None:
+        """Set an entry; codes and values keep their tensors."""
+        own = dict(self.rep.tensors()).get(key)
+        if own is None:
+            self[key] = value
+        elif own is not value:
+            own.copy_(value)
 
     def check(self, name: str, saved: Mapping[str, Any]) -> None:
         """Raise a ValueError unless a saved state fits the representation.
@@ -129,8 +163,10 @@ class WeightState(dict[str, Any]):
         """
         for key, tensor in self.rep.tensors():
             tensor.copy_(saved[key])
+        name = self[_NAME]
         self.clear()
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
+        self[_NAME] = name
         for key in (*self._moving(), _LATENT):
             if key in saved:
                 self[key] = saved[key].to(device=self.rep.device, copy=True)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .changes import note_written
+from .load_order import check_places, in_order_of
+from .merged_state import PREFIX
 from .state_checks import check_base_entries, check_groups, check_own_entries, check_structure
 from .writing import write_decoded_
 
 __all__ = ["load_state_dict", "state_dict"]
-
-# Marks our entries beside the base optimizer's in one flat dictionary per parameter.
-_PREFIX = "pv."
 
 
 def _numbered(optimizer: Any) -> dict[int, nn.Parameter]:
@@ -34,7 +34,7 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
         if id(p) in bindings:
             state = bindings[id(p)].state
             state.complete()  # the representation may have got other tensors
-            ours = {_PREFIX + key: value for key, value in state.items()}
+            ours = {PREFIX + key: value for key, value in state.items()}
             merged.setdefault(number, {}).update(ours)
     result = {**result, "state": merged}
     for hook in optimizer._optimizer_state_dict_post_hooks.values():
@@ -49,10 +49,11 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     saved = dict(saved)
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         replaced = hook(optimizer, saved)
-        saved = saved if replaced is None else replaced
+        saved = dict(saved if replaced is None else replaced)
     check_structure(saved)
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
+    saved["param_groups"] = in_order_of(optimizer.param_groups, saved["param_groups"])
     # Parameters correspond by their place in the groups. What the saved groups call them is free:
     # numbers in torch's own state dicts, names in those of torch.distributed.checkpoint.
     saved_keys = [key for group in saved["param_groups"] for key in group["params"]]
@@ -60,18 +61,25 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     ours: dict[int | str, dict[str, Any]] = {}
     theirs: dict[int | str, dict[str, Any]] = {}
     for key, entries in saved["state"].items():
-        ours[key] = {k[len(_PREFIX) :]: v for k, v in entries.items() if k.startswith(_PREFIX)}
-        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(_PREFIX)}
+        ours[key] = {k[len(PREFIX) :]: v for k, v in entries.items() if k.startswith(PREFIX)}
+        theirs[key] = {k: v for k, v in entries.items() if not k.startswith(PREFIX)}
     for number, p in parameters.items():
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
             check_own_entries(binding.name, ours[keys[number]], binding.rep.dtype)
+    check_places(
+        [
+            (bindings[id(p)].state, ours[keys[number]])
+            for number, p in parameters.items()
+            if id(p) in bindings
+        ]
+    )
     check_groups(optimizer.base, saved["param_groups"])
     by_number = {number: theirs.get(keys.get(number, -1), {}) for number in parameters}
     check_base_entries(optimizer.base, by_number, saved["param_groups"])
-    for group in saved["param_groups"]:
-        optimizer._settings(group)
+    for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
+        optimizer._settings({**group, "params": own["params"]})
     # Adam counts a parameter with an empty dictionary as initialised: drop those.
     base = {key: entries for key, entries in theirs.items() if entries}
     optimizer.base.load_state_dict({**saved, "state": base})
@@ -80,8 +88,9 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.restore(ours[keys[number]])
-            optimizer.state[p] = binding.state
             write_decoded_(binding.rep, [p])
+            note_written([binding])
+            binding.joined = True
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
 

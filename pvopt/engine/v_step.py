@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,6 +33,7 @@ def v_step(
     metric: WeightMetric | None = None,
     options: SearchOptions | None = None,
     draws: Draws | torch.Generator | None = None,
+    before_moves: Callable[[Representation, Moves], None] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
@@ -57,6 +58,7 @@ def v_step(
             each matrix of a weight may differ.
         options: how hard a search tries.
         draws: source of random draws.
+        before_moves: is told what will be done to which groups.
 
     Returns:
         Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
@@ -83,7 +85,8 @@ def v_step(
         raise ValueError(
             f"rep must be of one weight for a metric, a space or {subspace}, got {rep.count}"
         )
-    step = _Step(rounding, subspace, trust_region, options or SearchOptions())
+    options = options or SearchOptions()
+    step = _Step(rounding, subspace, trust_region, options, before_moves)
     weights, draws = rep.count, Draws.of(draws, rep.device)
     metrics = matrix_metrics(metric, rep.view, rep.shape)
     targets, rep = rep.view.all_matrices(targets), rep.matrices
@@ -105,12 +108,14 @@ class _Step:
         subspace: which groups may move.
         trust_region: bound on the change of each matrix, or None.
         options: how hard a search tries.
+        before_moves: is told what will be done to which groups.
     """
 
     rounding: Rounding
     subspace: Subspace
     trust_region: TrustRegion | None
     options: SearchOptions
+    before_moves: Callable[[Representation, Moves], None] | None
 
     def run(
         self,
@@ -143,6 +148,8 @@ class _Step:
             moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
         if self.trust_region is not None:
             moves = _within(self.trust_region, moves, search, groups)
+        if self.before_moves is not None:
+            self.before_moves(rep, moves)
         moves.make_(rep)
         return moves.moved.view(rep.count, -1).sum(1)
 

@@ -23,12 +23,15 @@ def fit_codebooks(
     num_scales: int,
     beam_sizes: Sequence[int],
     generator: torch.Generator,
+    usual: float = 1.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     r"""Fit scaled sums of codebook entries to groups of weights.
 
     .. math:: \min_{z, C, s} \sum_g \sum_i d_{gi} \Big(w_{gi} - s_g \sum_m C_m[z_{gm}]_i\Big)^2
 
-    Every refinement lowers the squared error or leaves it.
+    Every refinement lowers the squared error or leaves it. Groups that share a scale and are all
+    zero get a scale of 0 and an entry that is not 0, so that a gradient moves the scale; if all
+    groups are zero, entries are drawn around one of 0, which all groups have.
 
     Args:
         groups: ``[G, g]``.
@@ -38,6 +41,7 @@ def fit_codebooks(
         num_scales: ``S``, a divisor of ``G``: neighbouring groups share a scale.
         beam_sizes: one search of all codes for each, after the values were refitted.
         generator: source of random draws.
+        usual: size of the entries where all groups are zero.
 
     Returns:
         Codes ``[G, M]`` int64, codebooks ``[M, K, g]`` and scales ``[S]``.
@@ -57,13 +61,15 @@ def fit_codebooks(
     """
     per_scale = len(groups) // num_scales
     scales = groups.reshape(num_scales, -1).square().mean(1).sqrt()  # root mean square
-    scales = torch.where(scales > 0, scales, 1.0)
+    books = groups.new_zeros(num_codebooks, num_entries, groups.shape[1])
+    codes = torch.zeros(len(groups), num_codebooks, dtype=torch.int64, device=groups.device)
+    if not bool(scales.any()):
+        books[:, 1:].normal_(generator=generator)
+        return codes, books, torch.full_like(scales, usual)
     spread = _per_group(scales, per_scale)
     mass = spread.square() if importance is None else spread.square() * importance
     mass = mass.expand_as(groups)
-    residual = groups / spread
-    books = groups.new_zeros(num_codebooks, num_entries, groups.shape[1])
-    codes = torch.zeros(len(groups), num_codebooks, dtype=torch.int64, device=groups.device)
+    residual = _unscaled(groups, spread)
     for m, book in enumerate(books):
         book.copy_(kmeans(residual, num_entries, weights=mass, generator=generator))
         codes[:, m] = nearest_centroid(residual, book, importance)
@@ -72,7 +78,7 @@ def fit_codebooks(
     for beam_size in beam_sizes:
         _refit_values(groups, importance, codes, books, scales)
         codes = beam_search(
-            groups / _per_group(scales, per_scale),
+            _unscaled(groups, _per_group(scales, per_scale)),
             books,
             codes,
             1,
@@ -81,7 +87,13 @@ def fit_codebooks(
             metric=importance,
         )[:, 0]
     _refit_values(groups, importance, codes, books, scales)
+    largest = books.square().sum(2).argmax(1)
+    codes = torch.where(_per_group(scales, per_scale) == 0, largest, codes)
     return codes, books, scales
+
+
+def _unscaled(groups: Tensor, spread: Tensor) -> Tensor:
+    return torch.where(spread == 0, 0.0, groups / spread)
 
 
 def _per_group(scales: Tensor, per_scale: int) -> Tensor:

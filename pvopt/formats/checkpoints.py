@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from pvopt.engine.agreement import check_decoded
 from pvopt.weights import QuantizedWeights
 
 from .contract import FORMATS, Checkpoint
@@ -54,6 +55,7 @@ def save(
         CheckpointError: if the folder is in use for something else, something cannot be stored in
             the format, or the disk is full; an older checkpoint is still there then.
         ValueError: if the format is unknown.
+        WeightsChangedError: if the model holds other weights than codes and values decode to.
 
     Example:
         >>> import tempfile, torch, pvopt
@@ -65,6 +67,7 @@ def save(
         ({'step': 3}, True)
     """
     writer = FORMATS.writer(format)
+    check_decoded((name, model.get_parameter(name), rep) for name, rep in weights.items())
     checkpoint = Checkpoint(model, weights, metadata or {}, tokenizer, training_state)
     reason = writer.can_write(checkpoint)
     if reason is not None:

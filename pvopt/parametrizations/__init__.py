@@ -15,6 +15,7 @@ from .shared_values import SharedValues
 from .sparse import Sparse, SparseNM
 from .storage import Storage
 from .ternary import Ternary
+from .trellis import Trellis
 from .uniform_grid import UniformGrid
 from .vector_codebook import VectorCodebook
 
@@ -37,6 +38,7 @@ __all__ = [
     "SparseNM",
     "Storage",
     "Ternary",
+    "Trellis",
     "UniformGrid",
     "VectorCodebook",
     "as_scheme",

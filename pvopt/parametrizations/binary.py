@@ -57,6 +57,7 @@ class Binary(ScalarGrid):
     group_size: int | None = None
 
     num_codes = 2
+    has_zero = False
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The levels are two scales apart around zero."""

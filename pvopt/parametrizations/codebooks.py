@@ -24,7 +24,7 @@ from pvopt_kernels.ops import (
 
 from .contract import Parametrization
 from .options import FitOptions
-from .preparation import prepare_fit
+from .preparation import prepare_fit, usual_size
 from .query import Query
 from .representation import Representation
 from .storage import Storage
@@ -212,6 +212,7 @@ class Codebooks(Parametrization):
             num_scales=sizes["scales"][0] * sizes["scales"][1],
             beam_sizes=[1] * rounds + [options.beam_size or self.usual_fit_beam],
             generator=generator,
+            usual=usual_size(shape),
         )
         stream = self.streams(shape)["entries"]
         return Representation(

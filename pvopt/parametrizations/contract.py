@@ -23,8 +23,6 @@ from .storage import Storage
 
 __all__ = ["Parametrization"]
 
-# How many codes a search that knows diagonal metrics only offers to a metric that couples weights.
-_BLOCK_CANDIDATES = 8
 # Weights of all candidates that are decoded at once: a column of a layer, which is then bound by
 # calls.
 _AT_ONCE = 1 << 17
@@ -47,8 +45,14 @@ class Parametrization(ABC):
             it is exact and has no use for ``SearchOptions.beam_size``.
         couples: whether :meth:`search` understands metrics that couple the weights of a group;
             others are given the metric's diagonal, and the best of several candidates counts.
+        coupled_candidates: codes that a search which does not understand such a metric offers to
+            it, unless the options give a beam size.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
             kept beside them); usually a V step leaves values as they are.
+        has_zero: whether a weight can be 0 while its scale is not. Otherwise a weight that is all
+            zero cannot be started: its scales would be 0, and hardly move again.
+        scaling: names of the values in which the decoded weight is linear: what they are multiplied
+            by, it is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
             ``pvopt.starts.parse_start`` reads it.
     """
@@ -57,7 +61,10 @@ class Parametrization(ABC):
     has_levels: ClassVar[bool] = False
     usual_beam: ClassVar[int] = 1
     couples: ClassVar[bool] = False
+    coupled_candidates: ClassVar[int] = 8
     values_follow_codes: ClassVar[bool] = False
+    has_zero: ClassVar[bool] = True
+    scaling: ClassVar[tuple[str, ...]] = ("scales",)
     usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod
@@ -169,7 +176,8 @@ class Parametrization(ABC):
         count = query.count
         if query.metric is not None and query.metric.couples and not self.couples:
             # Exact for groups of one weight; otherwise the best of several that are near.
-            wide = count if query.target.shape[1] == 1 else max(count, _BLOCK_CANDIDATES)
+            several = query.options.beam_size or self.coupled_candidates
+            wide = count if query.target.shape[1] == 1 else max(count, several)
             codes = self.search(query.but(count=wide))
         else:
             codes = self.search(query)

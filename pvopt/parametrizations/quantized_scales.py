@@ -14,7 +14,7 @@ from pvopt.core.layout import GroupLayout
 from pvopt.core.registry import ShortForm
 from pvopt.core.streams import CodeStream
 from pvopt.core.validation import check_integer
-from pvopt.fits.kmeans import kmeans, nearest_centroid
+from pvopt.fits.scalars import nearest_scalar, scalar_kmeans
 from pvopt.metrics.contract import Metric
 from pvopt.metrics.diagonal import GroupDiagonal
 from pvopt_kernels import sum_by_code
@@ -89,6 +89,10 @@ class QuantizedScales(Parametrization):
         return self.inner.stacks
 
     @property
+    def has_zero(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.has_zero
+
+    @property
     def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.usual_beam
 
@@ -161,8 +165,10 @@ class QuantizedScales(Parametrization):
         energy = squares.reshape(len(points), -1).sum(1, keepdim=True) / points.square()
         usable = energy.isfinite() & (energy > 0)
         energy = torch.where(usable, energy, energy[usable].mean() if usable.any() else 1.0)
-        table = kmeans(points, 1 << self.bits, weights=energy, generator=generator)
-        index = nearest_centroid(points, table)
+        table = scalar_kmeans(
+            points[:, 0], 1 << self.bits, weights=energy[:, 0], generator=generator
+        )
+        index = nearest_scalar(points[:, 0], table)
         scales.copy_(table[index].view_as(scales))
         layout = rep.layout
         weights = None if importance is None else GroupDiagonal(layout.split(importance))
@@ -176,5 +182,5 @@ class QuantizedScales(Parametrization):
         rep.write_codes_(None, self.inner.candidates(query).codes[:, 0])
         stream = self.streams(tuple(weight.shape))["scales"]
         codes = {**rep.codes, "scales": index.to(stream.dtype)}
-        values = {**rep.values, "scales": table.flatten().contiguous()}
+        values = {**rep.values, "scales": table}
         return Representation(self, codes, values, rep.shape)

@@ -18,7 +18,7 @@ from pvopt.spaces.chain import Chain
 from pvopt.spaces.contract import SPACES, Space
 from pvopt.spaces.identity import identity
 
-from .preparation import prepare_weight
+from .preparation import check_range, prepare_weight
 from .registry import PARAMETRIZATIONS
 
 if TYPE_CHECKING:
@@ -148,16 +148,24 @@ class Scheme:
             TypeError: if the weight is not floating, or the metric does not exist in the space.
             ValueError: if weight, metric and groups do not fit, or the weight is not finite.
         """
-        weight = prepare_weight(weight)
+        dense, weight = weight, prepare_weight(weight)
         shape = tuple(weight.shape)
         self.check(shape)
+        if not (self.parametrization.has_zero or bool(weight.any())):
+            raise ValueError(
+                f"weight must not be all zero: {self.parametrization} is zero by scales of 0 "
+                "alone, which hardly move again. Take a parametrization that has a level of 0, or "
+                "train the layer first"
+            )
         parts = [
             self._start_matrix(matrix.contiguous(), own, start)
             for matrix, own in zip(
                 self.view.matrices(weight), matrix_metrics(metric, self.view, shape), strict=True
             )
         ]
-        return parts[0] if self.view.plain else parts[0].joined(parts, self.view, shape)
+        rep = parts[0] if self.view.plain else parts[0].joined(parts, self.view, shape)
+        check_range(rep, dense)
+        return rep
 
     def _start_matrix(
         self,

@@ -12,13 +12,13 @@ from pvopt.core.layout import GroupLayout, matrix_shape
 from pvopt.core.registry import ShortForm
 from pvopt.core.streams import CodeStream
 from pvopt.core.validation import check_integer
-from pvopt.fits.kmeans import kmeans, nearest_centroid
+from pvopt.fits.scalars import nearest_scalar, scalar_kmeans
 from pvopt.metrics.contract import Metric
 from pvopt_kernels.ops import smallest, sum_by_code
 
 from .contract import Parametrization
 from .options import FitOptions
-from .preparation import prepare_fit
+from .preparation import prepare_fit, usual_size
 from .query import Candidates, Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
@@ -70,6 +70,7 @@ class SharedValues(Parametrization):
 
     stacks = True
     has_levels = True
+    scaling = ("values",)
 
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         rows, columns = matrix_shape(shape)
@@ -92,13 +93,22 @@ class SharedValues(Parametrization):
         """Cluster the entries by k-means; exact if there are at most ``c`` distinct ones."""
         weight, importance, generator = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
-        points = weight.reshape(-1, 1)
-        weights = None if importance is None else importance.reshape(-1, 1)
-        values = kmeans(points, self.num_values, weights=weights, generator=generator)
-        values = values.sort(dim=0).values
+        points = weight.flatten()
+        weights = None if importance is None else importance.flatten()
+        if bool(points.any()):
+            values = scalar_kmeans(points, self.num_values, weights=weights, generator=generator)
+        else:
+            values = self._around_zero(usual_size(shape), points)
         stream = self.streams(shape)["entries"]
-        entries = nearest_centroid(points, values).view(stream.shape).to(stream.dtype)
-        return Representation(self, {"entries": entries}, {"values": values.flatten()}, shape)
+        entries = nearest_scalar(points, values).view(stream.shape).to(stream.dtype)
+        return Representation(self, {"entries": entries}, {"values": values}, shape)
+
+    def _around_zero(self, size: float, like: Tensor) -> Tensor:
+        """Return quantiles of a normal distribution, one of them 0: a weight that is 0 can move."""
+        levels = torch.arange(self.num_values, dtype=torch.float64, device=like.device)
+        values = size * torch.special.ndtri((levels + 0.5) / self.num_values)
+        values[values.abs().argmin()] = 0.0
+        return values.to(like.dtype)
 
     def _tables(self, rep: Representation) -> Tensor:
         """Return the values of each weight, ``[count, c]``."""

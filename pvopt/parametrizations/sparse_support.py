@@ -73,6 +73,7 @@ class SparseSupport(OnSupport):
 
     stacks = True
     values_follow_codes = True
+    scaling = ("values",)
     usual_start = "iterative-obs"
 
     @property

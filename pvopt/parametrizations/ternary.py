@@ -12,7 +12,7 @@ from pvopt.core.registry import ShortForm
 from pvopt.metrics.contract import Metric
 
 from .options import FitOptions
-from .preparation import prepare_fit
+from .preparation import prepare_fit, usable_scales, usual_size
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
 from .scalar_grid import ScalarGrid
@@ -91,5 +91,6 @@ class Ternary(ScalarGrid):
         scales = (total / mass).gather(1, last)
         # Where nothing counts, the scale is open: the largest weight makes a small error.
         scales = torch.where(mass[:, -1:] > 0, scales, magnitudes[:, :1].double()).to(groups.dtype)
+        scales = usable_scales(scales, usual_size(shape))
         levels = torch.where(groups.abs() > scales / 2, groups.sign(), 0.0)
         return self._represent(levels + 1, {"scales": scales}, shape)

@@ -13,7 +13,7 @@ from pvopt.core.validation import check_bool, check_integer
 from pvopt.metrics.contract import Metric
 
 from .options import FitOptions
-from .preparation import prepare_fit
+from .preparation import prepare_fit, usable_scales, usual_size
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
 from .scalar_grid import ScalarGrid
@@ -93,11 +93,17 @@ class UniformGrid(ScalarGrid):
         size = self._scale_size(tuple(weight.shape))
         groups = weight.view(-1, size)
         weights = torch.ones_like(groups) if importance is None else importance.view(-1, size)
-        scale, zero, codes = self._fit_groups(groups, weights)
+        usual = 4 * usual_size(tuple(weight.shape)) / (self.num_codes - 1)
+        scale, zero, codes = self._fit_groups(groups, weights, usual)
         return self._represent(codes, {"scales": scale, "zeros": zero}, tuple(weight.shape))
 
-    def _fit_groups(self, groups: Tensor, importance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Search the clipping of each row of ``groups``; return scale, zero ``[n, 1]``, codes."""
+    def _fit_groups(
+        self, groups: Tensor, importance: Tensor, unit: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Search the clipping of each row of ``groups``; return scale, zero ``[n, 1]``, codes.
+
+        A scale is ``unit`` where nothing else says how large it is.
+        """
         middle = float(1 << (self.bits - 1))
         low = groups.amin(1, keepdim=True)
         high = groups.amax(1, keepdim=True)
@@ -106,9 +112,8 @@ class UniformGrid(ScalarGrid):
         else:
             full = (high - low) / (self.num_codes - 1)
         # A constant group leaves its scale open: one of the weight's own size.
-        usual = full.mean()
-        usual = torch.where(usual > 0, usual, groups.abs().mean())
-        usual = torch.where(usual > 0, usual, 1.0)
+        constant = float(groups.abs().mean())
+        usual = usable_scales(full, constant if constant > 0 else unit)
         best_error = groups.new_full((len(groups), 1), torch.inf)
         best = (torch.ones_like(low), torch.zeros_like(low), torch.zeros_like(groups))
         # At 2 bits the best range of Gaussian weights is about half of min..max.

@@ -135,14 +135,15 @@ def _hint(
     pattern: str, patterns: Mapping[str, Any], found: Selection[Any], model: nn.Module
 ) -> str:
     """Say what a pattern that means no weight comes close to."""
+    lost = []
     for name, weight in found.weights.items():
-        for place in _faces(weight):
-            if not _means(pattern, weight, place):
-                continue
-            first = _first(patterns, weight, place)
-            if name in found.chosen:
-                return f"{pattern!r}: {name!r} is taken by {first!r}, which comes before it"
-            return f"{pattern!r}: {name!r} is {found.left[name]}"
+        place = next((p for p in _faces(weight) if _means(pattern, weight, p)), None)
+        if place is not None and name in found.chosen:
+            lost.append(f"{name!r} is taken by {_first(patterns, weight, place)!r}")
+        elif place is not None:
+            lost.append(f"{name!r} is {found.left[name]}")
+    if lost:
+        return f"{pattern!r}: {_few(lost)}"
     modules = [name for name, _ in model.named_modules() if fnmatch.fnmatchcase(name, pattern)]
     under = tuple(f"{module}." if module else "" for module in modules)
     near = [

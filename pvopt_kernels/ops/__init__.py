@@ -17,6 +17,8 @@ from .scatter_groups import scatter_groups
 from .smallest import smallest
 from .stacked_codebook_grad import stacked_codebook_grad
 from .sum_by_code import sum_by_code
+from .trellis_decode import trellis_decode
+from .trellis_search import trellis_search
 from .uniform_decode import uniform_decode
 from .uniform_grad import uniform_grad
 from .uniform_matmul import uniform_matmul
@@ -39,6 +41,8 @@ __all__ = [
     "smallest",
     "stacked_codebook_grad",
     "sum_by_code",
+    "trellis_decode",
+    "trellis_search",
     "uniform_decode",
     "uniform_grad",
     "uniform_matmul",

@@ -246,7 +246,7 @@ def test_alternating_steps_also_collect_the_updates_of_p_phases(
         outcome = v_step.step(problem, fitted, buffer=buffer)
         case.assert_objective(case.step(optimizer), fitted)
         case.assert_at(outcome.point)
-        latent = optimizer.state[case.parameter]["latent"].numpy()
+        latent = optimizer.state[case.parameter]["pv.latent"].numpy()
         scale = float(np.abs(outcome.buffer).max())
         np.testing.assert_allclose(latent, outcome.buffer, rtol=1e-9, atol=1e-9 * scale)
         point, buffer = outcome.point, outcome.buffer

@@ -36,6 +36,7 @@ from pvopt import (
     SparseNM,
     Stochastic,
     Ternary,
+    Trellis,
     Uniform,
     UniformGrid,
     VectorCodebook,
@@ -90,6 +91,19 @@ def lattices(draw):
 
 
 @st.composite
+def trellises(draw):
+    code = draw(st.sampled_from(["mul1", "mcg", "3inst", "1mad", "hyb", "table"]))
+    bits = draw(st.integers(1, 4))
+    state_bits = draw(st.integers(4 * bits if code == "hyb" else 2 * bits, 16))
+    sizes = [draw(st.sampled_from([4, 16])) for _ in range(2)]
+    times = draw(maybe(st.integers(1, 8)))
+    return Trellis(
+        bits=bits, state_bits=state_bits, code=code, out_group=sizes[0], in_group=sizes[1],
+        scale_group=times and times * sizes[1],
+    )  # fmt: skip
+
+
+@st.composite
 def few_of_many(draw):
     size = draw(st.integers(2, 16))
     return SparseNM(nonzeros=draw(st.integers(1, size - 1)), group_size=size)
@@ -108,6 +122,7 @@ PLAIN = [
     vectors(),
     additive(),
     lattices(),
+    trellises(),
     QUANTIZED_SCALES,
 ]
 FORMATS = [

@@ -123,6 +123,17 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
         lambda: ((_draw(7, 3).requires_grad_(), _codes(7, below=4), 4), {}),
         lambda: ((_draw(7, 3).bfloat16(), _codes(7, below=4).to(torch.int16), 4), {}),
     ],
+    "trellis_decode": [
+        lambda: ((_codes(3, 6, below=4).byte(), _draw(16, 1).requires_grad_()), {"symbol_bits": 2}),
+        lambda: ((_codes(3, 6, below=2), _draw(16, 2).half()), {"symbol_bits": 1}),
+    ],
+    "trellis_search": [
+        lambda: ((_draw(3, 8), _draw(16, 1)), {"symbol_bits": 2}),
+        lambda: (
+            (_draw(3, 8).half(), _draw(16, 2).half(), 3),
+            {"symbol_bits": 1, "metric": torch.ones(3, 8).half(), "ends": _codes(3, 2, below=8)},
+        ),
+    ],
     "uniform_decode": [
         lambda: (_grid(True), {"bits": 3, "columns": 10}),
         lambda: ((*_grid()[:2], None), {"bits": 3, "columns": 10}),

@@ -154,7 +154,10 @@ def test_the_table_has_every_class_that_is_registered():
     library = {c for c in pvopt.PARAMETRIZATIONS if hasattr(pvopt, c)}
     assert {type(p).__name__ for p in PARAMETRIZATIONS.values()} == library
     library = {c for c in REGISTERED if hasattr(pvopt, c)}
-    assert {type(s).__name__ for s in SPACES.values()} == library
+    chained = [
+        s for chain in SPACES.values() if isinstance(chain, pvopt.Chain) for s in chain.spaces
+    ]
+    assert {type(s).__name__ for s in [*SPACES.values(), *chained]} == library
 
 
 @pytest.mark.parametrize("name", [*SCHEMES, "signs"])
@@ -193,7 +196,7 @@ def test_a_member_of_a_stack_takes_its_own_memory_only():
     for tensor in layer.state_dict().values():
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
     assert torch.equal(layer.representation().decode(), reps[2].decode())
-    with pytest.raises(ValueError, match=r"of one matrix, got 4 of shape \[6, 16\]"):
+    with pytest.raises(ValueError, match=r"of one matrix \[out, in\], got 4 of shape \[6, 16\]"):
         QuantizedLinear.from_representation(stack)
 
 
@@ -260,12 +263,12 @@ def test_names_in_a_state_dict():
         "codes.scales",
         "values.codebooks",
         "values.scales",
-        "space.2.order",
-        "space.3.input_scales",
-        "space.3.output_scales",
+        "space.3.order",
+        "space.4.input_scales",
+        "space.4.output_scales",
     ]
-    assert "space.3.input_scales" in dict(layer.named_parameters())
-    assert "space.2.order" in dict(layer.named_buffers())
+    assert "space.4.input_scales" in dict(layer.named_parameters())
+    assert "space.3.order" in dict(layer.named_buffers())
 
 
 @each
@@ -355,7 +358,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"bias must have shape \[4\], got \[8\]"):
         QuantizedLinear.from_representation(rep, torch.zeros(8))
     vector = UniformGrid(bits=2).fit(torch.arange(8.0))
-    with pytest.raises(ValueError, match=r"must be of one matrix, got 1 of shape \[8\]"):
+    with pytest.raises(ValueError, match=r"must be of one matrix \[out, in\], got 1 of shape \[8\]"):
         QuantizedLinear.from_representation(vector)
     with pytest.raises(ValueError, match="group_size=3 does not divide the 8 columns"):
         QuantizedLinear(UniformGrid(bits=2, group_size=3), 8, 4)

@@ -191,7 +191,7 @@ def test_latent_decay_of_one_half_ends_the_cycle():
     optimizer = ste(base, {parameter: rep}, latent_decay=0.5)
     # the latent converges to the drift 0.09 / rho - 0.09 = 0.09: it never reaches 1/2
     assert descend(matrix, goal, parameter, optimizer, 200) == pytest.approx([0.27] * 201)
-    assert optimizer.state[parameter]["latent"].tolist() == pytest.approx([0.09, 0.09])
+    assert optimizer.state[parameter]["pv.latent"].tolist() == pytest.approx([0.09, 0.09])
 
 
 def test_as_many_values_as_weights_reach_the_unconstrained_minimum():

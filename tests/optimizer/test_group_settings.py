@@ -120,7 +120,7 @@ def test_frozen_codes_keep_no_state_in_the_base(make_setup):
             assert not torch.equal(value, before[name][key])
     assert one not in optimizer.base.state or not optimizer.base.state[one]
     assert optimizer.base.state[two]
-    assert "latent" not in optimizer.state[one]
+    assert "pv.latent" not in optimizer.state[one]
     assert list(optimizer.report.groups) == ["2.weight"]
 
 
@@ -180,8 +180,8 @@ def test_latent_decay(make_setup):
         twin.step()
         optimizer.step()
         latent = 0.7 * dense.detach() + 0.3 * two.detach()
-        torch.testing.assert_close(optimizer.state[two]["latent"], latent)
-        assert "latent" not in optimizer.state[one]
+        torch.testing.assert_close(optimizer.state[two]["pv.latent"], latent)
+        assert "pv.latent" not in optimizer.state[one]
 
 
 def test_a_latent_that_is_given_up_is_dropped(make_setup):
@@ -192,7 +192,7 @@ def test_a_latent_that_is_given_up_is_dropped(make_setup):
         optimizer.param_groups[0]["latent_decay"] = decay
         setup.backward()
         optimizer.step()
-        assert ("latent" in optimizer.state[one]) == kept
+        assert ("pv.latent" in optimizer.state[one]) == kept
         setup.check_decoded()
 
 
@@ -304,7 +304,7 @@ def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
     for step in range(9):
         before = codes(setup), values(setup)
         latents = {
-            n: optimizer.state[p].get("latent") for n, p, _ in optimizer.named_representations()
+            n: optimizer.state[p].get("pv.latent") for n, p, _ in optimizer.named_representations()
         }
         latents = copy.deepcopy(latents)
         setup.backward()
@@ -321,7 +321,7 @@ def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
                 values(setup)["0.weight"]["codebooks"], before[1]["0.weight"]["codebooks"]
             )
         for name, p, _ in optimizer.named_representations():  # latents collect in every step
-            now = optimizer.state[p]["latent"]
+            now = optimizer.state[p]["pv.latent"]
             assert latents[name] is None or not torch.equal(now, latents[name])
 
 

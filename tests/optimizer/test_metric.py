@@ -107,6 +107,7 @@ def test_bases_without_second_moments_are_refused(make_setup) -> None:
         setup.backward()
         base.step()
         assert called  # the base was left as it was
+    setup = make_setup()
     other = Third(setup.model.parameters(), ())
     optimizer = PVOptimizer(other, setup.weights, metric=SecondMoment())
     setup.backward()
@@ -165,7 +166,7 @@ def test_a_step_in_the_second_moment_takes_the_nearest_codes_in_it(make_setup, d
         setup.check_decoded()
         for name, rep in setup.weights.items():
             parameter = setup.weights.parameter(name)
-            latent = optimizer.state[parameter]["latent"]
+            latent = optimizer.state[parameter]["pv.latent"]
             state = base.state[parameter]
             metric = (state["exp_avg_sq"] / (1 - 0.999 ** float(state["step"]))).sqrt() + 1e-8
             p, target, weights = rep.parametrization, rep.split(latent), rep.split(metric)

@@ -171,10 +171,10 @@ def test_a_recipe_is_its_row_of_the_table(name, adam):
         np.testing.assert_allclose(rep.values["values"].numpy(), reference.values, atol=1e-12)
         np.testing.assert_allclose(parameter.detach().numpy(), reference.weight, atol=1e-12)
         if settings.get("rho", 1.0) < 1:
-            latent = optimizer.state[parameter]["latent"].numpy()
+            latent = optimizer.state[parameter]["pv.latent"].numpy()
             np.testing.assert_allclose(latent, reference.latent, atol=1e-12)
         else:
-            assert "latent" not in optimizer.state[parameter]
+            assert "pv.latent" not in optimizer.state[parameter]
     assert (moved == 0) == (name == "continuous_only")
 
 

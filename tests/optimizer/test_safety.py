@@ -55,9 +55,9 @@ def test_zero_gradients_with_lr_zero_move_nothing(make_setup, assert_same, dtype
         optimizer.step()
     before = snapshot(setup)
     latents = {
-        name: optimizer.state[p]["latent"].clone()
+        name: optimizer.state[p]["pv.latent"].clone()
         for name, p, _ in optimizer.named_representations()
-        if "latent" in optimizer.state[p]
+        if "pv.latent" in optimizer.state[p]
     }
     for group in optimizer.param_groups:
         group["lr"] = 0.0
@@ -68,7 +68,7 @@ def test_zero_gradients_with_lr_zero_move_nothing(make_setup, assert_same, dtype
     if "latent_decay" in RULES[rules] and steps:
         assert len(latents) == 2
         for name, p, rep in optimizer.named_representations():
-            assert torch.equal(optimizer.state[p]["latent"], latents[name])
+            assert torch.equal(optimizer.state[p]["pv.latent"], latents[name])
             assert not torch.equal(latents[name], rep.decode())
 
 

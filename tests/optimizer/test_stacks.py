@@ -29,6 +29,7 @@ from pvopt import (
     Sparse,
     Stochastic,
     Ternary,
+    Trellis,
     Uniform,
     UniformGrid,
     VectorCodebook,
@@ -42,6 +43,7 @@ KINDS: dict[str, Parametrization] = {
     "vectors": VectorCodebook(bits=3, group_size=4),
     "sums": AdditiveCodebooks(num_codebooks=2, bits=2, in_group=2, out_group=2),
     "lattice": E8P(bits=2),
+    "trellis": Trellis(bits=2, state_bits=4, code="table", out_group=2, in_group=4),
     "sparse": Sparse(density=0.5),
 }
 RULES: dict[str, dict[str, Any]] = {
@@ -282,7 +284,7 @@ def test_latents_are_turned_off_and_on_inside_one_stack(assert_same):
         layers.run(optimizer, 1, first=step)
         for number, p in enumerate(ps):
             kept = decay < 1 or number in (0, 2, 4)
-            assert ("latent" in optimizer.state[p]) == kept
+            assert ("pv.latent" in optimizer.state[p]) == kept
     reference = make()
     other = reference.optimizer(subspace=AllGroups(), latent_decay=0.0)
     reference.run(other, 5)

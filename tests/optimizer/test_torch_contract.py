@@ -290,10 +290,10 @@ def test_a_group_that_is_added_after_steps_joins_in(make_setup):
         optimizer.step()
         setup.check_decoded()
     assert not torch.equal(second, frozen)
-    assert "latent" in optimizer.state[second]
-    assert "latent" not in optimizer.state[first]
-    assert int(optimizer.state[second]["step"]) == 5
-    assert int(optimizer.state[first]["step"]) == 8
+    assert "pv.latent" in optimizer.state[second]
+    assert "pv.latent" not in optimizer.state[first]
+    assert int(optimizer.state[second]["pv.step"]) == 5
+    assert int(optimizer.state[first]["pv.step"]) == 8
 
 
 def test_a_group_added_to_the_base_itself_joins_in(make_setup):
@@ -331,7 +331,7 @@ def test_a_parameter_whose_first_gradient_comes_late(make_setup):
         setup.check_decoded()
         assert torch.equal(late, before) == (step < 3)
         assert ("2.weight" in optimizer.report.groups) == (step >= 3)
-    assert int(optimizer.state[late]["step"]) == 3
+    assert int(optimizer.state[late]["pv.step"]) == 3
 
 
 def test_parameters_without_gradient_are_left_alone(make_setup, assert_same):

@@ -28,6 +28,7 @@ from pvopt import (
     Sparse,
     SparseNM,
     Ternary,
+    Trellis,
     UniformGrid,
     VectorCodebook,
 )
@@ -57,6 +58,8 @@ PARAMETRIZATIONS = [
     E8P(bits=2),
     E8P(bits=3, scale_group=8),
     E8P(bits=4, per_tensor=True),
+    Trellis(bits=2, state_bits=6, out_group=2, in_group=4),
+    Trellis(bits=2, state_bits=4, code="table", out_group=2, in_group=4, scale_group=8),
 ]
 each = pytest.mark.parametrize("parametrization", PARAMETRIZATIONS, ids=str)
 
@@ -196,6 +199,8 @@ def test_a_constant_weight_is_exact_up_to_rounding(parametrization, constant):
         pytest.skip("the one-bit symmetric grid {-s, 0} has no level above zero")
     if isinstance(parametrization, SparseSupport | QuantizedNonzeros):
         pytest.skip("a sparse weight is not constant")
+    if isinstance(parametrization, Trellis) and parametrization.code != "table":
+        pytest.skip("neighbours in a trellis of fixed weights differ")
     rep = parametrization.fit(torch.full((8, 8), constant))
     check_valid(rep)
     torch.testing.assert_close(rep.decode(), torch.full((8, 8), constant), rtol=1e-4, atol=0)

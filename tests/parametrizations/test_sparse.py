@@ -194,7 +194,7 @@ def test_moments_follow_their_nonzeros(parametrization, values):
             else:
                 moment.mul_(0.95).add_(0.05 * gradient.square())
             moment.mul_(old).mul_(new)
-            kept = optimizer.state[parameter][f"moments.{name}.values"]
+            kept = optimizer.state[parameter][f"pv.moments.{name}.values"]
             spread = Representation(parametrization, rep.codes, {"values": kept}, rep.shape)
             torch.testing.assert_close(spread.decode(), moment)
     assert moved >= 3

@@ -33,6 +33,7 @@ __all__ = [
     "read",
     "spread",
     "store",
+    "store_bytes",
     "stream",
     "total",
     "unpack",
@@ -115,6 +116,19 @@ def store(typing_context, array, index, vector):
         pointer = context.get_value_type(vector).as_pointer()
         address = builder.bitcast(address, pointer)
         builder.store(arguments[2], address, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.none(array, types.intp, vector), generate
+
+
+@intrinsic
+def store_bytes(typing_context, array, index, vector):
+    """Write the lowest byte of each int32 of a vector into an array of bytes."""
+
+    def generate(context, builder, signature, arguments):
+        address = _position(context, builder, array, *arguments[:2])
+        narrow = builder.trunc(arguments[2], ir.VectorType(ir.IntType(8), vector.width))
+        builder.store(narrow, builder.bitcast(address, narrow.type.as_pointer()), align=1)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, vector), generate
