@@ -300,7 +300,8 @@ class Parametrization(ABC):
             for member, gradient in zip(rep.members(), gradients, strict=True):
                 names = self.value_shapes(rep.inner_shape)
                 leaves = {name: member.values[name].detach().requires_grad_() for name in names}
-                own = Representation(self, self._own(member), leaves, rep.inner_shape)
+                codes, shape = self._own(member), rep.inner_shape
+                own = Representation(self, codes, leaves, shape, check=False)
                 weight = member.layout.merge(self.decode_groups(own))
                 found = torch.autograd.grad(
                     weight, list(leaves.values()), gradient.to(weight.dtype), materialize_grads=True
