@@ -122,8 +122,8 @@ def load_model(
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    check_folder(folder)
     check_model_folder(folder)
+    check_folder(folder)
     try:
         return _from_pretrained(str(folder), dtype)
     except (ImportError, CheckpointError):
