@@ -14,6 +14,8 @@ _BINS = 1024
 _MOST = 256
 # Points that are sorted at once, a quarter of a gigabyte; of more, a random choice.
 _SORTED = 1 << 26
+# Passes over all points after that, and points of a pass at once.
+_PASSES, _AT_ONCE = 8, 1 << 22
 
 
 def nearest_scalar(points: Tensor, centroids: Tensor) -> Tensor:
@@ -77,7 +79,7 @@ def scalar_kmeans(
     """
     if len(points) == 0 or k < 1:
         raise ValueError(f"kmeans needs points and k >= 1, got {len(points)} points and k={k}")
-    dtype = points.dtype
+    dtype, everything = points.dtype, (points, weights)
     points, weights = _choice(points, weights, generator)
     points, weights = _sorted(points, weights)
     center = points[len(points) // 2].double()
@@ -87,7 +89,23 @@ def scalar_kmeans(
         starts.append(_cut(points, sums, starts[0]))
     found = [_lloyd(points, sums, start - center, iterations) for start in starts]
     best = max(found, key=lambda centroids: sums.gain(_ends(points, sums, centroids)))
-    return (best + center).to(dtype)
+    best = best + center
+    if len(everything[0]) > len(points):  # the tails are not what was chosen
+        for _ in range(_PASSES):
+            best = _means(*everything, best)
+    return best.to(dtype)
+
+
+def _means(points: Tensor, weights: Tensor | None, centroids: Tensor) -> Tensor:
+    """Return the means of the points that are nearest to each centroid, float64, ascending."""
+    mass, first = torch.zeros_like(centroids), torch.zeros_like(centroids)
+    for start in range(0, len(points), _AT_ONCE):
+        part = points[start : start + _AT_ONCE].double()
+        own = torch.ones_like(part) if weights is None else weights[start : start + _AT_ONCE]
+        index, own = nearest_scalar(part, centroids), own.double()
+        mass += torch.bincount(index, own, len(centroids))
+        first += torch.bincount(index, own * part, len(centroids))
+    return torch.where(mass > 0, first / mass, centroids).sort().values
 
 
 def _ends(points: Tensor, sums: _Sums, centroids: Tensor) -> Tensor:

@@ -143,6 +143,17 @@ def test_what_is_zero_can_move(name, case):
 
 
 @each
+def test_codes_of_zero_have_somewhere_to_go(name):
+    """Levels of the usual size are there before any value has moved."""
+    form = PARAMETRIZATIONS[name]
+    if has_zero(form):
+        rep = form.fit(torch.zeros(SHAPE))
+        target = 2.5 * gaussian(1)  # as large as weights of 16 inputs usually are
+        moved = v_step(rep, target, rounding=Nearest(), subspace=AllGroups())
+        assert int(moved) > rep.num_groups // 4
+
+
+@each
 @pytest.mark.parametrize("power", [-38, 38])
 def test_any_size_is_fitted_alike(name, power):
     form, weight = PARAMETRIZATIONS[name], gaussian()
