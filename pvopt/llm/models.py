@@ -121,12 +121,13 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
             f"source={str(folder)!r} is a checkpoint of quantized weights, not a model: load it by "
             "pvopt.formats.load, or name it by --checkpoint"
         )
+    if folder.is_dir():
+        check_model_folder(folder)
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
             "Hugging Face format, as written by model.save_pretrained()"
         )
-    check_model_folder(folder)
     try:
         return _from_pretrained(str(folder), dtype)
     except ImportError:

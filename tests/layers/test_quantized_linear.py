@@ -358,7 +358,9 @@ def test_errors():
     with pytest.raises(ValueError, match=r"bias must have shape \[4\], got \[8\]"):
         QuantizedLinear.from_representation(rep, torch.zeros(8))
     vector = UniformGrid(bits=2).fit(torch.arange(8.0))
-    with pytest.raises(ValueError, match=r"must be of one matrix \[out, in\], got 1 of shape \[8\]"):
+    with pytest.raises(
+        ValueError, match=r"must be of one matrix \[out, in\], got 1 of shape \[8\]"
+    ):
         QuantizedLinear.from_representation(vector)
     with pytest.raises(ValueError, match="group_size=3 does not divide the 8 columns"):
         QuantizedLinear(UniformGrid(bits=2, group_size=3), 8, 4)
