@@ -7,13 +7,23 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pvopt.engine.finite_check import NonFiniteGradientError
+from pvopt.commands.common import shortened
+from pvopt.commands.packages import missing_package
+from pvopt.commands.parsing import CommandParser
 
 __all__ = ["main"]
 
-_USER_ERRORS = (ValueError, ImportError, OSError, NonFiniteGradientError)
+_COMMANDS = {
+    "quantize": "quantize a model, with or without a text",
+    "tune": "tune a quantized model on a text",
+    "eval": "measure perplexity on a text, and how near a checkpoint is to its original",
+    "generate": "continue a prompt",
+    "info": "show the true bits per weight of a checkpoint",
+    "demo": "quantize SmolLM2-135M to 2 bits and tune it",
+}
 
 
 class _Import(argparse.Action):
@@ -26,6 +36,15 @@ class _Import(argparse.Action):
             parser.error(f"argument --import: {error}")
 
 
+class _Version(argparse.Action):
+    """Print versions of everything that results depend on, and end."""
+
+    def __call__(self, parser: Any, namespace: Any, value: Any, option: str | None = None) -> None:
+        names = ("pvopt", "torch", "transformers", "triton", "numba")
+        print(", ".join(f"{name} {_version(name)}" for name in names))
+        parser.exit()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -33,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; None takes those of the process.
 
     Returns:
-        The exit code: 0, 2 after an error of the user, 128 + n after signal n.
+        The exit code: 0, 2 after any error, 130 after an interrupt, 128 + n after signal n.
 
     Raises:
         SystemExit: for arguments that cannot be parsed (code 2), and after ``--help``.
@@ -45,8 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ...
         0
     """
-    args = _parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        args = _parser().parse_args(argv)
         return args.run(args)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -54,22 +74,48 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\npvopt: interrupted", file=sys.stderr)
         return 130
-    except _USER_ERRORS as error:
-        if args.debug:
+    except Exception as error:
+        if "--debug" in argv:
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"pvopt: error: {message}", file=sys.stderr)
+        print(f"pvopt: error: {shortened(_explained(error))}", file=sys.stderr)
         return 2
 
 
-def _parser() -> argparse.ArgumentParser:
-    # Imported here, so that the library can be imported without the extras of the commands.
-    from pvopt.commands import demo, evaluate, generate, info, quantize, tune
-    from pvopt.commands.common import CommandParser
+def _explained(error: Exception) -> str:
+    """Return what went wrong, and what to do about it where that is known."""
+    import torch
 
+    from pvopt.engine.finite_check import NonFiniteGradientError
+
+    text = str(error).strip()
+    package = missing_package(error)
+    if package is not None:
+        return f"this {package}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "not enough memory" in text:
+        return (
+            "out of memory: take a smaller --batch, --micro-batch, --length or --context, --dtype "
+            f"bfloat16 or another --device ({text or type(error).__name__})"
+        )
+    if isinstance(error, ValueError | ImportError | OSError | NonFiniteGradientError):
+        return text or type(error).__name__
+    return (
+        f"{type(error).__name__}: {text or 'no message'}; this is a mistake of pvopt or of the "
+        "model's code, --debug shows where"
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "is not installed"
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="pvopt", description="Optimize the discrete weights of language models."
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show versions")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     parser.add_argument(
         "--import",
@@ -80,6 +126,16 @@ def _parser() -> argparse.ArgumentParser:
         "It runs as any code of yours: checkpoints never name modules",
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (quantize, tune, evaluate, generate, info, demo):
-        module.add_parser(commands)
+    for name, help in _COMMANDS.items():
+        module = importlib.import_module(f"pvopt.commands.{'evaluate' if name == 'eval' else name}")
+        try:
+            module.add_parser(commands, help)
+        except ImportError as error:
+            package = missing_package(error)
+            if package is None:
+                raise
+            # The other commands and --help work without the package.
+            known = commands.choices.get(name)  # the package may be missed only half-way
+            lacking = known or commands.add_parser(name, help=f"{help} ({package})")
+            lacking.lacking = error
     return parser

@@ -1,6 +1,8 @@
 """Quantize a language model with a text at hand: one pass over its blocks, resumable."""
 
+from .blocks import outside_blocks
 from .fine_tuning import FineTuning
+from .sequences import Sequences, sequences_of
 from .walk import Calibration, calibrate_
 
-__all__ = ["Calibration", "FineTuning", "calibrate_"]
+__all__ = ["Calibration", "FineTuning", "Sequences", "calibrate_", "outside_blocks", "sequences_of"]

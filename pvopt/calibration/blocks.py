@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from torch import nn
 
-__all__ = ["check_own_weights", "find_blocks"]
+__all__ = ["check_own_weights", "find_blocks", "outside_blocks"]
 
 
 def find_blocks(model: nn.Module, names: Iterable[str]) -> tuple[str, list[nn.Module]]:
@@ -42,6 +42,26 @@ def find_blocks(model: nn.Module, names: Iterable[str]) -> tuple[str, list[nn.Mo
         )
     outermost = min(whole, key=len)
     return outermost, list(lists[outermost])
+
+
+def outside_blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
+    """Return the weights that are in no block: those outside of the list that holds most of them.
+
+    Args:
+        model: a causal language model.
+        names: parameter names of weights.
+
+    Example:
+        >>> from pvopt.llm import load_model
+        >>> model = load_model("tiny-llama").model
+        >>> outside_blocks(model, ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+        ['lm_head.weight']
+    """
+    names = list(names)
+    lists = [n for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    counts = {n: sum(w.startswith(f"{n}.") for w in names) for n in lists}
+    most = max(lists, key=lambda n: (counts[n], -len(n)), default=None)
+    return [w for w in names if most is None or not w.startswith(f"{most}.")]
 
 
 def check_own_weights(model: nn.Module, name: str, blocks: list[nn.Module]) -> None:

@@ -22,7 +22,7 @@ class Hessians(Mapping[str, Tensor]):
     share one Hessian: which ones do is seen in the first batch.
 
     Args:
-        layers: linear layers by name.
+        layers: linear layers, or ``Conv1D`` of transformers, by name.
 
     Example:
         >>> layer = nn.Linear(2, 3)
@@ -34,18 +34,10 @@ class Hessians(Mapping[str, Tensor]):
                 [2., 5.]], dtype=torch.float64)
     """
 
-    def __init__(self, layers: Mapping[str, nn.Linear]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._mask: Tensor | None = None
         self._leaders = {name: name for name in layers}
-        self._sums = {
-            name: torch.zeros(
-                layer.in_features,
-                layer.in_features,
-                dtype=torch.float64,
-                device=layer.weight.device,
-            )
-            for name, layer in layers.items()
-        }
+        self._sums = {name: _zeros(layer) for name, layer in layers.items()}
         # Inputs of the first batch, kept until it ends: an id belongs to one tensor for so long.
         self._first: dict[str, list[Tensor]] | None = {name: [] for name in layers}
 
@@ -99,8 +91,16 @@ class Hessians(Mapping[str, Tensor]):
                 self._accumulate(name, tensor)
 
 
+def _zeros(layer: nn.Module) -> Tensor:
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    # Conv1D of transformers keeps [in, out].
+    size = weight.shape[1] if isinstance(layer, nn.Linear) else weight.shape[0]
+    return torch.zeros(size, size, dtype=torch.float64, device=weight.device)
+
+
 @contextmanager
-def gather_hessians(layers: Mapping[str, nn.Linear]) -> Iterator[Hessians]:
+def gather_hessians(layers: Mapping[str, nn.Module]) -> Iterator[Hessians]:
     """Watch the inputs of linear layers.
 
     Args:
@@ -123,7 +123,7 @@ def gather_hessians(layers: Mapping[str, nn.Linear]) -> Iterator[Hessians]:
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hessians.add(name, args[0] if args else kwargs["input"])
+            hessians.add(name, args[0] if args else next(iter(kwargs.values())))
 
         return take
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.evaluation_mode import evaluation_mode
-from pvopt.metrics.row import Row
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme
@@ -21,9 +21,11 @@ from pvopt.weights import QuantizedWeights, match_patterns, select_weights
 
 from .blocks import check_own_weights, find_blocks
 from .capture import BlockCall, capture_inputs
+from .experts import ExpertHessians, expert_by_expert
 from .fine_tuning import FineTuning
 from .finished_blocks import FinishedBlocks
 from .hessians import gather_hessians
+from .layer_starts import start_experts, start_matrix
 
 __all__ = ["Calibration", "calibrate_"]
 
@@ -36,8 +38,9 @@ class Calibration:
         weights: the representations, bound to the model.
         layer_errors: by parameter name, ``||X (W - W_q)'|| / ||X W'||`` on the inputs ``X`` that
             the quantized blocks before hand on, as the layer was started (before fine-tuning).
-        without_tokens: parameter names of layers that no token of the text reached, such as experts
-            that were never chosen: they have no error, and got the fit of their format.
+        without_tokens: parameter names of layers that no token of the text reached, and experts
+            that were never chosen as ``NAME[NUMBER]``: they have no error, and got the fit of their
+            format.
     """
 
     weights: QuantizedWeights
@@ -124,9 +127,12 @@ def calibrate_(
         raise ValueError(f"start has no pattern for {lacking[:5]}")
     list_name, blocks = find_blocks(model, chosen)
     layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in chosen}
-    other = [name for name, layer in layers.items() if not isinstance(layer, nn.Linear)]
+    other = [n for n, scheme in chosen.items() if not (scheme.view.experts or _linear(layers[n]))]
     if other:
-        raise ValueError(f"only linear layers can be calibrated, not {other[:5]}")
+        raise ValueError(
+            f"only linear layers and experts can be calibrated, not {other[:5]}: exclude them"
+        )
+    experts = [layers[name] for name, scheme in chosen.items() if scheme.view.experts]
     check_own_weights(model, list_name, blocks)
     batches = _batches(tokens, batch_size)
     real = None if masks is None else _masks(masks, tokens).unflatten(0, (-1, batch_size))
@@ -145,7 +151,7 @@ def calibrate_(
     representations: dict[str, Representation] = {}
     errors: dict[str, float] = {}
     alone = nullcontext() if finished is None else finished.alone()
-    with alone, torch.no_grad(), evaluation_mode(model):
+    with alone, torch.no_grad(), evaluation_mode(model), expert_by_expert(experts):
         inputs = capture_inputs(model, blocks, batches, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
@@ -170,8 +176,8 @@ def calibrate_(
     weights.write_()
     return Calibration(
         weights,
-        {name: errors[name] for name in chosen if name in errors},
-        tuple(name for name in chosen if name not in errors),
+        {name: errors[name] for name in chosen if not math.isnan(errors[name])},
+        tuple(name for name, error in errors.items() if math.isnan(error)),
     )
 
 
@@ -195,11 +201,20 @@ class _Block:
     ) -> tuple[dict[str, Representation], dict[str, float]]:
         """Quantize the block and overwrite its inputs ``hidden`` by its outputs."""
         outputs = torch.empty_like(hidden) if fine_tuning is not None else None
-        layers = {name: self.model.get_submodule(name.rpartition(".")[0]) for name in self.chosen}
-        linear = {name: layer for name, layer in layers.items() if isinstance(layer, nn.Linear)}
+        linear = {
+            name: self.model.get_submodule(name.rpartition(".")[0])
+            for name, scheme in self.chosen.items()
+            if not scheme.view.experts
+        }
+        experts = {}
+        for name, scheme in self.chosen.items():
+            if scheme.view.experts:
+                weight = self.model.get_parameter(name)
+                experts[name] = weight, scheme.view.matrix_shape(weight.shape)[1]
         representations: dict[str, Representation] = {}
         errors: dict[str, float] = {}
-        with gather_hessians(linear) as hessians:
+        apart = ExpertHessians(experts) if experts else None
+        with gather_hessians(linear) as hessians, apart or nullcontext():
             for number, batch in enumerate(hidden):
                 hessians.begin_batch(None if self.masks is None else self.masks[number])
                 output = self.calls[number](self.module, batch)
@@ -210,12 +225,15 @@ class _Block:
             parameter = self.model.get_parameter(name)
             generator = torch.Generator(parameter.device).manual_seed(seed)
             try:
-                if hessians[name].any():
-                    metric = Row(hessians[name])
-                    rep = starts[name].start(parameter, scheme, metric=metric, generator=generator)
-                    errors[name] = metric.relative_error(parameter, rep.decode())
+                if apart is not None and scheme.view.experts:
+                    rep, own = start_experts(
+                        name, parameter, scheme, starts[name], apart[name], generator
+                    )
+                    errors |= own
                 else:
-                    rep = scheme.fit(parameter, generator=generator)
+                    rep, errors[name] = start_matrix(
+                        parameter, scheme, starts[name], hessians[name], generator
+                    )
             except (TypeError, ValueError) as error:
                 raise type(error)(f"cannot quantize {name!r}: {error}") from error
             representations[name] = rep
@@ -262,6 +280,11 @@ def _batches(tokens: Tensor, batch_size: int) -> Tensor:
             f"batch_size must divide the {len(tokens)} sequences of tokens, got {batch_size}"
         )
     return tokens.long().unflatten(0, (-1, batch_size))
+
+
+def _linear(layer: nn.Module) -> bool:
+    kinds = {kind.__name__ for kind in type(layer).__mro__}
+    return isinstance(layer, nn.Linear) or "Conv1D" in kinds  # of transformers: [in, out]
 
 
 def _masks(masks: Tensor, tokens: Tensor) -> Tensor:

@@ -1,94 +1,72 @@
-"""What the commands share: help on forms, progress bars, tables, words."""
+"""What the commands share: flags of computation, models, checkpoints and their originals."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    import torch
 
-from pvopt.core.registry import Registry
+    from pvopt import QuantizedWeights
+    from pvopt.llm import LanguageModel
 
 __all__ = [
-    "PARTS",
-    "CommandParser",
-    "add_dtype",
-    "names_bar",
+    "add_computation",
+    "choose_device",
+    "note",
+    "open_source",
+    "original_of",
     "prepare_dtype",
-    "print_table",
-    "progress_bar",
-    "table_lines",
-    "text_part",
+    "shortened",
 ]
 
-PARTS = ("held-out", "train", "all")
+
+def note(message: str) -> None:
+    """Print a line beside the result."""
+    print(f"pvopt: note: {message}", file=sys.stderr)
 
 
-class CommandParser(argparse.ArgumentParser):
-    """A parser that says what is wrong in one line, and explains short names below its help.
-
-    Attributes:
-        explained: registries whose forms are listed, with those registered since.
-    """
-
-    explained: Sequence[Registry[Any]] = ()
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-    def format_help(self) -> str:
-        return super().format_help() + "".join(f"\n{_forms(found)}" for found in self.explained)
-
-
-def _forms(registry: Registry[Any]) -> str:
-    """Return a table of the forms of short names."""
-    rows = [(form.form, form.meaning, form.example) for form in registry.forms]
-    lines = table_lines((registry.kind, "meaning", "example"), rows, left=3)
-    return "".join(f"{line}\n" for line in lines)
-
-
-def progress_bar(**options: Any) -> Any:
-    """Return a bar on stderr that writes often to a terminal and seldom to a file."""
-    seldom = {} if sys.stderr.isatty() else {"mininterval": 15.0, "ascii": True, "ncols": 100}
-    return tqdm(dynamic_ncols=True, leave=True, **{**seldom, **options})
-
-
-def names_bar(names: list[str]) -> Any:
-    """Return a bar over the weights to quantize."""
-    return progress_bar(iterable=names, desc="quantize", unit="weight")
-
-
-def table_lines(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1
-) -> list[str]:
-    """Return rows of text with aligned columns, the first ``left`` of them to the left."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = []
-    for row in (header, ["-" * width for width in widths], *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row[:left], widths, strict=False)]
-        cells += [cell.rjust(width) for cell, width in zip(row[left:], widths[left:], strict=True)]
-        lines.append("  ".join(cells).rstrip())
-    return lines
-
-
-def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows of text with aligned columns, the first one to the left."""
-    print("\n".join(table_lines(header, rows)))
-
-
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """Add the flag for the dtype of the computation."""
+def add_computation(parser: argparse.ArgumentParser) -> None:
+    """Add the flags for dtype and device of the computation."""
     from pvopt.tuning.settings import DTYPES
 
-    parser.add_argument(
+    group = parser.add_argument_group("computation")
+    group.add_argument(
         "--dtype",
         default="auto",
         choices=DTYPES,
         help="of the computation; default auto: the one that a checkpoint was tuned in, else that "
         "of a model in half precision, else bfloat16 where the hardware multiplies it",
     )
+    add_device(group)
+
+
+def add_device(group: Any) -> None:
+    """Add the flag for the device."""
+    group.add_argument("--device", default="cpu", help="cpu (default), cuda, cuda:1 ...")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return a device that is there.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise ValueError(f"--device {name!r} is none that torch can use here: {reason}") from error
+    if device.type == "meta":
+        raise ValueError("--device 'meta' computes nothing")
+    return device
 
 
 def prepare_dtype(wanted: str, model: Any, metadata: Mapping[str, Any]) -> str:
@@ -101,11 +79,48 @@ def prepare_dtype(wanted: str, model: Any, metadata: Mapping[str, Any]) -> str:
     return dtype
 
 
-def text_part(text: str, part: str) -> str:
-    """Return a part of a text, cut as ``tune`` cuts it."""
-    from pvopt.llm import split_text
+def open_source(
+    model: str | None, checkpoint: str | None, device: torch.device
+) -> tuple[LanguageModel, QuantizedWeights | None, dict[str, Any]]:
+    """Load a model or a checkpoint.
 
-    if part == "all":
-        return text
-    train, held_out = split_text(text)
-    return train if part == "train" else held_out
+    Args:
+        model: name of a model, if no checkpoint is given.
+        checkpoint: folder of one.
+        device: where to.
+
+    Returns:
+        The model, the quantized weights and the metadata of a checkpoint.
+    """
+    from pvopt.llm import load_model
+    from pvopt.tuning import load_student
+
+    if checkpoint is None:
+        assert model is not None
+        return load_model(model, device=device), None, {}
+    return load_student(checkpoint, device=device)
+
+
+def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
+    """Return the name of the original of a checkpoint.
+
+    Raises:
+        CheckpointError: if the checkpoint names none, or it is a folder that is not here.
+    """
+    from pvopt.formats import CheckpointError
+
+    model = metadata.get("model")
+    if not isinstance(model, str):
+        raise CheckpointError(f"{folder}: does not name its original; give it by --model")
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        raise CheckpointError(
+            f"{folder}: was made of the model {model}, which is not on this machine; give it by "
+            "--model"
+        )
+    return model
+
+
+def shortened(message: str, limit: int = 600) -> str:
+    """Return a message as one line that can be read at once."""
+    line = " ".join(message.split())
+    return line if len(line) <= limit else f"{line[:limit].rsplit(' ', 1)[0]} ... (all: --debug)"

@@ -6,15 +6,16 @@ import argparse
 import time
 from typing import Any
 
-from .common import names_bar, print_table
+from .tables import names_bar, print_table
 from .tune import train
 
 __all__ = ["add_parser", "run"]
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Any, help: str) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("demo", help="quantize SmolLM2-135M to 2 bits and tune it")
+    parser = commands.add_parser("demo", help=help)
+    parser.example = "pvopt demo --steps 24"
     parser.add_argument("--model", default="smollm2", help="default smollm2")
     parser.add_argument("--steps", type=int, default=24, help="default 24")
     parser.add_argument("--length", type=int, default=512, help="tokens per sequence; default 512")

@@ -3,59 +3,170 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
-from .common import PARTS, add_dtype, prepare_dtype, progress_bar, text_part
+from .common import add_computation, choose_device, note, open_source, original_of, prepare_dtype
+from .tables import print_table, progress_bar
+
+if TYPE_CHECKING:
+    import torch
+
+    from pvopt.llm import LanguageModel, TextPart
 
 __all__ = ["add_parser", "run"]
 
+_CONTEXT = 512
 
-def add_parser(commands: Any) -> None:
+
+def add_parser(commands: Any, help: str) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("eval", help="measure perplexity on a text")
+    from pvopt.llm import PARTS
+
+    parser = commands.add_parser("eval", help=help)
+    parser.example = "pvopt eval --checkpoint runs/tuned --text test.txt --context 2048"
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--model", help="folder, hub id, smollm2 or tiny-llama")
     source.add_argument("--checkpoint", help="folder written by quantize or tune")
-    parser.add_argument("--text", default="pydoc", help="file, hub:NAME or pydoc (default)")
-    parser.add_argument(
-        "--part", default="held-out", choices=PARTS, help="of the text; default held-out"
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--text", default="pydoc", help="file, hub:NAME or pydoc (default)")
+    group.add_argument(
+        "--part",
+        default="all",
+        choices=PARTS,
+        help="of the text, cut as tune cuts it; default all, as published perplexities do",
     )
-    parser.add_argument("--context", type=int, default=512, help="tokens per window; default 512")
-    parser.add_argument("--windows", type=int, help="at most so many; default all")
-    add_dtype(parser)
+    group.add_argument(
+        "--context",
+        type=int,
+        help=f"tokens per window; default {_CONTEXT}, or the model's positions",
+    )
+    group.add_argument("--windows", type=int, help="at most so many; default all")
+    group.add_argument(
+        "--original",
+        metavar="MODEL",
+        help="compare a checkpoint with this model: divergence, agreement on the likeliest token; "
+        "default: the one it was made of",
+    )
+    group.add_argument(
+        "--no-original", action="store_true", help="do not load the original of a checkpoint"
+    )
+    group.add_argument(
+        "--tasks",
+        metavar="A,B",
+        help="tasks of the package lm-eval, such as arc_easy,piqa, in place of a text",
+    )
+    add_computation(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Load, evaluate, print."""
-    from pvopt.llm import load_model, load_text, perplexity
-    from pvopt.tuning import autocast_dtype, load_student
+    from pvopt.llm import TextPart, check_length, compare, max_positions, perplexity
+    from pvopt.tuning import autocast_dtype
 
-    text = text_part(load_text(args.text), args.part)
-    if args.checkpoint is None:
-        loaded, metadata = load_model(args.model), {}
-    else:
-        loaded, _, metadata = load_student(args.checkpoint)
+    if args.original is not None and args.no_original:
+        raise ValueError("--original does not go with --no-original")
+    text = None if args.tasks else TextPart.load(args.text, args.part)
+    device = choose_device(args.device)
+    loaded, _, metadata = open_source(args.model, args.checkpoint, device)
     dtype = prepare_dtype(args.dtype, loaded.model, metadata)
     as_tuned = ", as it was tuned" if args.dtype == "auto" and "settings" in metadata else ""
-    tokens = loaded.encode(text)
-    with progress_bar(desc="evaluate", unit="window") as bar:
-
-        def advance(done: int, windows: int) -> None:
-            bar.total = windows
-            bar.update(done - bar.n)
-
-        result = perplexity(
-            loaded.model,
-            tokens,
-            context_length=args.context,
-            max_windows=args.windows,
-            autocast_dtype=autocast_dtype(dtype),
-            progress=advance,
-        )
+    if text is None:
+        return _tasks(args, loaded, dtype)
+    positions = max_positions(loaded.model) or _CONTEXT
+    context = min(_CONTEXT, positions) if args.context is None else args.context
+    check_length(loaded.model, "--context", context)
+    _warn(text, metadata)
+    tokens = loaded.encode(text.text)
+    measure = {
+        "context_length": context,
+        "max_windows": args.windows,
+        "autocast_dtype": autocast_dtype(dtype),
+    }
+    with _bar("evaluate") as advance:
+        result = perplexity(loaded.model, tokens, progress=advance, **measure)
     print(f"perplexity {result.perplexity:.5g} ({result.nll_per_token:.5f} nats per token)")
     print(
         f"{args.text}, {args.part} text: {result.windows} windows of {result.context_length} "
         f"tokens, {result.tokens} predictions, {dtype}{as_tuned}"
     )
+    original = _original(args, metadata, loaded, device)
+    if original is not None:
+        with _bar("compare") as advance:
+            found = compare(loaded.model, original.model, tokens, progress=advance, **measure)
+        print(
+            f"beside the original {original.source}: divergence {found.divergence:.5f} nats per "
+            f"token, the same likeliest token at {found.agreement:.2%} of {found.tokens} positions"
+        )
     return 0
+
+
+def _warn(text: TextPart, metadata: dict[str, Any]) -> None:
+    """Say that a checkpoint was made with the text that it is measured on."""
+    for record in metadata.get("seen", ()):
+        if text.overlaps(record):
+            note(
+                f"the checkpoint was made with this text ({record['use']} on {record['text']}, "
+                f"{record['part']}): it will look better than on texts it has not seen; "
+                + ("--part held-out was not used" if record["part"] == "train" else "take another")
+            )
+
+
+def _original(
+    args: argparse.Namespace, metadata: dict[str, Any], loaded: LanguageModel, device: torch.device
+) -> LanguageModel | None:
+    """Load what a checkpoint is compared with, if it can be found."""
+    from pvopt.llm import load_model
+
+    if args.no_original:
+        return None
+    dtype = next(p.dtype for p in loaded.model.parameters() if p.is_floating_point())
+    if args.original is not None:
+        return load_model(args.original, dtype=dtype, device=device)
+    if args.checkpoint is None:
+        return None
+    try:
+        return load_model(original_of(args.checkpoint, metadata), dtype=dtype, device=device)
+    except (ValueError, OSError, ImportError) as error:
+        note(f"not compared with the original: {' '.join(str(error).split())[:300]}")
+        return None
+
+
+def _tasks(args: argparse.Namespace, loaded: LanguageModel, dtype: str) -> int:
+    """Measure tasks of lm-eval."""
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    import torch
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
+
+    from pvopt.tuning import autocast_dtype
+
+    cast = autocast_dtype(dtype)
+    with torch.autocast(torch.device(args.device).type, cast, enabled=cast is not None):
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer),
+            tasks=args.tasks.split(","),
+            limit=args.windows,
+        )["results"]
+    rows = [
+        [task, name.removesuffix(",none"), f"{value:.4f}"]
+        for task, measures in results.items()
+        for name, value in measures.items()
+        if isinstance(value, float)
+    ]
+    print_table(["task", "measure", "value"], rows)
+    return 0
+
+
+@contextmanager
+def _bar(name: str) -> Any:
+    """Give a function that moves a bar over windows."""
+    with progress_bar(desc=name, unit="window") as bar:
+
+        def advance(done: int, windows: int) -> None:
+            bar.total = windows
+            bar.update(done - bar.n)
+
+        shown: Callable[[int, int], None] = advance
+        yield shown

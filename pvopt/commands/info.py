@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .common import print_table
+from .tables import print_table
 
 __all__ = ["add_parser", "run"]
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Any, help: str) -> None:
     """Add the command to the command line."""
-    parser = commands.add_parser("info", help="show the true bits per weight of a checkpoint")
+    parser = commands.add_parser("info", help=help)
+    parser.example = "pvopt info --checkpoint runs/tuned"
     parser.add_argument("--checkpoint", required=True, help="folder written by quantize or tune")
     parser.set_defaults(run=run)
 

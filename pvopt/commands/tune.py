@@ -10,7 +10,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import names_bar, print_table, progress_bar
+from .common import original_of
+from .tables import names_bar, print_table, progress_bar
 
 if TYPE_CHECKING:
     from pvopt.llm import PerplexityResult
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 __all__ = ["add_fields", "add_parser", "run", "train"]
 
 # What a resumed run may do differently.
-_CHANGEABLE = {"steps", "checkpoint_every", "eval_every", "eval_windows"}
+_CHANGEABLE = {"steps", "device", "checkpoint_every", "eval_every", "eval_windows"}
 
 
-def add_parser(commands: Any) -> None:
+def add_parser(commands: Any, help: str) -> None:
     """Add the command to the command line."""
     from pvopt.parametrizations import PARAMETRIZATIONS
     from pvopt.rules.rounding import ROUNDINGS
@@ -33,20 +34,21 @@ def add_parser(commands: Any) -> None:
     # Only what the user gave is in the namespace: a resumed run keeps the rest as it was.
     parser = commands.add_parser(
         "tune",
-        help="tune a quantized model on a text",
+        help=help,
         argument_default=argparse.SUPPRESS,
         description="Distil a quantized model from its own full-precision original.",
     )
+    parser.example = "pvopt tune --checkpoint runs/start --text train.txt --out runs/tuned"
     parser.explained = (PARAMETRIZATIONS, SPACES, SUBSPACES, ROUNDINGS)
-    add_fields(parser, Inputs)
+    add_fields(parser.add_argument_group("inputs"), Inputs)
     parser.add_argument("--out", required=True, help="folder for checkpoint, metrics and curves")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out")
-    add_fields(parser, TuneSettings)
+    add_fields(parser.add_argument_group("settings"), TuneSettings)
     parser.set_defaults(run=run)
 
 
-def add_fields(parser: argparse.ArgumentParser, settings: Any) -> None:
+def add_fields(parser: Any, settings: Any) -> None:
     """Add a flag for every field of a dataclass, explained by the field's metadata."""
     hints = typing.get_type_hints(settings)
     for field in fields(settings):
@@ -136,7 +138,7 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
     """Complete the inputs by the original of a checkpoint."""
-    from pvopt.formats import CheckpointError, read_metadata
+    from pvopt.formats import read_metadata
     from pvopt.tuning import find_checkpoint
 
     if "checkpoint" in inputs and "format" in inputs:
@@ -146,10 +148,7 @@ def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
     if "checkpoint" not in inputs:
         raise ValueError("one of --model, --checkpoint and --resume is needed")
     folder = find_checkpoint(Path(inputs["checkpoint"]))
-    model = read_metadata(folder).get("model")
-    if not isinstance(model, str):
-        raise CheckpointError(f"{folder}: does not name its original; give it by --model")
-    return {**inputs, "model": model}
+    return {**inputs, "model": original_of(folder, read_metadata(folder))}
 
 
 def _plain_type(hint: Any) -> Any:

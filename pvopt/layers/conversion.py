@@ -15,7 +15,35 @@ from pvopt.weights import QuantizedWeights
 from .packed_weight import PackedWeight, pack_weight, packed_weights, unpack_weights
 from .quantized_linear import QuantizedLinear
 
-__all__ = ["representations", "to_dense", "to_quantized"]
+__all__ = ["dense_reasons", "representations", "to_dense", "to_quantized"]
+
+
+def dense_reasons(
+    model: nn.Module, representations: Mapping[str, Representation]
+) -> dict[str, str]:
+    """Tell which weights :func:`to_quantized` would refuse.
+
+    Args:
+        model: the module that holds the layers.
+        representations: by the name of the weight's parameter.
+
+    Returns:
+        The reason by name, for each weight that must stay dense.
+
+    Example:
+        >>> import pvopt
+        >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        >>> model[1].weight = model[0].weight
+        >>> dense_reasons(model, pvopt.quantize_(model, pvopt.SharedValues(num_values=2)))
+        {'0.weight': "'0.weight' is shared with another module, which needs it dense"}
+    """
+    found = {}
+    for name, rep in representations.items():
+        try:
+            _check(model, {name: rep})
+        except ValueError as error:
+            found[name] = str(error)
+    return found
 
 
 def to_quantized(

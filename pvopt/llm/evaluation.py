@@ -80,7 +80,7 @@ def perplexity(
         >>> result.windows, result.tokens
         (3, 33)
     """
-    windows = _windows(tokens, context_length, max_windows)
+    windows = cut_windows(tokens, context_length, max_windows)
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     device = next(model.parameters()).device
@@ -96,11 +96,14 @@ def perplexity(
                 progress(start + len(batch), len(windows))
     count = len(windows) * predictions
     nll = total / count
+    return PerplexityResult(_exp(nll), nll, count, len(windows), context_length)
+
+
+def _exp(value: float) -> float:
     try:
-        value = math.exp(nll)
+        return math.exp(value)
     except OverflowError:
-        value = math.inf
-    return PerplexityResult(value, nll, count, len(windows), context_length)
+        return math.inf
 
 
 def native_autocast_dtype(device: torch.device | str = "cpu") -> torch.dtype | None:
@@ -136,9 +139,15 @@ def _cpu_multiplies_bfloat16() -> bool:
     return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"))
 
 
-def _windows(
-    tokens: Tensor | Sequence[int], context_length: int, max_windows: int | None
+def cut_windows(
+    tokens: Tensor | Sequence[int], context_length: int, max_windows: int | None = None
 ) -> Tensor:
+    """Cut tokens into windows, [windows, context_length], as `perplexity` reads them.
+
+    Raises:
+        ValueError: a setting is out of range, or the tokens do not fill one window.
+        TypeError: `tokens` are not integers in one dimension.
+    """
     tokens = torch.as_tensor(tokens)
     if tokens.ndim != 1 or tokens.is_floating_point() or tokens.is_complex():
         raise TypeError(

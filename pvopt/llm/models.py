@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pvopt.formats import FORMATS, CheckpointError
+from pvopt.formats import CheckpointError
 from pvopt.formats.transformers_files import check_model_folder
+from pvopt.llm.model_checks import check_causal, check_config, check_folder
 from pvopt.llm.tiny_llama import tiny_llama
 
 if TYPE_CHECKING:
@@ -88,7 +90,8 @@ def load_model(
         The model in evaluation mode, its tokenizer and the source.
 
     Raises:
-        ValueError: no model can be found at `source`, or the checkpoint there lacks weights.
+        ValueError: no causal language model with its tokenizer can be found at `source`, or the
+            checkpoint there lacks weights.
         TypeError: `dtype` is not a floating-point dtype.
         ImportError: a package that this source needs is not installed.
 
@@ -112,22 +115,16 @@ def load_model(
             model, tokenizer = _from_folder(Path(source), dtype)
         else:
             model, tokenizer = _from_hub(source, dtype)
-    return LanguageModel(model.to(device).eval(), tokenizer, source)
+        model = model.to(device).eval()
+        if source not in (_TINY_LLAMA, _SMOLLM2):
+            check_causal(source, model)
+    return LanguageModel(model, tokenizer, source)
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    if any((folder / marker).exists() for marker in FORMATS.markers):
-        raise ValueError(
-            f"source={str(folder)!r} is a checkpoint of quantized weights, not a model: load it by "
-            "pvopt.formats.load, or name it by --checkpoint"
-        )
     if folder.is_dir():
         check_model_folder(folder)
-    if not (folder / "config.json").is_file():
-        raise ValueError(
-            f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
-            "Hugging Face format, as written by model.save_pretrained()"
-        )
+    check_folder(folder)
     try:
         return _from_pretrained(str(folder), dtype)
     except ImportError:
@@ -182,11 +179,16 @@ def _from_pretrained(
 ) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if gguf_file is not None:
+    if gguf_file is None:
+        _check(source)
+    else:
         settings["gguf_file"] = gguf_file
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **settings
-    )
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **settings
+        )
+    except (KeyError, RuntimeError, TypeError) as error:
+        raise ValueError(f"source={source!r} cannot be loaded: {_sentence(error)}") from error
     model, report = loaded
     # transformers only logs this and fills in random weights: a silently useless model.
     lacking = sorted(report["missing_keys"])
@@ -197,7 +199,78 @@ def _from_pretrained(
             f"checkpoint: {shown}"
         )
     named = {} if gguf_file is None else {"gguf_file": gguf_file}
-    return model, AutoTokenizer.from_pretrained(source, trust_remote_code=False, **named)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **named)
+    except Exception as error:  # whatever tokenizers raise
+        raise ValueError(
+            f"source={source!r} has no tokenizer that can be read: save it into the same folder by "
+            f"tokenizer.save_pretrained(...) ({_sentence(error)})"
+        ) from error
+    return model, tokenizer
+
+
+def _check(source: str) -> Any:
+    """Return the configuration; refuse by it what is no causal language model."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except ValueError as error:
+        raise ValueError(
+            f"source={source!r} is of no kind that transformers knows without running code from "
+            f"its folder, which pvopt never does: {_sentence(error)}"
+        ) from error
+    check_config(source, config)
+    return config
+
+
+def _sentence(error: Exception) -> str:
+    """Return the beginning of a long message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) < 160 else f"{text[:150].rsplit(' ', 1)[0]} ..."
+
+
+def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> Any:
+    """Make a causal language model of meta tensors: shapes and dtypes without memory.
+
+    Args:
+        source: as `load_model` takes it.
+        dtype: floating-point dtype of the weights.
+
+    Raises:
+        ValueError: see `load_model`.
+
+    Example:
+        >>> empty_model("tiny-llama").lm_head.weight.device.type
+        'meta'
+    """
+    source = str(source)
+    if source in (_TINY_LLAMA, _SMOLLM2):  # there is no configuration to read
+        model: Any = load_model(source, dtype=dtype).model
+        return model.to("meta")
+    if Path(source).exists():
+        check_folder(Path(source))
+    from transformers import AutoModelForCausalLM
+
+    with _quiet_transformers(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(_check(source), dtype=dtype)
+
+
+def stable_source(source: str | Path) -> str:
+    """Return a name of a model or a text that means the same from every working directory.
+
+    Args:
+        source: as `load_model` or `load_text` take it.
+
+    Returns:
+        The absolute path of an existing file or folder; any other name as it is.
+
+    Example:
+        >>> stable_source("tiny-llama"), Path(stable_source(".")).is_absolute()
+        ('tiny-llama', True)
+    """
+    known = str(source) in (_TINY_LLAMA, _SMOLLM2)
+    return str(source) if known or not Path(source).exists() else os.path.abspath(source)
 
 
 def _require(package: str, install: str, purpose: str) -> Any:

@@ -156,7 +156,8 @@ def run_to_head(model: nn.Module, ids: Tensor) -> tuple[Tensor, OutputHead]:
     head = OutputHead(weight, bias if isinstance(bias, Tensor) else None)
     with torch.no_grad():
         expected = linear(hidden.flatten(0, -2)[:1], weight.to(hidden), _cast(head.bias, hidden))
-        if not _close(made[0].flatten(), expected.flatten(), absolute=True):
+        known = bool(expected.isfinite().all())  # a model that diverged has other troubles
+        if known and not _close(made[0].flatten(), expected.flatten(), absolute=True):
             raise ValueError(
                 f"model must have a plain linear output head; that of {kind}, a "
                 f"{type(module).__name__}, computes something else"

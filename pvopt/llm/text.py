@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,51 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
         f"text of {len(text)} characters cannot be cut in two: it needs a blank line, a line end "
         "or a space with text on both sides"
     )
+
+
+PARTS = ("held-out", "train", "all")
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """A part of a text, with what tells it from others.
+
+    Attributes:
+        source: what :func:`load_text` was asked for.
+        part: ``train``, ``held-out`` or ``all``, cut as :func:`split_text` does.
+        text: the part.
+        digest: checksum of the whole text.
+    """
+
+    source: str
+    part: str
+    text: str
+    digest: str
+
+    @classmethod
+    def load(cls, source: str | Path, part: str) -> TextPart:
+        """Load a part of a text.
+
+        Example:
+            >>> TextPart.load("pydoc", "held-out").record("tuning")["part"]
+            'held-out'
+        """
+        if part not in PARTS:
+            raise ValueError(f"part must be one of {', '.join(PARTS)}, got {part!r}")
+        whole = load_text(source)
+        digest = hashlib.sha256(whole.encode()).hexdigest()
+        if part == "all":
+            return cls(str(source), part, whole, digest)
+        return cls(str(source), part, split_text(whole)[0 if part == "train" else 1], digest)
+
+    def record(self, use: str) -> dict[str, str]:
+        """Describe what the part was used for, for the metadata of a checkpoint."""
+        return {"use": use, "text": self.source, "part": self.part, "sha256": self.digest}
+
+    def overlaps(self, record: Mapping[str, str]) -> bool:
+        """Tell whether a recorded part has text in common with this one."""
+        same = record.get("sha256") == self.digest
+        return same and {self.part, record.get("part")} != {"train", "held-out"}
 
 
 class TokenBatches:

@@ -238,8 +238,7 @@ class Parametrization(ABC):
         """
         raise TypeError(
             f"{type(self).__name__} has no scalar levels to bracket a target with; "
-            "unbiased (linear) stochastic rounding takes SharedValues, UniformGrid, "
-            "Binary or Ternary, others take Stochastic(rule='power')"
+            "SharedValues, UniformGrid, Binary and Ternary have"
         )
 
     def decode_moved(self, query: Query, codes: Tensor) -> Tensor:

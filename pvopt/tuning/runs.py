@@ -14,11 +14,13 @@ from torch import Tensor
 from pvopt.formats import CheckpointError, load, load_tokenizer, load_training_state
 from pvopt.llm import (
     LanguageModel,
+    TextPart,
     TokenBatches,
+    check_length,
     load_model,
     load_text,
     output_head,
-    split_text,
+    stable_source,
 )
 from pvopt.parametrizations.scheme import parse_scheme
 from pvopt.weights import QuantizedWeights, quantize_
@@ -48,11 +50,14 @@ class Inputs:
     )
 
 
-def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, dict[str, Any]]:
+def load_student(
+    folder: str | Path, *, device: torch.device | str = "cpu"
+) -> tuple[LanguageModel, QuantizedWeights, dict[str, Any]]:
     """Load a quantized language model with its tokenizer.
 
     Args:
         folder: of a checkpoint or of a run.
+        device: where model, codes and values go.
 
     Returns:
         The model, its quantized weights, the checkpoint's metadata.
@@ -72,9 +77,12 @@ def load_student(folder: str | Path) -> tuple[LanguageModel, QuantizedWeights, d
     """
     folder = find_checkpoint(folder)
     loaded = load(folder)
-    model: Any = loaded.model
+    model: Any = loaded.model.to(device)
+    weights = loaded.weights
+    if torch.device(device).type != "cpu":
+        weights = QuantizedWeights(model, {n: rep.to(device) for n, rep in weights.items()})
     student = LanguageModel(model, load_tokenizer(folder), str(folder))
-    return student, loaded.weights, dict(loaded.metadata)
+    return student, weights, dict(loaded.metadata)
 
 
 def start_run(
@@ -113,23 +121,27 @@ def start_run(
         2
     """
     folder = Path(folder)
+    inputs = _stable(inputs)
+    seen: list[dict[str, str]] = []
     check_run_folder(folder, overwrite=overwrite, checkpoint=inputs.checkpoint)
     if inputs.checkpoint is None:
         scheme = parse_scheme(inputs.format)
         check_fits(settings, scheme.parametrization)
-        teacher = load_model(inputs.model)
+        teacher = load_model(inputs.model, device=settings.device)
         output_head(teacher.model)  # refuses models whose loss cannot be computed, before any work
         batches, held_out = _texts(inputs, settings, teacher)
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
-        student, weights, found = load_student(inputs.checkpoint)
+        student, weights, found = load_student(inputs.checkpoint, device=settings.device)
+        seen = list(found.get("seen", ()))
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
             check_fits(settings, rep.parametrization)
-        teacher = load_model(inputs.model, dtype=_dtype(student))
+        teacher = load_model(inputs.model, dtype=_dtype(student), device=settings.device)
         batches, held_out = _texts(inputs, settings, teacher)
-    metadata = {"model": inputs.model, "inputs": asdict(inputs)}
+    seen.append(_training_text(inputs).record("tuning"))
+    metadata = {"model": inputs.model, "inputs": asdict(inputs), "seen": seen}
     trainer = Trainer(
         student,
         weights,
@@ -183,9 +195,20 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{checkpoint}: was not written by a tuning run ({error})") from error
     settings = replace(saved_settings, **changes)
-    teacher = load_model(inputs.model, dtype=_dtype(student))
+    if Path(inputs.model).is_absolute() and not Path(inputs.model).exists():
+        raise CheckpointError(
+            f"{checkpoint}: was tuned with the original {inputs.model}, which is not on this "
+            "machine; put it there to go on"
+        )
+    if settings.device != "cpu":
+        student, weights, _ = load_student(checkpoint, device=settings.device)
+    teacher = load_model(inputs.model, dtype=_dtype(student), device=settings.device)
     batches, held_out = _texts(inputs, settings, teacher)
-    metadata = {"model": inputs.model, "inputs": asdict(inputs)}
+    metadata = {
+        "model": inputs.model,
+        "inputs": asdict(inputs),
+        "seen": list(metadata.get("seen", ())),
+    }
     trainer = Trainer(
         student, weights, teacher.model, batches, held_out, settings, folder, metadata
     )
@@ -202,20 +225,39 @@ def _texts(
     inputs: Inputs, settings: TuneSettings, model: LanguageModel
 ) -> tuple[TokenBatches, Tensor]:
     """Return the batches to tune on and the tokens to evaluate on; both are long enough."""
+    check_length(model.model, "length", settings.length)
+    check_length(model.model, "eval_length", settings.context_length)
     if inputs.eval_text is not None:
-        parts = load_text(inputs.text), load_text(inputs.eval_text)
+        held_out = load_text(inputs.eval_text)
     else:
-        parts = split_text(load_text(inputs.text))
+        held_out = TextPart.load(inputs.text, "held-out").text
     batches = TokenBatches(
-        model.encode(parts[0]), settings.batch, settings.length, seed=settings.seed
+        model.encode(_training_text(inputs).text),
+        settings.batch,
+        settings.length,
+        seed=settings.seed,
     )
-    tokens = model.encode(parts[1])
+    tokens = model.encode(held_out)
     if len(tokens) < settings.context_length:
         raise ValueError(
             f"the text to evaluate on has {len(tokens)} tokens, less than one window of "
             f"{settings.context_length}: take a longer one or a smaller eval_length"
         )
     return batches, tokens
+
+
+def _training_text(inputs: Inputs) -> TextPart:
+    return TextPart.load(inputs.text, "train" if inputs.eval_text is None else "all")
+
+
+def _stable(inputs: Inputs) -> Inputs:
+    """Name models, texts and checkpoints so that a run can be resumed from any folder."""
+    names = {
+        field.name: stable_source(value)
+        for field in fields(Inputs)
+        if field.name != "format" and (value := getattr(inputs, field.name)) is not None
+    }
+    return replace(inputs, **names)
 
 
 def _dtype(model: LanguageModel) -> torch.dtype:

@@ -120,6 +120,7 @@ class TuneSettings:
     )
     eval_windows: int = setting(16, "windows of the held-out text to evaluate on")
     eval_length: int | None = setting(None, "tokens per window of evaluation; default: --length")
+    device: str = setting("cpu", "of the computation: cpu, cuda, cuda:1 ...")
     dtype: str = setting(
         "auto", "of the computation; auto: bfloat16 where the hardware multiplies it", DTYPES
     )

@@ -1,0 +1,118 @@
+"""What cannot be loaded as a causal language model, each said in one sentence before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["check_causal", "check_config", "check_folder", "check_length", "max_positions"]
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse folders that hold something else than a model.
+
+    Raises:
+        ValueError: if it is a checkpoint of pvopt, or has no configuration.
+    """
+    for inside in (folder, folder / "checkpoint"):
+        if (inside / "pvopt.json").is_file():
+            raise ValueError(
+                f"source={str(folder)!r} is a checkpoint of pvopt, not a model: name it by "
+                "--checkpoint, or load it by pvopt.formats.load"
+            )
+    if not (folder / "config.json").is_file():
+        raise ValueError(
+            f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
+            "Hugging Face format, as written by model.save_pretrained()"
+        )
+
+
+def check_config(source: str, config: Any) -> None:
+    """Refuse models that are no causal language models, by their configuration.
+
+    Args:
+        source: where it comes from, for messages.
+        config: a transformers configuration.
+
+    Raises:
+        ValueError: if the model has an encoder, takes other inputs than text, or was trained for
+            something else than predicting the next token.
+    """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
+
+    names = known.get(config.model_type, ())
+    classes = {names} if isinstance(names, str) else {*names}
+    own = list(getattr(config, "architectures", None) or [])
+    kind = f"source={source!r} is a {own[0] if own else config.model_type}"
+    if getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"{kind}, which has an encoder and a decoder: pvopt works on models that are a decoder "
+            "alone (causal language models)"
+        )
+    if not classes and config.get_text_config() is not config:
+        raise ValueError(
+            f"{kind}, which takes more than text: save its language model by itself "
+            "(model.language_model.save_pretrained(...)) and name that folder"
+        )
+    other = [name for name in own if name not in classes and not name.endswith("Model")]
+    if not classes or len(other) == len(own) > 0:
+        raise ValueError(
+            f"{kind}, no causal language model: pvopt works on models that predict the next token, "
+            "those of transformers.AutoModelForCausalLM"
+        )
+
+
+@torch.no_grad()
+def check_causal(source: str, model: nn.Module) -> None:
+    """Refuse models that look at later tokens, such as encoders with a head of a decoder.
+
+    Raises:
+        ValueError: if the first token's logits depend on the second token.
+    """
+    ids = torch.tensor([[0, 1], [0, 2]], device=next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits[:, 0].float()
+    # Rows of a batch agree up to the order of sums.
+    tolerance = max(8 * torch.finfo(next(model.parameters()).dtype).eps, 1e-4)
+    if float((logits[0] - logits[1]).abs().max()) > tolerance * float(logits.abs().max()):
+        raise ValueError(
+            f"source={source!r}: what {type(model).__name__} predicts from a token depends on "
+            "later ones, so it is no causal language model (is_decoder=True may be missing)"
+        )
+
+
+def max_positions(model: nn.Module) -> int | None:
+    """Return the most tokens that a model was made for, or None if nothing limits them.
+
+    Example:
+        >>> from pvopt.llm import load_model
+        >>> max_positions(load_model("tiny-llama").model)
+        512
+    """
+    config: Any = getattr(model, "config", None)
+    if hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    known = isinstance(positions, int) and not isinstance(positions, bool) and positions > 0
+    return positions if known else None
+
+
+def check_length(model: nn.Module, name: str, length: int) -> None:
+    """Refuse sequences of more tokens than a model has positions.
+
+    Args:
+        model: a causal language model.
+        name: of the argument, for messages.
+        length: tokens of a sequence.
+
+    Raises:
+        ValueError: if there are fewer positions.
+    """
+    positions = max_positions(model)
+    if positions is not None and length > positions:
+        raise ValueError(
+            f"{name} must be at most {positions}, the positions of {type(model).__name__}, "
+            f"got {length}"
+        )
