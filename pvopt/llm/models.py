@@ -122,11 +122,12 @@ def load_model(
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    check_model_folder(folder)
+    if folder.is_dir():
+        check_model_folder(folder)
     check_folder(folder)
     try:
         return _from_pretrained(str(folder), dtype)
-    except (ImportError, CheckpointError):
+    except ImportError:
         raise
     except Exception as error:  # of whatever kind: the files are the user's
         raise CheckpointError(f"{folder}: cannot be loaded as a model ({error})") from error
