@@ -23,6 +23,7 @@ from pvopt.engine.base_contract import (
 )
 from pvopt.engine.bindings import Binding, stacks_of
 from pvopt.engine.changes import note_written, settle, untouched
+from pvopt.engine.code_steps import CodeStep
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.latents import BaseStep, base_sees_latents
@@ -30,6 +31,7 @@ from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Job, Run, runs_of
+from pvopt.engine.stall import StallWatch
 from pvopt.engine.state import WeightState
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
@@ -39,7 +41,7 @@ from pvopt.parametrizations.representation import Representation
 from pvopt.rules.metric_sources import MetricSource
 from pvopt.rules.phases import HalfSteps, Phases, Simultaneous
 from pvopt.rules.rounding import Nearest, Rounding
-from pvopt.rules.subspace import Greedy, Subspace
+from pvopt.rules.subspace import AllGroups, Greedy, Subspace
 from pvopt.rules.trust_region import TrustRegion
 from pvopt.rules.value_optimizers import AdamValues, ValueOptimizer
 from pvopt.weights import QuantizedWeights
@@ -60,25 +62,31 @@ class PVOptimizer(Optimizer):
         w &\leftarrow \mathrm{decode}(z, v) \\
         b &\leftarrow (1 - \rho)\, b + \rho\, w && \text{latent decay}
 
-    With :math:`\rho = 1` no latent weight is kept (``b = w``), with :math:`\rho = 0` it collects
-    all updates as in straight-through estimation. Dense parameters always hold the decoded
+    With :math:`\rho = 0`, the default, the latent weight :math:`b` collects all updates as in
+    straight-through estimation: one tensor more, and codes move whatever the learning rate is. With
+    :math:`\rho = 1` none is kept (``b = w``) and :math:`w + s\,u` is rounded, with steps on codes
+    that are :math:`s` times as long as on dense weights. Dense parameters always hold the decoded
     weights, so the model stays an ordinary module. Parameters without a representation are left
     to the base optimizer.
 
     Per-group options, as ordinary ``param_groups`` entries: ``fraction``, ``trust_ratio``,
-    ``latent_decay``, ``values_lr_ratio``, ``freeze_codes``, ``freeze_values``, ``seed``. A group
-    whose ``lr`` is 0 moves nothing.
+    ``latent_decay``, ``code_lr_ratio``, ``values_lr_ratio``, ``freeze_codes``, ``freeze_values``,
+    ``seed``. A group whose ``lr`` is 0 moves nothing.
 
     Args:
         base: optimizer over the dense parameters, quantized or not. Its groups are shared, so
-            schedulers may be given either. Optimizers that must call a closure repeatedly (LBFGS)
-            do not fit.
+            schedulers may be given either, and so are its step hooks. Those that need a closure
+            (LBFGS, SAM) do not fit; those that average weights (schedule-free) need a latent.
         representations: :class:`QuantizedWeights`, or a mapping from parameter to representation.
         rounding: which candidate code to take.
-        subspace: which groups may change their code.
+        subspace: which groups may change their code. None: all of them with a latent weight, the
+            1 % of largest update without one. ``Greedy`` saves most of the search of vector codes.
         trust_ratio: bound ``||w_new - w_old|| <= trust_ratio * ||w_old||`` on the V step of each
             weight, or None.
         latent_decay: :math:`\rho` in [0, 1].
+        code_lr_ratio: :math:`s`, how many times as long as on dense weights steps on codes are
+            where no latent weight is kept; 1 is the plain step, None measures how long they may
+            be (for rules that select a share of the groups).
         values: optimizer of the continuous values.
         phases: which half steps run when.
         metric: in which distance the V step takes the nearest codes; None for the Euclidean.
@@ -87,8 +95,9 @@ class PVOptimizer(Optimizer):
             and its number of steps only, so a resumed run repeats them.
 
     Raises:
-        TypeError: for arguments of another kind, a rounding that does not fit a representation, or
-            a metric that does not fit the base optimizer.
+        TypeError: for arguments of another kind, a base that does not fit, groups of quantized
+            weights without a numeric ``lr``, a rounding that does not fit a representation, or a
+            metric that does not fit the base optimizer.
         ValueError: for settings out of range, or representations of foreign parameters.
 
     Example:
@@ -115,7 +124,8 @@ class PVOptimizer(Optimizer):
         rounding: Rounding | None = None,
         subspace: Subspace | None = None,
         trust_ratio: float | None = None,
-        latent_decay: float = 1.0,
+        latent_decay: float = 0.0,
+        code_lr_ratio: float | None = None,
         values: ValueOptimizer | None = None,
         phases: Phases | None = None,
         metric: MetricSource | None = None,
@@ -123,7 +133,8 @@ class PVOptimizer(Optimizer):
         seed: int = 0,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
-        subspace = Greedy(0.01) if subspace is None else subspace
+        if subspace is None:
+            subspace = Greedy(0.01) if latent_decay == 1 else AllGroups()
         values = AdamValues() if values is None else values
         phases = Simultaneous() if phases is None else phases
         search = SearchOptions() if search is None else search
@@ -148,6 +159,7 @@ class PVOptimizer(Optimizer):
             fraction=getattr(subspace, "fraction", None),
             trust_ratio=trust_ratio,
             latent_decay=latent_decay,
+            code_lr_ratio=code_lr_ratio,
             values_lr_ratio=values.lr_ratio,
             seed=seed,
         )
@@ -162,6 +174,7 @@ class PVOptimizer(Optimizer):
         self.metric = metric
         self.search = search
         self.report = StepReport({}, {})
+        self._watch = StallWatch()
         self._default_settings = settings
         _check_owners(base, representations)
         self._bindings = list(_bindings(representations, values))
@@ -212,8 +225,14 @@ class PVOptimizer(Optimizer):
             settings = self._settings(group)
             group.update(asdict(settings))
             for p in group["params"]:
-                if settings.keeps_latent and id(p) in bindings:
-                    bindings[id(p)].state.latent()
+                if id(p) not in bindings:
+                    continue
+                state = bindings[id(p)].state
+                if settings.keeps_latent:
+                    state.latent()
+                elif settings.measures_steps:
+                    rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
+                    state.code_memory(rule.count(state.rep.layout.num_groups))
 
     def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
         """Return a group's options; refuse bad ones, and groups whose weights could not move."""
@@ -253,9 +272,10 @@ class PVOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient holds NaN or infinity.
             WeightsChangedError: if the model holds other weights than codes and values say.
+            RuntimeError: in inference mode, and while a CUDA graph is captured.
 
         Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
-        and counters are as before the step then.
+        and counters are as before the step then; an interrupt undoes the step, too.
         """
         check_moment()
         loss = None
@@ -273,10 +293,11 @@ class PVOptimizer(Optimizer):
                 base_sees_latents(self.base, [job.base for job in jobs.values()]),
             ):
                 self.base.step()
-            p_step((run.value_step() for run in runs if run.moves_values), self.values)
-            for run in runs:
+            code_steps = [run.code_step() for run in runs]
+            p_step((run.value_step(self.values) for run in runs if run.moves_values), self.values)
+            for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
-                    changed[run.names] = self._v_step(run, undo)
+                    changed[run.names] = self._v_step(run, undo, code_step)
                     groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
         except BaseException:
             with interrupts_wait():
@@ -286,8 +307,11 @@ class PVOptimizer(Optimizer):
             for run in runs:
                 run.write_()
                 run.finish()
+            for job in jobs.values():
+                job.binding.joined = True
             note_written([job.binding for job in jobs.values() if job.base.written])
             self.report = StepReport(changed, groups)
+        self._watch.observe(changed.values(), map(self._settings, self.param_groups))
         return loss
 
     def _checked_jobs(self) -> dict[str, Job]:
@@ -302,26 +326,26 @@ class PVOptimizer(Optimizer):
         same = check_finite(self.param_groups, names, flags or ())
         if flags is None or not same:
             settle(written)
-        for job in jobs.values():
-            job.binding.joined = True
         return jobs
 
     def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
         """Collect the quantized weights that have a gradient, by name."""
         jobs = {}
         for group in self.param_groups:
-            settings = self._settings(group)
-            for p in group["params"]:
-                binding = bindings.get(id(p))
-                if p.grad is None or binding is None:
-                    continue
+            settings = GroupSettings.of(group, self._default_settings, self.subspace)
+            quantized = [p for p in group["params"] if p.grad is not None and id(p) in bindings]
+            if not quantized:
+                continue
+            check_quantized_group(self.base, group, settings)
+            lr, keeps = float(group["lr"]), settings.keeps_latent  # waits for one on a device once
+            for p in quantized:
+                binding = bindings[id(p)]
                 state = binding.state
                 planned = self.phases.at(state.step)
                 half_steps = HalfSteps(
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                lr, keeps = float(group["lr"]), settings.keeps_latent
                 needed = keeps or half_steps.codes
                 written = lr != 0 and (needed or half_steps.values)
                 base = BaseStep(p, state, keeps, needed, written)
@@ -335,7 +359,7 @@ class PVOptimizer(Optimizer):
             together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
             yield from runs_of(stack, own, together)
 
-    def _v_step(self, run: Run, undo: Undo) -> Tensor:
+    def _v_step(self, run: Run, undo: Undo, code_step: CodeStep | None) -> Tensor:
         """Move codes towards the targets; return how many groups of each weight changed."""
         settings, subspace, first = run.settings, self.subspace, run.jobs[0]
         if settings.fraction is not None:
@@ -347,7 +371,7 @@ class PVOptimizer(Optimizer):
                 first.binding.name, first.base.parameter, first.group, self.base
             )
         with run.moments_follow(self.values):
-            return v_step(
+            counts = v_step(
                 run.rep,
                 run.targets,
                 rounding=self.rounding,
@@ -356,8 +380,12 @@ class PVOptimizer(Optimizer):
                 metric=metric,
                 options=self.search,
                 draws=Draws.of_step(settings.seed, run.names, first.base.state.step, run.device),
+                code_step=code_step,
+                gradients=run.gradients if first.base.state.step == 0 else None,
                 before_moves=undo.keep_codes,
             )
+        run.learn(code_step)
+        return counts
 
     def train(self) -> None:
         """Let a base that averages weights (schedule-free) go on where it takes gradients."""
@@ -374,12 +402,12 @@ class PVOptimizer(Optimizer):
     def _switch(self, mode: str) -> None:
         if not has_modes(self.base):
             return
-        bindings = self.bindings_by_id()
+        bindings, state = self.bindings_by_id(), self.state
         steps = [
             BaseStep(p, bindings[id(p)].state, keeps_latent=True, needed=True, written=False)
             for group in self.param_groups
             for p in group["params"]
-            if id(p) in bindings and self._settings(group).keeps_latent
+            if id(p) in bindings and "pv.latent" in state[p]
         ]
         with base_sees_latents(self.base, steps):
             self._modes[mode]()

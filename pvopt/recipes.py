@@ -43,7 +43,7 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
         >>> continuous_only(torch.optim.SGD(model.parameters(), lr=0.1), weights).report
         StepReport(changed={}, groups={})
     """
-    optimizer = PVOptimizer(base, weights, **options)
+    optimizer = PVOptimizer(base, weights, **{"latent_decay": 1.0} | options)
     for group in optimizer.param_groups:
         group["freeze_codes"] = True
     frozen = replace(optimizer._default_settings, freeze_codes=True)
@@ -81,28 +81,36 @@ def ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimize
 def stochastic_rounding(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
     """Round the updated weight at random to one of two codes, without a latent weight.
 
+    The two codes lie before and behind the target along the update, so that the codes follow the
+    update on average (:class:`Stochastic`).
+
     Args:
         base: optimizer over the dense parameters.
         weights: the representations.
-        options: further arguments of :class:`PVOptimizer`; ``rounding=Stochastic("linear")`` is
-            unbiased, for scalar codes.
+        options: further arguments of :class:`PVOptimizer`.
 
     Example:
         >>> import torch
-        >>> from pvopt import Stochastic, UniformGrid, quantize_
+        >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
-        >>> optimizer = stochastic_rounding(base, weights, rounding=Stochastic("linear"))
-        >>> optimizer.rounding.rule
-        'linear'
+        >>> optimizer = stochastic_rounding(base, weights)
+        >>> optimizer.rounding.rule, optimizer.param_groups[0]["latent_decay"]
+        ('linear', 1.0)
+
+    References:
+        Gupta et al., "Deep Learning with Limited Numerical Precision" (arXiv 1502.02551).
     """
-    defaults = {"rounding": Stochastic(), "subspace": AllGroups()}
+    defaults = {"rounding": Stochastic(), "subspace": AllGroups(), "latent_decay": 1.0}
     return PVOptimizer(base, weights, **defaults | options)
 
 
 def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
     """Linearized PV on the full space: round ``w + u`` to the nearest codes, keep no latent.
+
+    The method that stalls: its steps have to suit all weights at once and seldom reach another
+    code, so that it tunes little more than the values. For comparison.
 
     Args:
         base: optimizer over the dense parameters.
@@ -122,17 +130,24 @@ def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOpt
     References:
         PV-Tuning (arXiv 2405.14852), section 3.2: steps too short to change a code are lost.
     """
-    return PVOptimizer(base, weights, **{"rounding": Nearest(), "subspace": AllGroups()} | options)
+    defaults = {"rounding": Nearest(), "subspace": AllGroups(), "latent_decay": 1.0}
+    return PVOptimizer(base, weights, **defaults | options)
 
 
 def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOptimizer:
-    """Linearized PV on the groups of largest update, within a trust region, without a latent.
+    r"""Linearized PV on the groups of largest update, within a trust region, without a latent.
+
+    .. math:: z_g \leftarrow \mathrm{nearest}\big((w + s\,u)_g\big), \qquad
+        g \in \mathrm{top}_\tau \|u_g\|
+
+    On few groups a step may be as long as :math:`1 / L_S`, far longer than on all weights:
+    :math:`s` is measured (``code_lr_ratio=None``), so that codes move at the learning rate that
+    suits the dense weights.
 
     Args:
         base: optimizer over the dense parameters.
         weights: the representations.
-        options: further arguments of :class:`PVOptimizer`; ``rounding=Forced()`` lets every
-            selected group move.
+        options: further arguments of :class:`PVOptimizer`; ``code_lr_ratio=s`` sets the length.
 
     Example:
         >>> import torch
@@ -148,7 +163,7 @@ def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PV
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
-    defaults = {"subspace": Greedy(0.01), "trust_ratio": 0.01}
+    defaults = {"subspace": Greedy(0.01), "trust_ratio": 0.01, "latent_decay": 1.0}
     return PVOptimizer(base, weights, **defaults | options)
 
 

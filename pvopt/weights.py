@@ -120,7 +120,17 @@ class QuantizedWeights(Mapping[str, Representation]):
 
     @torch.no_grad()
     def write_(self) -> None:
-        """Write every decoded weight into the model."""
+        """Write every decoded weight into the model.
+
+        Raises:
+            ValueError: if a code does not exist, as somebody may have edited them; nothing is
+                written then.
+        """
+        for name, rep in self.items():
+            try:
+                rep.check_codes()
+            except ValueError as error:
+                raise ValueError(f"cannot write {name!r}: {error}") from error
         for name, rep in self.items():
             write_decoded_(rep, [self.parameter(name)])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from .checks import check_codes, check_shape
+from .checks import check_codes, check_integers, check_shape, check_tensors
 
 __all__ = ["pack_rows", "row_bytes", "unpack_rows"]
 
@@ -27,6 +27,7 @@ def row_bytes(columns: int, bits: int) -> int:
         >>> row_bytes(11, 3)
         5
     """
+    check_integers(bits=bits, columns=columns)
     if not 1 <= bits <= _MAX_BITS:
         raise ValueError(f"bits must be in 1..{_MAX_BITS}, got {bits}")
     return -(-columns * bits // 8)
@@ -57,6 +58,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
         >>> pack_rows(torch.tensor([[1, 2, 3]]), bits=2).tolist()  # 0b11_10_01
         [[57]]
     """
+    check_tensors(codes=codes)
     check_codes(codes=codes)
     check_shape("codes", codes, "rows", "columns")
     columns = codes.shape[1]
@@ -93,6 +95,7 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
         >>> unpack_rows(torch.tensor([[57]], dtype=torch.uint8), bits=2, columns=3).tolist()
         [[1, 2, 3]]
     """
+    check_tensors(packed=packed)
     if packed.dtype != torch.uint8:
         raise TypeError(f"packed must be uint8, got {packed.dtype}")
     size = row_bytes(columns, bits)

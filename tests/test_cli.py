@@ -468,10 +468,6 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
         ),
         (["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "gready"], "'gready' is un"),
         (
-            ["tune", "--model", "tiny-llama", "--out", "X", "--rounding", "stochastic:linear"],
-            "needs scalar codes",
-        ),
-        (
             ["tune", "--model", "tiny-llama", "--format", "grid:4", "--out", "X", "--beam", "3"],
             "beam does not fit UniformGrid",
         ),
@@ -580,15 +576,11 @@ def test_a_killed_replacement_leaves_a_run_that_can_be_found(tmp_path, text):
     assert load_student(tmp_path)[2]["step"] == 1
     trainer = resume_run(tmp_path, steps=2)
     trainer.run()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint",
-        "curves.png",
-        "metrics.jsonl",
-    ]
+    found = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
+    assert found == {"checkpoint", "curves.png", "metrics.jsonl"}
 
 
 def test_a_checkpoint_is_no_source_for_load_model(tmp_path):
-    """Its weights are packed: transformers must not make up random ones."""
     assert (
         main(["quantize", "--model", "tiny-llama", "--format", "grid:4", "--out", str(tmp_path)])
         == 0

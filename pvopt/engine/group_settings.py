@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -19,6 +20,8 @@ class GroupSettings:
         fraction: share of groups that may move in (0, 1], for rules that have one, else None.
         trust_ratio: bound on the relative change of a weight in one V step, or None.
         latent_decay: in [0, 1].
+        code_lr_ratio: how many times as long as on dense weights steps on codes are, without a
+            latent weight; None measures it, in rules that select a share of the groups.
         values_lr_ratio: learning rate of values over the group's, not negative.
         freeze_codes: whether codes stay.
         freeze_values: whether values stay.
@@ -37,7 +40,8 @@ class GroupSettings:
 
     fraction: float | None = None
     trust_ratio: float | None = None
-    latent_decay: float = 1.0
+    latent_decay: float = 0.0
+    code_lr_ratio: float | None = None
     values_lr_ratio: float = 1.0
     freeze_codes: bool = False
     freeze_values: bool = False
@@ -50,6 +54,8 @@ class GroupSettings:
             raise ValueError(f"trust_ratio must be positive or None, got {self.trust_ratio}")
         if not 0 <= self.latent_decay <= 1:
             raise ValueError(f"latent_decay must be in [0, 1], got {self.latent_decay}")
+        if self.code_lr_ratio is not None and not 0 < self.code_lr_ratio < math.inf:
+            raise ValueError(f"code_lr_ratio must be positive or None, got {self.code_lr_ratio}")
         if not self.values_lr_ratio >= 0:
             raise ValueError(f"values_lr_ratio must not be negative, got {self.values_lr_ratio}")
         for name in ("freeze_codes", "freeze_values"):
@@ -62,6 +68,12 @@ class GroupSettings:
     def keeps_latent(self) -> bool:
         """Whether updates collect in a latent weight."""
         return self.latent_decay < 1 and not self.freeze_codes
+
+    @property
+    def measures_steps(self) -> bool:
+        """Whether the length of steps on codes is measured."""
+        plain = self.code_lr_ratio is None and self.fraction is not None
+        return plain and self.latent_decay == 1 and not self.freeze_codes
 
     @classmethod
     def of(

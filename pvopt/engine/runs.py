@@ -18,6 +18,7 @@ from pvopt.rules.phases import HalfSteps
 from pvopt.rules.value_optimizers import ValueOptimizer
 
 from .bindings import Binding, Stack
+from .code_steps import CodeStep, values_kept
 from .group_settings import GroupSettings
 from .latents import BaseStep
 from .p_step import ValueStep
@@ -50,6 +51,11 @@ class Job:
     def ascends(self) -> bool:
         """Whether the group maximizes."""
         return bool(self.group.get("maximize", False))
+
+    def value_lr(self, rule: ValueOptimizer) -> float:
+        """Return the learning rate of the values."""
+        ratio, largest = self.settings.values_lr_ratio, max(self.lr, self.base.state.largest_lr)
+        return rule.rate(ratio * self.lr, ratio * largest)
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -112,13 +118,39 @@ class Run:
         """What the base optimizer made of each weight, where a V step or a latent needs it."""
         return [job.base.target for job in self.jobs if job.base.target is not None]
 
-    def value_step(self) -> ValueStep:
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The dense gradients."""
+        return [job.gradient for job in self.jobs]
+
+    def code_step(self) -> CodeStep | None:
+        """Return how long steps on codes are; None if as long as on dense weights.
+
+        Called before the values move.
+        """
+        measures, ratio = self.settings.measures_steps, self.settings.code_lr_ratio
+        plain = self.settings.keeps_latent or (not measures and ratio in (None, 1))
+        if plain or not self.moves_codes:
+            return None
+        before = values_kept(self.rep) if self.moves_values else self.rep
+        if ratio is not None:
+            return CodeStep.fixed(ratio, before)
+        return CodeStep.measured([job.base.state for job in self.jobs], before)
+
+    def learn(self, code_step: CodeStep | None) -> None:
+        """Let the length of the next step on codes follow from this one."""
+        if code_step is not None:
+            shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
+            sign = -1.0 if self.jobs[0].ascends else 1.0
+            code_step.learn(self.rep.view.all_matrices(self.gradients), shares, sign)
+
+    def value_step(self, rule: ValueOptimizer) -> ValueStep:
         """Return what the P step is to do."""
         return ValueStep(
             self.rep,
-            [job.gradient for job in self.jobs],
+            self.gradients,
             [job.base.state for job in self.jobs],
-            [job.lr * job.settings.values_lr_ratio for job in self.jobs],
+            [job.value_lr(rule) for job in self.jobs],
             ascends=self.jobs[0].ascends,
         )
 
@@ -158,7 +190,7 @@ class Run:
         for job in self.jobs:
             if job.base.needed and not job.base.keeps_latent:
                 job.base.state.drop_latent()
-            job.base.state.count_step()
+            job.base.state.count_step(job.lr)
 
 
 def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterator[Run]:

@@ -20,6 +20,7 @@ from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
 from pvopt_kernels.ops import gather_groups
 
+from .code_steps import CodeStep
 from .moves import Moves, round_groups
 
 __all__ = ["DenseSearch", "GroupSearch", "StackedSearch"]
@@ -61,6 +62,7 @@ class StackedSearch(GroupSearch):
         rounding: which candidate to take.
         options: how hard a search tries.
         draws: source of random draws.
+        code_step: lengthens the steps of the groups that are searched.
     """
 
     def __init__(
@@ -71,8 +73,9 @@ class StackedSearch(GroupSearch):
         rounding: Rounding,
         options: SearchOptions,
         draws: Draws | None,
+        code_step: CodeStep | None = None,
     ) -> None:
-        self.rep, self.targets = rep, targets
+        self.rep, self.targets, self.code_step = rep, targets, code_step
         self.rounding, self.options, self.draws = rounding, options, draws
         changes, self.squared_norms = rep.parametrization.change_norms(rep, targets)
         self.magnitudes = changes.sqrt_()
@@ -85,6 +88,8 @@ class StackedSearch(GroupSearch):
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
         first = torch.arange(0, rep.num_groups, layout.num_groups, device=groups.device)
         numbers = (groups + first[:, None]).flatten() if rep.count > 1 else groups.flatten()
+        if self.code_step is not None:
+            goals = self.code_step.extend(goals, numbers)
         query = Query(
             target=goals.flatten(0, 1),
             rep=rep,
@@ -105,6 +110,7 @@ class DenseSearch(GroupSearch):
         rounding: which candidate to take.
         options: how hard a search tries.
         draws: source of random draws.
+        code_step: lengthens the steps of all groups.
     """
 
     def __init__(
@@ -116,11 +122,14 @@ class DenseSearch(GroupSearch):
         rounding: Rounding,
         options: SearchOptions,
         draws: Draws | None,
+        code_step: CodeStep | None = None,
     ) -> None:
         self.rep = rep
         self.rounding, self.options, self.draws = rounding, options, draws
         self.decoded = rep.parametrization.decode_groups(rep)
         self.target = rep.split(target.to(self.decoded.dtype))
+        if code_step is not None:
+            self.target = code_step.extend(self.target[None])[0]
         self.error = self.decoded - self.target
         self.costs = self._costs(metric)
         self.coupled = self.costs.coupled

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -12,13 +13,32 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-__all__ = ["WeightState"]
+__all__ = ["CodeMemory", "WeightState"]
 
 _STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
+_LARGEST_LR, _CODE_STEP = "largest_lr", "code_step."
+
+
+@dataclass(frozen=True, eq=False)
+class CodeMemory:
+    """What the length of a weight's steps on codes is measured by.
+
+    Args:
+        length: ``[matrices]``, of the next step.
+        slopes: ``[matrices, 3]``, the inner product of gradient and change: before the last moves,
+            and means before and after earlier ones.
+        groups: ``[matrices, n]`` int64, selected in the last step.
+        changes: ``[matrices, n, group_size]`` of these groups.
+    """
+
+    length: Tensor
+    slopes: Tensor
+    groups: Tensor
+    changes: Tensor
 
 
 class WeightState(dict[str, Any]):
-    """The state of one weight: ``optimizer.state[parameter]``, tensors and integers by name.
+    """The state of one weight, tensors and integers by name; ``pv.NAME`` in the optimizer's.
 
     ======================  ==================================================================
     ``step``                number of steps that the weight has taken
@@ -28,6 +48,8 @@ class WeightState(dict[str, Any]):
     ``moments.KIND.NAME``   what the values' optimizer keeps beside a value
     ``latent``              ``[*shape]``, the weight that collects all updates, if there is one
     ``name``                a checksum of the weight's name, by which a load notices another order
+    ``largest_lr``          the largest learning rate so far
+    ``code_step.PART``      the parts of :class:`CodeMemory`, where lengths are measured
     ======================  ==================================================================
 
     It is complete from the beginning, so that all ranks have equal keys.
@@ -40,13 +62,15 @@ class WeightState(dict[str, Any]):
     Example:
         >>> from pvopt import SGDValues, SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
-        >>> sorted(WeightState(rep, SGDValues(momentum=0.9)))
-        ['codes.entries', 'moments.momentum.values', 'name', 'step', 'values.values', 'values_step']
+        >>> sorted(WeightState(rep, SGDValues()))
+        ['codes.entries', 'largest_lr', 'name', 'step', 'values.values', 'values_step']
     """
 
     def __init__(self, rep: Representation, rule: ValueOptimizer, name: str = "") -> None:
-        super().__init__({_STEP: 0, _VALUES_STEP: 0, _NAME: zlib.crc32(name.encode())})
+        checksum = zlib.crc32(name.encode())
+        super().__init__({_STEP: 0, _VALUES_STEP: 0, _LARGEST_LR: 0.0, _NAME: checksum})
         self.rep, self.rule = rep, rule
+        self._staged: CodeMemory | None = None
         self.complete()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -75,9 +99,19 @@ class WeightState(dict[str, Any]):
         """Number of P steps among them."""
         return self[_VALUES_STEP]
 
-    def count_step(self) -> None:
-        """Count a step of the weight."""
+    @property
+    def largest_lr(self) -> float:
+        """The largest learning rate so far."""
+        return self[_LARGEST_LR]
+
+    def count_step(self, lr: float) -> None:
+        """Count a step of the weight, of a learning rate."""
         self[_STEP] += 1
+        self[_LARGEST_LR] = max(lr, self[_LARGEST_LR])
+        if self._staged is not None:
+            parts = {f.name: getattr(self._staged, f.name) for f in fields(CodeMemory)}
+            self.update({_CODE_STEP + name: part for name, part in parts.items()})
+            self._staged = None
 
     def count_values_step(self) -> int:
         """Count a P step; return its number, from 1."""
@@ -91,6 +125,7 @@ class WeightState(dict[str, Any]):
     def restore_counters(self, counters: tuple[int, int, bool]) -> None:
         """Set what :meth:`counters` returned."""
         self[_STEP], self[_VALUES_STEP], had_latent = counters
+        self._staged = None
         if not had_latent:
             self.drop_latent()
 
@@ -106,6 +141,9 @@ class WeightState(dict[str, Any]):
             moment.zero_()
         if _LATENT in self:
             self[_LATENT].copy_(self.rep.decode())
+        if _CODE_STEP + "changes" in self:  # lengths stay; there is no last move to learn from
+            self[_CODE_STEP + "changes"].zero_()
+            self[_CODE_STEP + "slopes"][:, 0].zero_()
 
     def moment(self, kind: str, name: str) -> Tensor:
         """Return what is kept beside a value."""
@@ -120,6 +158,28 @@ class WeightState(dict[str, Any]):
     def drop_latent(self) -> None:
         """Forget the latent weight, if there is one."""
         self.pop(_LATENT, None)
+
+    def code_memory(self, selected: int = 0) -> CodeMemory:
+        """Return what the length of steps on codes is measured by, at first nothing.
+
+        Args:
+            selected: number of groups that a step selects, to begin with.
+        """
+        names = [f.name for f in fields(CodeMemory)]
+        if _CODE_STEP + names[0] not in self:
+            matrices = self.rep.matrices
+            like, count = next(iter(matrices.values.values())), matrices.count
+            self |= {
+                _CODE_STEP + "length": like.new_ones(count, dtype=torch.float32),
+                _CODE_STEP + "slopes": like.new_zeros(count, 3, dtype=torch.float32),
+                _CODE_STEP + "groups": like.new_zeros(count, selected, dtype=torch.int64),
+                _CODE_STEP + "changes": like.new_zeros(count, selected, matrices.layout.group_size),
+            }
+        return CodeMemory(**{name: self[_CODE_STEP + name] for name in names})
+
+    def stage_code_memory(self, memory: CodeMemory) -> None:
+        """Keep for the next step what counts once this one is counted."""
+        self._staged = memory
 
     def assign(self, key: str, value: Any) -> None:
         """Set an entry; codes and values keep their tensors."""
@@ -140,6 +200,15 @@ class WeightState(dict[str, Any]):
         shapes = {key: tuple(tensor.shape) for key, tensor in rep.tensors()}
         optional = {key: tuple(value.shape) for key, value in self._moving().items()}
         optional[_LATENT] = rep.shape
+        groups = saved.get(_CODE_STEP + "groups")
+        count = rep.matrices.count
+        selected = groups.numel() // count if isinstance(groups, Tensor) else 0
+        optional |= {
+            _CODE_STEP + "length": (count,),
+            _CODE_STEP + "slopes": (count, 3),
+            _CODE_STEP + "groups": (count, selected),
+            _CODE_STEP + "changes": (count, selected, rep.layout.group_size),
+        }
         shapes |= {key: shape for key, shape in optional.items() if key in saved}
         for key, shape in shapes.items():
             found = saved.get(key)
@@ -167,7 +236,10 @@ class WeightState(dict[str, Any]):
         self.clear()
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
         self[_NAME] = name
-        for key in (*self._moving(), _LATENT):
+        self[_LARGEST_LR] = float(saved.get(_LARGEST_LR, 0.0))
+        self._staged = None
+        kept = [_CODE_STEP + f.name for f in fields(CodeMemory)]
+        for key in (*self._moving(), _LATENT, *(kept if kept[0] in saved else ())):
             if key in saved:
                 self[key] = saved[key].to(device=self.rep.device, copy=True)
         self.complete()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .changes import note_written
 from .load_order import check_places, in_order_of
 from .merged_state import PREFIX
+from .state_checks import check_base_entries, check_groups, check_own_entries, check_structure
 from .writing import write_decoded_
 
 __all__ = ["load_state_dict", "state_dict"]
@@ -49,6 +50,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         replaced = hook(optimizer, saved)
         saved = dict(saved if replaced is None else replaced)
+    check_structure(saved)
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
     saved["param_groups"] = in_order_of(optimizer.param_groups, saved["param_groups"])
@@ -65,6 +67,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
         if id(p) in bindings:
             binding = bindings[id(p)]
             binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
+            check_own_entries(binding.name, ours[keys[number]], binding.rep.dtype)
     check_places(
         [
             (bindings[id(p)].state, ours[keys[number]])
@@ -72,6 +75,9 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
             if id(p) in bindings
         ]
     )
+    check_groups(optimizer.base, saved["param_groups"])
+    by_number = {number: theirs.get(keys.get(number, -1), {}) for number in parameters}
+    check_base_entries(optimizer.base, by_number, saved["param_groups"])
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
         optimizer._settings({**group, "params": own["params"]})
     # Adam counts a parameter with an empty dictionary as initialised: drop those.

@@ -17,10 +17,15 @@ from pvopt.rules.rounding import Rounding
 from pvopt.rules.subspace import Decreases, Subspace
 from pvopt.rules.trust_region import TrustRegion
 
+from .code_steps import CodeStep
 from .moves import Moves
 from .searches import DenseSearch, GroupSearch, StackedSearch
 
 __all__ = ["v_step"]
+
+# Magnitudes that differ by less than this share of them are taken for equal: a hundred times the
+# rounding of a weight that an update is a thousandth of, in float32.
+_TIE = 1e-3
 
 
 def v_step(
@@ -33,6 +38,8 @@ def v_step(
     metric: WeightMetric | None = None,
     options: SearchOptions | None = None,
     draws: Draws | torch.Generator | None = None,
+    code_step: CodeStep | None = None,
+    gradients: Sequence[Tensor] | None = None,
     before_moves: Callable[[Representation, Moves], None] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
@@ -58,6 +65,10 @@ def v_step(
             each matrix of a weight may differ.
         options: how hard a search tries.
         draws: source of random draws.
+        code_step: how much longer the steps of the selected groups are.
+        gradients: ``[*shape]`` for each weight, where all updates are of one length, as Adam's
+            first are: groups that ask for equal changes are ranked by them, as the predicted
+            decrease of the loss then is, and not by the rounding of floating-point numbers.
         before_moves: is told what will be done to which groups.
 
     Returns:
@@ -89,13 +100,19 @@ def v_step(
     step = _Step(rounding, subspace, trust_region, options, before_moves)
     weights, draws = rep.count, Draws.of(draws, rep.device)
     metrics = matrix_metrics(metric, rep.view, rep.shape)
+    if gradients is not None:
+        gradients = rep.view.all_matrices(gradients)
     targets, rep = rep.view.all_matrices(targets), rep.matrices
     if dense or not rep.together:
-        of_each = zip(rep.members(), targets, metrics, strict=True)
-        moved = torch.cat([step.run(m, [t], own, draws, dense=dense) for m, t, own in of_each])
+        own_steps = code_step.each() if code_step else [None] * rep.count
+        own_gradients = [[g] for g in gradients] if gradients else [None] * rep.count
+        of_each = zip(rep.members(), targets, metrics, own_steps, own_gradients, strict=True)
+        moved = torch.cat(
+            [step.run(m, [t], own, draws, c, g, dense=dense) for m, t, own, c, g in of_each]
+        )
     else:
         own_draws = draws.of_matrices(rep.count // weights)
-        moved = step.run(rep, targets, None, own_draws, dense=False)
+        moved = step.run(rep, targets, None, own_draws, code_step, gradients, dense=False)
     return moved.view(weights, -1).sum(1)
 
 
@@ -123,12 +140,19 @@ class _Step:
         targets: Sequence[Tensor],
         metric: Metric | None,
         draws: Draws,
+        code_step: CodeStep | None,
+        gradients: Sequence[Tensor] | None,
         *,
         dense: bool,
     ) -> Tensor:
         """Move codes of matrices; return how many groups of each changed, ``[count]``."""
         rounding, subspace = self.rounding, self.subspace
-        settings = {"rounding": rounding, "options": self.options, "draws": draws}
+        settings = {
+            "rounding": rounding,
+            "options": self.options,
+            "draws": draws,
+            "code_step": code_step,
+        }
         decreases = None
         if dense:
             search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
@@ -136,8 +160,11 @@ class _Step:
                 decreases = Decreases(search.bounds(), search.decreases)
         else:
             search = StackedSearch(rep, targets, **settings)
+        magnitudes = search.magnitudes
+        if gradients is not None and subspace.ranks:
+            magnitudes = _without_ties(magnitudes, rep, gradients)
         groups = subspace.select(
-            search.magnitudes, draws, ordered=self.trust_region is not None, decreases=decreases
+            magnitudes, draws, ordered=self.trust_region is not None, decreases=decreases
         )
         if search.coupled:  # the others must not be searched for company that stays
             groups = groups[:, search.magnitudes[0, groups[0]] > 0]
@@ -146,8 +173,11 @@ class _Step:
         moves = search.moves(groups)
         if not (search.coupled or rounding.takes_first):  # the nearest to a weight is its own
             moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
+        found = moves
         if self.trust_region is not None:
-            moves = _within(self.trust_region, moves, search, groups)
+            groups, moves = _within(self.trust_region, moves, search, groups)
+        if code_step is not None:
+            code_step.observe(groups, found, moves)
         if self.before_moves is not None:
             self.before_moves(rep, moves)
         moves.make_(rep)
@@ -159,16 +189,25 @@ def stackable(rep: Representation, *, metric: object | None, subspace: Subspace)
     return metric is None and rep.space.trivial and not subspace.needs_decreases
 
 
-def _within(trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor) -> Moves:
-    """Return the first moves that fit into the trust region."""
+def _without_ties(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> Tensor:
+    """Let groups of larger gradient come first among those that ask for nearly equal changes."""
+    norms = torch.stack([rep.split(g.to(rep.dtype)).square().sum(1).sqrt() for g in gradients])
+    share = norms / (norms + norms.mean(1, keepdim=True)).clamp_min(torch.finfo(rep.dtype).tiny)
+    return magnitudes * (1 + _TIE * share)
+
+
+def _within(
+    trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor
+) -> tuple[Tensor, Moves]:
+    """Return the first moves that fit into the trust region, and their groups."""
     while True:
         changes = search.squared_changes(moves).view(len(groups), -1)
         accepted = trust_region.accept(changes, search.squared_norms).flatten()
         if not search.coupled:
-            return moves.only(accepted)
+            return groups, moves.only(accepted)
         kept = moves.moved & accepted
         if bool((kept == moves.moved).all()):
-            return moves
+            return groups, moves
         # The accepted groups were searched for company that stays out: search them again.
         groups = groups[:, kept]
         moves = search.moves(groups)

@@ -89,8 +89,23 @@ def read_bytes(folder: Path, name: str, limit: int) -> bytes:
     return content
 
 
-def read_json(folder: Path, name: str, *, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file of a folder: UTF-8, finite numbers, no name twice, of bounded depth.
+def read_json(
+    folder: Path,
+    name: str,
+    *,
+    limit: int = MAX_JSON_BYTES,
+    within: Path | None = None,
+    strict: bool = True,
+) -> Any:
+    """Read a JSON file of a folder: UTF-8, of bounded size and depth.
+
+    Args:
+        folder: where it is.
+        name: of the file.
+        limit: bytes at most.
+        within: the folder that a link may not leave; None for ``folder``.
+        strict: whether numbers must be finite and names occur once, as we write them; others write
+            ``Infinity``.
 
     Raises:
         CheckpointError: if it is anything else.
@@ -104,14 +119,10 @@ def read_json(folder: Path, name: str, *, limit: int = MAX_JSON_BYTES) -> Any:
         ...
         pvopt.formats.errors.CheckpointError: ...x.json: is nested more than 100 levels deep
     """
-    content = read_bytes(folder, name, limit)
+    root = within or folder
+    content = read_bytes(root, (folder / name).relative_to(root).as_posix(), limit)
     try:
-        found = json.loads(
-            content.decode("utf-8"),
-            object_pairs_hook=_unique,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
+        found = json.loads(content.decode("utf-8"), **(_STRICT if strict else {}))
     except RecursionError as error:
         raise CheckpointError(
             f"{folder / name}: is nested more than {_MAX_DEPTH} levels deep"
@@ -124,12 +135,6 @@ def read_json(folder: Path, name: str, *, limit: int = MAX_JSON_BYTES) -> Any:
         if not level:
             return found
     raise CheckpointError(f"{folder / name}: is nested more than {_MAX_DEPTH} levels deep")
-
-
-def _parts(item: Any) -> Iterable[Any]:
-    if isinstance(item, Mapping):
-        return item.values()
-    return item if isinstance(item, list) else ()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -148,3 +153,16 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text} is too large")
     return value
+
+
+_STRICT: dict[str, Any] = {
+    "object_pairs_hook": _unique,
+    "parse_constant": _refuse_constant,
+    "parse_float": _finite,
+}
+
+
+def _parts(item: Any) -> Iterable[Any]:
+    if isinstance(item, Mapping):
+        return item.values()
+    return item if isinstance(item, list) else ()

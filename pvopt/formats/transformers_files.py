@@ -13,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn.modules import module as hooks
 
 from .errors import CheckpointError
-from .files import read_json
+from .files import read_json, regular_file
 
 __all__ = [
     "CONFIG",
+    "check_model_folder",
     "check_settings",
     "is_language_model",
     "model_skeleton",
@@ -31,7 +33,10 @@ __all__ = [
 
 CONFIG = "config.json"
 _TOKENIZER = "tokenizer_config.json"
+_SETTINGS = (CONFIG, "generation_config.json", _TOKENIZER)
 _METHOD = {"quant_method": "pvopt"}
+# What transformers reads in the folder of a model.
+_READ = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 # Names that transformers looks up on the hub have a slash.
 _PLAIN_WORD = re.compile(r"\w*")
 _NUMBER_OF = re.compile(r"(^|_)(layers?|blocks|depth|experts)(_|$)")
@@ -85,9 +90,9 @@ def check_settings(folder: Path) -> None:
         ...
         pvopt.formats.errors.CheckpointError: ...config.json: auto_map names code, which is not run
     """
-    for name in (CONFIG, "generation_config.json", _TOKENIZER):
+    for name in _SETTINGS:
         if (folder / name).exists():
-            content = read_json(folder, name)
+            content = read_json(folder, name, strict=False)
             if not isinstance(content, dict):
                 raise CheckpointError(f"{folder / name}: must hold an object")
             _check_names(folder / name, content)
@@ -154,7 +159,8 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    _check_numbers(folder / CONFIG, read_json(folder, CONFIG), max(1000, num_tensors))
+    content = read_json(folder, CONFIG, strict=False)
+    _check_numbers(folder / CONFIG, content, max(1000, num_tensors))
     config = _config(folder)
     with _described(folder), _at_most(20 * num_tensors + 1000), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -162,6 +168,45 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
     if sum(b.nbytes for b in model.buffers()) > max(_BUFFER_BYTES, 4 * weights):
         raise CheckpointError(f"{folder / CONFIG}: its model needs too large tables")
     return model
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raise unless the files of a model of transformers are regular and of bounded size.
+
+    Models of the hub's cache consist of links into a folder of blobs beside; these are followed.
+
+    Args:
+        folder: of somebody else's model, as ``save_pretrained`` writes it.
+
+    Raises:
+        CheckpointError: for a FIFO, a device, a socket, a link to elsewhere, JSON that cannot be
+            read, or a configuration of far more layers than there are weights.
+
+    Example:
+        >>> import os, tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> os.mkfifo(folder / "model.safetensors")
+        >>> check_model_folder(folder)
+        Traceback (most recent call last):
+        ...
+        pvopt.formats.errors.CheckpointError: ...model.safetensors: is a FIFO, only regular ...
+    """
+    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    for entry in sorted(folder.iterdir()):
+        if entry.suffix in _READ and not entry.is_dir():
+            regular_file(root, entry.relative_to(root).as_posix())
+            if entry.name in _SETTINGS:
+                read_json(folder, entry.name, within=root, strict=False)
+    stored = 0
+    for file in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as tensors:
+                stored += len(tensors.keys())
+        except Exception as error:
+            raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error
+    if stored and (folder / CONFIG).exists():
+        content = read_json(folder, CONFIG, within=root, strict=False)
+        _check_numbers(folder / CONFIG, content, max(1000, stored))
 
 
 def _config(folder: Path) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -171,6 +172,44 @@ class QuantizedLinear(nn.Module):
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.clone())
         return layer
 
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        self._check_codes(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def _check_codes(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        """Refuse codes that do not exist, before anything of the layer is overwritten.
+
+        Raises:
+            TypeError: if codes are of another dtype.
+            ValueError: if a code is out of range.
+        """
+        streams = self.scheme.space.streams(self._shape)
+        found: dict[str, Tensors] = {"codes": {}, "space": {}}
+        for kind, names in (("codes", self._names["codes"]), ("space", tuple(streams))):
+            for name, own in held(getattr(self, kind), names).items():
+                key = f"{prefix}{kind}.{name}"
+                new = state_dict.get(key)
+                if not isinstance(new, Tensor) or new.shape != own.shape or new.is_meta:
+                    return  # torch says what is wrong
+                if new.dtype != own.dtype:
+                    raise TypeError(f"{key} must be {own.dtype}, got {new.dtype}")
+                found[kind][name] = new
+        inner, codes = self.storage.shape, self.storage.read(found["codes"])
+        try:
+            for name, stream in self.scheme.parametrization.streams(inner).items():
+                stream.check(name, codes[name])
+            self.scheme.parametrization.check_codes(codes, inner)
+            for name, stream in streams.items():
+                stream.check(name, found["space"][name])
+            if streams:
+                self.scheme.space.check_codes(found["space"], self._shape)
+        except ValueError as error:
+            raise ValueError(
+                f"state_dict of {prefix.rstrip('.') or 'the layer'}: {error}"
+            ) from error
+
     @property
     def _shape(self) -> tuple[int, int]:
         return self.out_features, self.in_features
@@ -192,13 +231,14 @@ class QuantizedLinear(nn.Module):
     def _represent(self, stored: Tensors, values: Tensors, owned: Tensors) -> Representation:
         parametrization, space = self.scheme.parametrization, self.scheme.space
         codes = self.storage.read(stored)
-        inner = Representation(parametrization, codes, values, self.storage.shape)
+        inner = Representation(parametrization, codes, values, self.storage.shape, check=False)
         streams = space.streams(self._shape)
         return inner.within(
             space,
             self._shape,
             {name: owned[name] for name in streams},
             {name: tensor for name, tensor in owned.items() if name not in streams},
+            check=False,
         )
 
     def forward(self, x: Tensor) -> Tensor:

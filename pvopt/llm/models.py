@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pvopt.formats import CheckpointError
+from pvopt.formats.transformers_files import check_model_folder
 from pvopt.llm.model_checks import check_causal, check_config, check_folder
 from pvopt.llm.tiny_llama import tiny_llama
 
@@ -121,7 +123,13 @@ def load_model(
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
     check_folder(folder)
-    return _from_pretrained(str(folder), dtype)
+    check_model_folder(folder)
+    try:
+        return _from_pretrained(str(folder), dtype)
+    except (ImportError, CheckpointError):
+        raise
+    except Exception as error:  # of whatever kind: the files are the user's
+        raise CheckpointError(f"{folder}: cannot be loaded as a model ({error})") from error
 
 
 def _from_hub(source: str, dtype: torch.dtype) -> tuple[Any, Any]:

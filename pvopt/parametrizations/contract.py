@@ -238,8 +238,7 @@ class Parametrization(ABC):
         """
         raise TypeError(
             f"{type(self).__name__} has no scalar levels to bracket a target with; "
-            "unbiased (linear) stochastic rounding takes SharedValues, UniformGrid, "
-            "Binary or Ternary, others take Stochastic(rule='power')"
+            "SharedValues, UniformGrid, Binary and Ternary have"
         )
 
     def decode_moved(self, query: Query, codes: Tensor) -> Tensor:
@@ -301,7 +300,8 @@ class Parametrization(ABC):
             for member, gradient in zip(rep.members(), gradients, strict=True):
                 names = self.value_shapes(rep.inner_shape)
                 leaves = {name: member.values[name].detach().requires_grad_() for name in names}
-                own = Representation(self, self._own(member), leaves, rep.inner_shape)
+                codes, shape = self._own(member), rep.inner_shape
+                own = Representation(self, codes, leaves, shape, check=False)
                 weight = member.layout.merge(self.decode_groups(own))
                 found = torch.autograd.grad(
                     weight, list(leaves.values()), gradient.to(weight.dtype), materialize_grads=True

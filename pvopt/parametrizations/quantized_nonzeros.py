@@ -232,7 +232,7 @@ class QuantizedNonzeros(OnSupport):
         nonzeros = self.nonzero_shape(shape)
         codes = self._parts(rep.codes, shape, rep.count)[1]
         values = {name: rep.values[name] for name in self.inner.value_shapes(nonzeros)}
-        return Representation(self.inner, codes, values, nonzeros, count=rep.count)
+        return Representation(self.inner, codes, values, nonzeros, count=rep.count, check=False)
 
     def _masks(self, codes: Tensor, shape: tuple[int, ...]) -> Tensor:
         """Return the supports ``[n, group_size]`` of codes ``[n, codes_per_group]``."""

@@ -125,7 +125,7 @@ class QuantizedScales(Parametrization):
         values = {name: rep.values[name] for name in names if name != "scales"}
         values = {**values, "scales": scales.view(count * rows, *rest)}
         codes = {name: rep.codes[name] for name in self.inner.streams(shape)}
-        return Representation(self.inner, codes, values, shape, count=count)
+        return Representation(self.inner, codes, values, shape, count=count, check=False)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None

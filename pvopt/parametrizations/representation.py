@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +45,7 @@ class Representation:
         count: number of weights; each tensor is ``count`` times as long as that of one.
         view: how the tensor of a weight holds matrices. Parametrization and space know matrices
             only, those of :attr:`matrices`.
+        check: whether codes are looked at; False where they have been.
 
     Attributes:
         inner_shape: shape of one matrix in its space.
@@ -55,7 +56,8 @@ class Representation:
 
     Raises:
         TypeError: if codes are not integers.
-        ValueError: if names or shapes do not fit, or ``count`` is not positive.
+        ValueError: if names or shapes do not fit, a code is out of range, or ``count`` is not
+            positive.
 
     Example:
         >>> from pvopt import SharedValues
@@ -72,6 +74,7 @@ class Representation:
     space: Space = field(default_factory=identity)
     count: int = 1
     view: MatrixView = field(default_factory=plain_view)
+    check: InitVar[bool] = True
     # Set once and for all; no cached properties, whose locks torch.compile does not enter.
     inner_shape: tuple[int, ...] = field(init=False, repr=False)
     layout: GroupLayout = field(init=False, repr=False)
@@ -80,7 +83,7 @@ class Representation:
     moving: dict[str, int] = field(init=False, repr=False)
     _num_matrices: int = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, check: bool) -> None:
         self.shape = tuple(self.shape)
         scheme = self.scheme
         self.inner_shape = self.space.inner_shape(self.view.matrix_shape(self.shape))
@@ -96,6 +99,10 @@ class Representation:
                 raise TypeError(f"codes must be integer tensors, got {codes.dtype} for {name!r}")
         self._compare("codes", self.codes, {n: s.shape for n, s in self.streams.items()})
         self._compare("values", self.values, self.value_shapes)
+        if check and not torch.compiler.is_compiling():
+            for name, stream in self.streams.items():
+                if type(self.codes[name]) is Tensor:  # others, traced ones, have no numbers
+                    stream.check(name, self.codes[name])
 
     def __getstate__(self) -> dict[str, Any]:
         # The copy of a weight does not bring along the stack that it lies in.
@@ -131,6 +138,7 @@ class Representation:
             self.view.matrix_shape(self.shape),
             self.space,
             self._num_matrices,
+            check=False,
         )
 
     @property
@@ -278,6 +286,8 @@ class Representation:
         shape: tuple[int, ...],
         codes: Mapping[str, Tensor],
         values: Mapping[str, Tensor],
+        *,
+        check: bool = True,
     ) -> Representation:
         """Return the representation of the weight that this one stands for in a space.
 
@@ -286,6 +296,7 @@ class Representation:
             shape: of the weight outside of the space.
             codes: of the space, by its own names.
             values: of the space, by its own names.
+            check: whether codes are looked at; False where they have been.
         """
         return Representation(
             self.parametrization,
@@ -294,6 +305,7 @@ class Representation:
             shape,
             space,
             self.count,
+            check=check,
         )
 
     @staticmethod
@@ -315,6 +327,7 @@ class Representation:
             shape,
             first.space,
             view=view,
+            check=False,
         )
 
     def bits_per_weight(self, *, value_bits: int | None = None) -> float:
@@ -342,7 +355,14 @@ class Representation:
 
     def _with(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
         return Representation(
-            self.parametrization, codes, values, self.shape, self.space, self.count, self.view
+            self.parametrization,
+            codes,
+            values,
+            self.shape,
+            self.space,
+            self.count,
+            self.view,
+            check=False,
         )
 
     def copy_(self, other: Representation) -> Representation:
@@ -379,7 +399,7 @@ class Representation:
                 for name, tensor in common.items():
                     own[name] = tensor.chunk(len(members))[place]
         size = (first.shape, first.space, len(members), first.view)
-        return Representation(first.parametrization, codes, values, *size)
+        return Representation(first.parametrization, codes, values, *size, check=False)
 
     def narrow(self, start: int, count: int) -> Representation:
         """Return some neighbouring weights of a stack, as views."""
@@ -398,6 +418,7 @@ class Representation:
             self.space,
             count,
             self.view,
+            check=False,
         )
 
     def members(self) -> Iterator[Representation]:

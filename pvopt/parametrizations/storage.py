@@ -62,7 +62,8 @@ class Storage:
         self, x: Tensor, stored: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> Tensor:
         """Return ``x @ weight.T`` in the dtype of ``x``; differentiable in ``x`` and values."""
-        rep = Representation(self.parametrization, self.read(stored), dict(values), self.shape)
+        codes = self.read(stored)
+        rep = Representation(self.parametrization, codes, dict(values), self.shape, check=False)
         return linear(x, rep.decode().to(x.dtype))
 
     @property

@@ -109,33 +109,50 @@ class Forced(Rounding):
         return _take(candidates, (is_current & has_second).long())
 
 
+# Codes near the target among which the one to draw against is looked for.
+_NEIGHBOURS = 8
+
+
 @ROUNDINGS.register(
     ShortForm(
-        form="stochastic[:linear]",
+        form="stochastic[:power]",
         meaning="one of two codes at random",
-        example="stochastic, stochastic:linear",
+        example="stochastic, stochastic:power",
         pattern=r"stochastic(?::(power|linear))?",
-        settings=lambda rule: dict(rule=rule or "power"),
-        write=lambda r: "stochastic" + ("" if r.rule == "power" else f":{r.rule}"),
+        settings=lambda rule: dict(rule=rule or "linear"),
+        write=lambda r: "stochastic" + ("" if r.rule == "linear" else f":{r.rule}"),
     )
 )
 @dataclass(frozen=True)
 class Stochastic(Rounding):
     r"""Draw one of two codes at random, the nearer one with the larger probability.
 
-    ``rule="power"``: of the two nearest codes, at distances :math:`e_1 \le e_2`,
-
-    .. math:: P(\text{nearest}) = \frac{e_1^{-1/\tau}}{e_1^{-1/\tau} + e_2^{-1/\tau}}
-
-    ``rule="linear"`` (scalar codes): of the two levels :math:`a \le t \le b` around the target,
+    ``rule="linear"`` keeps the direction of the update. Codes with scalar levels take one of the
+    two levels :math:`a \le t \le b` around the target,
 
     .. math:: P(b) = \frac{t - a}{b - a}, \qquad \mathrm{E}[w] = t .
 
-    An exact hit is always kept. Targets outside the outermost levels take the outermost one, so
-    the linear rule is unbiased between the levels only.
+    Vector codes take the code :math:`a` nearest to the target, or the one whose cell the ray from
+    :math:`a` through the target enters next, :math:`b`:
+
+    .. math:: P(b) = \frac{\|r\|^2}{\langle b - a, r\rangle}, \qquad
+        \mathrm{E}\,\langle w - a, r\rangle = \|r\|^2, \qquad r = t - a,
+
+    which is the first formula where groups are scalars. Of all codes ahead, :math:`b` also makes
+    the expected squared length of the step the least. Both are unbiased (vectors: along the
+    update) as far as there are codes on either side: targets outside the outermost levels take the
+    outermost one.
+
+    ``rule="power"`` draws from the two nearest codes, at distances :math:`e_1 \le e_2`, with
+
+    .. math:: P(\text{nearest}) = \frac{e_1^{-1/\tau}}{e_1^{-1/\tau} + e_2^{-1/\tau}} .
+
+    It does not look at the direction: after a short step the second nearest code is the nearest
+    neighbour of the present one, wherever the update points. That is a random walk and destroys a
+    model unless the temperature is low. An exact hit is always kept.
 
     Args:
-        rule: ``"power"`` or ``"linear"``.
+        rule: ``"linear"`` or ``"power"``.
         temperature: :math:`\tau > 0` of the power rule; small is close to :class:`Nearest`.
 
     Raises:
@@ -147,33 +164,28 @@ class Stochastic(Rounding):
         tensor([[3]])
 
     References:
-        PV-Tuning (arXiv 2405.14852), section 4 (stochastic rounding baseline).
+        PV-Tuning (arXiv 2405.14852), section 4 (stochastic rounding baseline); Gupta et al., "Deep
+        Learning with Limited Numerical Precision" (arXiv 1502.02551), section 3 (the linear rule).
     """
 
-    rule: Literal["power", "linear"] = "power"
+    rule: Literal["linear", "power"] = "linear"
     temperature: float = 1.0
 
     num_candidates = 2
 
     def __post_init__(self) -> None:
-        if self.rule not in ("power", "linear"):
-            raise ValueError(f"rule must be 'power' or 'linear', got {self.rule!r}")
+        if self.rule not in ("linear", "power"):
+            raise ValueError(f"rule must be 'linear' or 'power', got {self.rule!r}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
-    def check(self, parametrization: Parametrization) -> None:
-        """Refuse the linear rule for codes that stand for several weights."""
-        if self.rule == "linear" and not parametrization.has_levels:
-            raise TypeError(
-                f"Stochastic(rule='linear') needs scalar codes, which "
-                f"{type(parametrization).__name__} has not; use rule='power'"
-            )
-
     def propose(self, query: Query) -> Candidates:
-        """Ask for the two nearest codes (power) or the two levels around the target (linear)."""
-        if self.rule == "linear":
+        """Ask for the two codes to draw from; errors of the linear rule are along the update."""
+        if self.rule == "power":
+            return super().propose(query)
+        if query.rep.parametrization.has_levels:
             return query.rep.parametrization.bracket(query)
-        return super().propose(query)
+        return _nearest_and_ahead(query)
 
     def choose(
         self, candidates: Candidates, current_codes: Tensor, draws: Draws | None = None
@@ -188,3 +200,35 @@ class Stochastic(Rounding):
         draws = Draws.of(draws, keep_first.device)
         draw = draws.uniform(len(keep_first) // draws.count, torch.float64).flatten()
         return _take(candidates, (draw >= keep_first).long())
+
+
+def _nearest_and_ahead(query: Query) -> Candidates:
+    """Return the code nearest to each target, and the next one on the way from it to the target.
+
+    Leaving the nearest code ``a`` along ``r = target - a``, the cell of a code ``c`` begins after
+    ``|c - a|^2 / (2 <c - a, r>)`` times ``r``.
+
+    Args:
+        query: any targets, ``[n, group_size]``.
+
+    Returns:
+        Two codes of each group; ``errors`` are squared distances from the target along ``r``, and
+        ``inf`` where no code lies ahead.
+    """
+    parametrization = query.rep.parametrization
+    found = parametrization.candidates(query.but(count=_NEIGHBOURS))
+    codes, target = found.codes, query.target
+    points = torch.stack([parametrization.decode_moved(query, c) for c in codes.unbind(1)], dim=1)
+    residual = target - points[:, 0]  # [n, size]
+    steps = points[:, 1:] - points[:, :1]  # [n, k - 1, size]
+    along = (steps * residual[:, None]).sum(-1)
+    ahead = (along > 0) & found.errors[:, 1:].isfinite()
+    length, index = torch.where(ahead, steps.square().sum(-1) / along, torch.inf).min(1)
+    rows = torch.arange(len(codes), device=codes.device)
+    second = codes[rows, 1 + index]
+    size = residual.square().sum(-1)
+    beyond = (along[rows, index] - size).clamp_min(0) / size.sqrt()
+    beyond = torch.where(length.isfinite(), beyond, torch.inf)
+    return Candidates(
+        torch.stack([codes[:, 0], second], dim=1), torch.stack([size, beyond.square()], dim=1)
+    )

@@ -48,6 +48,8 @@ class Subspace(ABC):
 
     #: Whether :meth:`select` must be given ``decreases``.
     needs_decreases: bool = False
+    #: Whether the order of the magnitudes decides, so that ties have to mean something.
+    ranks: bool = False
 
     @abstractmethod
     def select(
@@ -81,6 +83,8 @@ class AllGroups(Subspace):
         >>> AllGroups().select(torch.tensor([[1.0, 3.0, 2.0]]))
         tensor([[1, 2, 0]])
     """
+
+    ranks = True
 
     def select(
         self,
@@ -147,6 +151,8 @@ class Greedy(_Fraction):
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3: the subspace linearized V step.
     """
+
+    ranks = True
 
     def select(
         self,

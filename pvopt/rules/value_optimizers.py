@@ -34,6 +34,15 @@ class ValueOptimizer(ABC):
         if not self.lr_ratio >= 0:
             raise ValueError(f"lr_ratio must not be negative, got {self.lr_ratio}")
 
+    def rate(self, lr: float, largest: float) -> float:
+        """Return the learning rate of the values in a step.
+
+        Args:
+            lr: the ratio times the learning rate of the parameter group.
+            largest: the largest one so far.
+        """
+        return lr
+
     @property
     @abstractmethod
     def moments(self) -> tuple[str, ...]:
@@ -116,16 +125,22 @@ class AdamValues(ValueOptimizer):
     r"""Adam on the values, by default in units of each value tensor's own size.
 
     .. math:: v \leftarrow v - \eta\, \rho(v)\, \frac{\hat m}{\sqrt{\hat u} + \epsilon},
-        \qquad \rho(v) = \mathrm{rms}(v) \text{ if relative, else } 1
+        \qquad \rho(v) = \max(\mathrm{rms}(v), \epsilon_2) \text{ if relative, else } 1
 
     Codebooks are of unit size and scales of the weights' size, twenty times smaller in a language
-    model: one absolute learning rate cannot fit both, one relative rate does.
+    model: one absolute learning rate cannot fit both, one relative rate does. The group's learning
+    rate may be in any unit (1 for Adadelta, 0.5 for gradient descent); at such a relative rate a
+    step would change a scale by its own size. So rates are scaled down until the largest so far is
+    ``max_rate``; the shape of a schedule stays.
 
     Args:
         lr_ratio: values' learning rate over the group's.
         betas: decay rates of the first and second moment, each in [0, 1).
         eps: added to the root of the second moment.
         relative: whether steps are in units of the root mean square of the value tensor.
+        max_rate: of relative steps; infinity does not limit them.
+        floor: :math:`\epsilon_2`, the least size that relative steps are in units of, so that
+            values that are 0 can leave it.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -145,13 +160,21 @@ class AdamValues(ValueOptimizer):
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
     relative: bool = True
+    max_rate: float = 0.01
+    floor: float = 1e-4
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, beta in zip(("betas[0]", "betas[1]"), self.betas, strict=True):
             _check_unit(name, beta)
-        if not self.eps > 0:
-            raise ValueError(f"eps must be positive, got {self.eps}")
+        for name in ("eps", "max_rate", "floor"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def rate(self, lr: float, largest: float) -> float:
+        if not self.relative or largest <= self.max_rate:
+            return lr
+        return lr * (self.max_rate / largest)
 
     @property
     def moments(self) -> tuple[str, ...]:
@@ -175,9 +198,10 @@ class AdamValues(ValueOptimizer):
         divisors = torch._foreach_div(squares, [1 - second**step for step in steps])
         torch._foreach_sqrt_(divisors)
         torch._foreach_add_(divisors, self.eps)
-        if self.relative:  # values of size 0 stay, divided by infinity
+        if self.relative:
             sizes = torch._foreach_norm(values)
             torch._foreach_div_(sizes, [value.numel() ** 0.5 for value in values])
+            torch._foreach_clamp_min_(sizes, self.floor)
             torch._foreach_div_(divisors, sizes)
         lengths = [-lr / (1 - first**step) for lr, step in zip(lrs, steps, strict=True)]
         torch._foreach_addcdiv_(values, means, divisors, lengths)

@@ -8,8 +8,10 @@ from pvopt_kernels.checks import (
     check_code_range,
     check_codes,
     check_floating,
+    check_integers,
     check_same_device,
     check_shape,
+    check_tensors,
 )
 from pvopt_kernels.reference.decode import unsigned
 
@@ -25,6 +27,7 @@ def check_weight(
         ValueError: if shapes or devices do not fit.
         TypeError: if a dtype does not.
     """
+    check_tensors(codes=codes, codebooks=codebooks, scales=scales)
     check_shape("codes", codes, "rows", "cols", "M")
     rows, _, books = codes.shape
     check_shape("codebooks", codebooks, books, "K", "g")
@@ -41,6 +44,7 @@ def check_stack(
         ValueError: if shapes or devices do not fit.
         TypeError: if a dtype does not.
     """
+    check_tensors(codes=codes, codebooks=codebooks, scales=scales)
     check_shape("codes", codes, "W", "rows", "cols", "M")
     weights, rows, _, books = codes.shape
     check_shape("codebooks", codebooks, weights, books, "K", "g")
@@ -52,6 +56,7 @@ def _check_parts(
     codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int
 ) -> tuple[int, int]:
     check_codes(codes=codes)
+    check_integers(out_group=out_group)
     check_floating(codebooks=codebooks, scales=scales)
     if scales.dtype != codebooks.dtype:
         raise TypeError(f"scales must be {codebooks.dtype} like codebooks, got {scales.dtype}")
@@ -72,5 +77,5 @@ def _check_parts(
 
 
 def check_code_values(codes: Tensor, codebooks: Tensor) -> None:
-    """Refuse codes beyond the codebook, in debug mode only (see ``check_code_range``)."""
-    check_code_range("codes", codes, codebooks.shape[-2], read=unsigned)
+    """Refuse codes beyond the codebook (see ``check_code_range``)."""
+    check_code_range("codes", codes, codebooks.shape[-2], unsigned=unsigned)

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.packing import row_bytes
 
 __all__ = ["check_grid"]
@@ -20,6 +26,8 @@ def check_grid(
         ValueError: if shapes, devices or the width do not fit.
         TypeError: if a dtype does not.
     """
+    check_tensors(packed=packed, scales=scales)
+    check_integers(bits=bits, columns=columns)
     if not 1 <= bits <= 8:
         raise ValueError(f"bits must be in 1..8, got {bits}")
     if packed.dtype != torch.uint8:

@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["assign"]
@@ -46,11 +52,13 @@ def assign(
     References:
         PV-Tuning (arXiv 2405.14852), section 3: the V step rounds to nearest values.
     """
+    check_tensors(target=target, codebook=codebook)
     check_floating(target=target, codebook=codebook, metric=metric)
     check_shape("target", target, "n", "g")
     check_shape("codebook", codebook, "K", target.shape[1])
     check_shape("metric", metric, *target.shape)
     check_same_device(target=target, codebook=codebook, metric=metric)
+    check_integers(k=k)
     if not 1 <= k <= codebook.shape[0]:
         raise ValueError(f"k must be in 1 .. {codebook.shape[0]}, the codebook's size, got {k}")
     return call(_op, target, codebook, k, metric)

@@ -11,8 +11,10 @@ from pvopt_kernels.checks import (
     check_code_range,
     check_codes,
     check_floating,
+    check_integers,
     check_same_device,
     check_shape,
+    check_tensors,
 )
 from pvopt_kernels.dispatch import call, implementation
 
@@ -61,6 +63,7 @@ def beam_search(
     References:
         AQLM (arXiv 2401.06118), section 3.1; Babenko & Lempitsky, "Additive Quantization" (2014).
     """
+    check_tensors(target=target, codebooks=codebooks, codes=codes)
     check_floating(target=target, codebooks=codebooks, metric=metric)
     check_codes(codes=codes)
     check_shape("target", target, "n", "g")
@@ -75,9 +78,10 @@ def beam_search(
             f"target must have as many rows for each of the {codebooks.shape[0]} weights, "
             f"got {target.shape[0]}"
         )
+    order = list(order)
+    check_integers(k=k, beam_size=beam_size, **{f"order[{i}]": m for i, m in enumerate(order)})
     if k < 1 or beam_size < 1:
         raise ValueError(f"k and beam_size must be positive, got {k} and {beam_size}")
-    order = list(order)
     if len(set(order)) < len(order) or not all(0 <= m < number for m in order):
         raise ValueError(
             f"order must name codebooks 0 .. {number - 1}, each at most once, got {order}"

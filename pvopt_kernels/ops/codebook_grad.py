@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import check_floating, check_same_device, check_shape, check_tensors
 from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_weight
@@ -48,6 +48,7 @@ def codebook_grad(
                  [2., 3.]]]), tensor([[-2.]]))
     """
     shape = check_weight(codes, codebooks, scales, out_group)
+    check_tensors(gradient=gradient)
     check_floating(gradient=gradient)
     check_shape("gradient", gradient, *shape)
     check_same_device(gradient=gradient, codes=codes)

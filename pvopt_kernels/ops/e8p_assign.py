@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import implementation
 
 __all__ = ["e8p_assign"]
@@ -43,10 +49,12 @@ def e8p_assign(target: Tensor, k: int = 1, *, metric: Tensor | None = None) -> T
         QuIP# (arXiv 2402.04396), section 4.2; Conway & Sloane, "Fast Quantizing and Decoding
         Algorithms for Lattice Quantizers and Codes" (1982).
     """
+    check_tensors(target=target)
     check_floating(target=target, metric=metric)
     check_shape("target", target, "n", 8)
     check_shape("metric", metric, *target.shape)
     check_same_device(target=target, metric=metric)
+    check_integers(k=k)
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     return _op(target, min(k, 1 << 16), metric)

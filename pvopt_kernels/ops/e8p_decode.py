@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_code_range, check_codes
+from pvopt_kernels.checks import check_code_range, check_codes, check_tensors
 from pvopt_kernels.dispatch import implementation
 
 __all__ = ["e8p_decode"]
@@ -32,10 +32,11 @@ def e8p_decode(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     References:
         QuIP# (arXiv 2402.04396), section 4.2.
     """
+    check_tensors(codes=codes)
     check_codes(codes=codes)
     if codes.dim() < 1 or codes.shape[-1] != 2:
         raise ValueError(f"codes must have shape [..., 2], got {list(codes.shape)}")
-    if not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}")
     return _op(codes, dtype)
 

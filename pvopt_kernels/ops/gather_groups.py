@@ -7,7 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_code_range, check_list, check_shape
+from pvopt_kernels.checks import (
+    check_code_range,
+    check_integers,
+    check_list,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["check_group_values", "check_groups", "gather_groups"]
@@ -54,6 +60,8 @@ def check_groups(
         ValueError: if numbers, shapes or devices do not fit, or groups do not divide the weights.
         TypeError: if a dtype does not.
     """
+    check_tensors(groups=groups, **{f"{name}[{i}]": t for i, t in enumerate(tensors)})
+    check_integers(out_group=out_group, in_group=in_group)
     check_shape("groups", groups, "W", "n")
     if groups.dtype != torch.int64:
         raise TypeError(f"groups must be int64, got {groups.dtype}")
@@ -73,7 +81,7 @@ def check_groups(
 def check_group_values(
     tensors: list[Tensor], groups: Tensor, out_group: int, in_group: int
 ) -> None:
-    """Refuse numbers of groups that there are not, in debug mode only."""
+    """Refuse numbers of groups that there are not (see ``check_code_range``)."""
     if tensors:
         check_code_range("groups", groups, tensors[0].numel() // (out_group * in_group))
 

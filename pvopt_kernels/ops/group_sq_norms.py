@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["group_sq_norms"]
@@ -36,11 +42,13 @@ def group_sq_norms(
         >>> group_sq_norms(target, torch.zeros(1, 4), in_group=2)
         tensor([25.,  2.])
     """
+    check_tensors(target=target, weight=weight)
     check_floating(target=target, weight=weight)
     check_shape("weight", weight, "rows", "columns")
     check_shape("target", target, *weight.shape)
     check_same_device(target=target, weight=weight)
     rows, columns = weight.shape
+    check_integers(out_group=out_group, in_group=in_group)
     if out_group < 1 or in_group < 1 or rows % out_group or columns % in_group:
         raise ValueError(
             f"out_group and in_group must divide {rows} rows and {columns} columns, "

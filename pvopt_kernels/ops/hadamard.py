@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating
+from pvopt_kernels.checks import check_floating, check_tensors
 from pvopt_kernels.dispatch import implementation
 
 __all__ = ["hadamard"]
@@ -34,6 +34,7 @@ def hadamard(x: Tensor) -> Tensor:
     References:
         Fino & Algazi, "Unified Matrix Treatment of the Fast Walsh-Hadamard Transform" (1976).
     """
+    check_tensors(x=x)
     check_floating(x=x)
     n = x.shape[-1] if x.ndim else 0
     if n < 1 or n & (n - 1):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_shape
+from pvopt_kernels.checks import check_floating, check_integers, check_shape, check_tensors
 from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["largest"]
@@ -31,8 +31,10 @@ def largest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         >>> largest(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), 3)
         (tensor([[3., 3., 2.]]), tensor([[0, 2, 3]]))
     """
+    check_tensors(keys=keys)
     check_floating(keys=keys)
     check_shape("keys", keys, "n", "m")
+    check_integers(k=k)
     if not 1 <= k <= keys.shape[1]:
         raise ValueError(f"k must be in 1 .. {keys.shape[1]}, the entries of a row, got {k}")
     return call(_op, keys, k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import check_floating, check_same_device, check_shape, check_tensors
 from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_weight
@@ -58,6 +58,7 @@ def matmul(
         tensor([9.])
     """
     rows, columns = check_weight(codes, codebooks, scales, out_group)
+    check_tensors(x=x)
     check_floating(x=x)
     flat = x.flatten(0, -2) if x.dim() > 1 else x.reshape(1, -1)
     check_shape("x", flat, "tokens", rows if transposed else columns)

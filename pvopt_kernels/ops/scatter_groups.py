@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import check_floating, check_same_device, check_shape, check_tensors
 from pvopt_kernels.dispatch import call, implementation
 
 from ._written import mark_written
@@ -50,6 +50,7 @@ def scatter_groups(
     """
     outs = list(outs)
     check_groups("outs", outs, groups, out_group, in_group)
+    check_tensors(rows=rows)
     check_floating(rows=rows)
     check_shape("rows", rows, *groups.shape, out_group * in_group)
     check_same_device(rows=rows, groups=groups)

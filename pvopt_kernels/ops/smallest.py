@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_shape
+from pvopt_kernels.checks import check_floating, check_integers, check_shape, check_tensors
 from pvopt_kernels.dispatch import call, implementation
 
 __all__ = ["smallest"]
@@ -25,8 +25,10 @@ def smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         >>> smallest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
         (tensor([[1., 2.]]), tensor([[1, 2]]))
     """
+    check_tensors(scores=scores)
     check_floating(scores=scores)
     check_shape("scores", scores, "n", "m")
+    check_integers(k=k)
     if not 1 <= k <= scores.shape[1]:
         raise ValueError(f"k must be in 1 .. {scores.shape[1]}, the entries of a row, got {k}")
     return call(_op, scores, k)

@@ -9,8 +9,10 @@ from pvopt_kernels.checks import (
     check_code_range,
     check_codes,
     check_floating,
+    check_integers,
     check_same_device,
     check_shape,
+    check_tensors,
 )
 from pvopt_kernels.dispatch import call, implementation
 
@@ -36,11 +38,13 @@ def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
                 [0.],
                 [2.]])
     """
+    check_tensors(values=values, codes=codes)
     check_floating(values=values)
     check_codes(codes=codes)
     check_shape("values", values, "n", "g")
     check_shape("codes", codes, values.shape[0])
     check_same_device(values=values, codes=codes)
+    check_integers(num_codes=num_codes)
     if num_codes < 1:
         raise ValueError(f"num_codes must be positive, got {num_codes}")
     return call(_op, values, codes, num_codes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import check_floating, check_same_device, check_shape, check_tensors
 from pvopt_kernels.dispatch import implementation
 
 from ._grids import check_grid
@@ -42,6 +42,7 @@ def uniform_grad(
         >>> uniform_grad(torch.tensor([[1.0, 2.0]]), packed, torch.tensor([[0.5]]), None, bits=2)
         (tensor([[0.]]), tensor([[-1.5000]]))
     """
+    check_tensors(gradient=gradient)
     check_floating(gradient=gradient)
     check_shape("gradient", gradient, "rows", "columns")
     check_grid(packed, scales, zeros, bits, gradient.shape[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import check_floating, check_same_device, check_shape, check_tensors
 from pvopt_kernels.dispatch import implementation
 
 from ._grids import check_grid
@@ -56,6 +56,7 @@ def uniform_matmul(
         tensor([[0.]])
     """
     check_grid(packed, scales, zeros, bits, columns)
+    check_tensors(x=x)
     check_floating(x=x)
     flat = x.flatten(0, -2) if x.dim() > 1 else x.reshape(1, -1)
     check_shape("x", flat, "tokens", packed.shape[0] if transposed else columns)

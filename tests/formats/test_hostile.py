@@ -264,6 +264,8 @@ def test_a_small_file_cannot_stand_for_a_huge_weight(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["pvopt.json", "training_state.json", "config.json"])
 def test_json_is_bounded(name, text, message, folder):
     (folder / name).write_bytes(text.encode("utf-8", "surrogatepass"))
+    if name == "config.json":  # others write infinite numbers
+        message = f"{message}|describes no causal language model"
     if name != "pvopt.json":
         reseal(folder)
     with pytest.raises(CheckpointError, match=f"{name}: .*({message})"):

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import pytest
 import torch
 from huggingface_hub import utils as hub
 from transformers.utils import logging
 
+from pvopt.formats import CheckpointError
 from pvopt.llm import load_model
 
 TEXT = 'Grüße, 世界!\n\tif x < 3: print("\x00")'
@@ -148,3 +150,59 @@ def test_smollm2_speaks_english(capfd):
     with torch.no_grad():
         best = language_model.model(ids[None]).logits[0, -1].argmax()
     assert language_model.tokenizer.decode([int(best)]) == " Paris"
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "x"
+    tiny = load_model("tiny-llama")
+    tiny.model.save_pretrained(folder)
+    tiny.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _fifo(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("model.safetensors", lambda f: f.write_bytes(f.read_bytes()[:-9]), "model.safetensors"),
+        ("model.safetensors", lambda f: f.write_bytes(b""), "model.safetensors"),
+        ("model.safetensors", lambda f: f.unlink(), "cannot be loaded as a model"),
+        ("model.safetensors", _fifo, "is a FIFO"),
+        ("config.json", _fifo, "is a FIFO"),
+        ("config.json", lambda f: f.write_text("[" * 10**5), "config.json: is nested"),
+        ("config.json", lambda f: f.write_text('{"model_type": "llama"'), "config.json: is trunc"),
+        ("config.json", lambda f: f.write_text("[]"), "cannot be loaded as a model"),
+        (
+            "config.json",
+            lambda f: f.write_text(f.read_text().replace('layers": 2', 'layers": 2000000000')),
+            "far more than there are weights",
+        ),
+        ("tokenizer_config.json", _fifo, "is a FIFO"),
+        ("tokenizer.json", lambda f: f.write_text("{}"), "cannot be loaded as a model"),
+        ("generation_config.json", lambda f: f.symlink_to("/dev/zero"), "is a device"),
+    ],
+)
+def test_folders_that_were_damaged(name, change, message, model_folder, tmp_path):
+    for file in model_folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if name == "generation_config.json":
+        (tmp_path / name).unlink(missing_ok=True)
+    change(tmp_path / name)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        load_model(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_links_of_the_hubs_cache_are_followed(model_folder, tmp_path):
+    blobs, snapshot = tmp_path / "m" / "blobs", tmp_path / "m" / "snapshots" / "abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for file in model_folder.iterdir():
+        (blobs / file.name).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    assert load_model(snapshot).encode("Hi").tolist() == [72, 105]

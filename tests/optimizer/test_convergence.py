@@ -30,6 +30,8 @@ from pvopt import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
+# The step of the theory: no latent weight, and on codes as long as on dense weights.
+PLAIN: dict[str, Any] = {"latent_decay": 1.0, "code_lr_ratio": 1.0}
 DOUBLE = torch.float64
 
 
@@ -91,6 +93,7 @@ def test_pv_with_steps_of_1_over_l_never_goes_up(subspace, seed, count, trust_ra
         {parameter: rep},
         subspace=subspace,
         trust_ratio=trust_ratio,
+        **PLAIN,
         values=SGDValues(lr_ratio=1 / 6),
         phases=phases,
         seed=seed,
@@ -122,7 +125,7 @@ def test_v_steps_of_every_parametrization_never_go_up(parametrization, subspace,
     parameter = nn.Parameter(rep.decode())
     smoothness = float(torch.linalg.eigvalsh(matrix)[-1])
     base = torch.optim.SGD([{"params": [parameter], "freeze_values": True}], lr=1 / smoothness)
-    optimizer = PVOptimizer(base, {parameter: rep}, subspace=subspace)
+    optimizer = PVOptimizer(base, {parameter: rep}, subspace=subspace, **PLAIN)
     check_monotone(descend(matrix, goal, parameter, optimizer, 15), matrix)
 
 
@@ -137,13 +140,48 @@ def test_a_subspace_step_crosses_where_the_full_step_is_too_short():
         rep = table_rep()
         parameter = nn.Parameter(rep.decode())
         base = torch.optim.SGD([{"params": [parameter], "freeze_values": True}], lr=lr)
-        optimizer = PVOptimizer(base, {parameter: rep}, subspace=Greedy(0.5))
+        optimizer = PVOptimizer(base, {parameter: rep}, subspace=Greedy(0.5), **PLAIN)
         matrix, goal = (
             torch.diag(torch.tensor([1000.0, 1.0], dtype=DOUBLE)),
             torch.eye(2)[1].double(),
         )
         results.append(descend(matrix, goal, parameter, optimizer, 50)[-1])
     assert results == [0.5, 0.0]
+
+
+@pytest.mark.parametrize("lr_ratio", [0.01, 0.1, 1.0], ids="lr {}/L".format)
+@pytest.mark.parametrize(
+    ("subspace", "trust_ratio"), [(Greedy(0.1), None), (Uniform(0.2), 0.3), (Greedy(0.3), 0.1)]
+)
+def test_measured_steps_on_codes_lower_the_loss_and_come_to_rest(subspace, trust_ratio, lr_ratio):
+    """From learning rates at which plain steps are too short, on random quadratics.
+
+    A single step may raise the loss: that is how the length of steps is found. In the end codes
+    rest, near the best loss that was passed, and below that at which plain steps stop.
+    """
+    for seed in range(2):
+        matrix, goal = draw_quadratic(seed, 40)
+        lr = lr_ratio / float(torch.linalg.eigvalsh(matrix)[-1])
+        found = {}
+        for ratio in (1.0, None):
+            source = torch.Generator().manual_seed(seed)
+            start = torch.randn(4, 10, dtype=DOUBLE, generator=source)
+            rep = UniformGrid(bits=2).fit(start)
+            parameter = nn.Parameter(rep.decode())
+            base = torch.optim.SGD([{"params": [parameter], "freeze_values": True}], lr=lr)
+            optimizer = PVOptimizer(
+                base,
+                {parameter: rep},
+                subspace=subspace,
+                trust_ratio=trust_ratio,
+                latent_decay=1.0,
+                code_lr_ratio=ratio,
+            )
+            found[ratio] = descend(matrix, goal, parameter, optimizer, 150)
+        plain, measured = found[1.0], found[None]
+        assert measured[-1] < 0.3 * plain[-1]
+        assert measured[-1] < 1.3 * min(measured)
+        assert len(set(measured[-20:])) == 1
 
 
 def table_rep() -> Representation:

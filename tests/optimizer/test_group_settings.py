@@ -327,7 +327,7 @@ def test_alternate_moves_values_and_codes_in_turn(make_setup, assert_same):
 
 def test_alternate_without_a_latent_leaves_the_base_alone_in_p_steps(make_setup):
     setup = make_setup()
-    optimizer = make(setup, {}, {}, subspace=AllGroups(), phases=Alternate(p=1, v=1))
+    optimizer = make(setup, {}, {}, latent_decay=1.0, phases=Alternate(p=1, v=1))
     one = setup.weights.parameter("0.weight")
     for step in range(4):
         setup.backward()

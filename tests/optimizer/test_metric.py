@@ -27,6 +27,7 @@ from pvopt import (
     SearchOptions,
     SecondMoment,
     UniformGrid,
+    naive_pv,
     quantize_,
     subspace_pv_ste,
 )
@@ -208,7 +209,7 @@ def test_on_a_real_layer_the_metric_of_its_inputs_beats_the_euclidean(parametriz
         weights = quantize_(model, {name: parametrization})
         # A learning rate of one and this gradient make the dense weight the target.
         base = torch.optim.SGD([parameter], lr=1.0)
-        optimizer = PVOptimizer(base, weights, subspace=AllGroups(), metric=metric)
+        optimizer = naive_pv(base, weights, metric=metric)
         optimizer.param_groups[0]["freeze_values"] = True
         found = [Row(hessian).relative_error(dense, parameter.detach())]
         for _ in range(3):

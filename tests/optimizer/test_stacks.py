@@ -257,7 +257,7 @@ def test_halves_that_are_frozen_and_thawed_on_the_way():
     layers = make()
     ps = layers.weights.parameters()
     groups = [{"params": ps[:2]}, {"params": ps[2:]}]
-    base = torch.optim.Adam(groups, lr=0.1)
+    base = torch.optim.Adam(groups, lr=0.3)
     optimizer = PVOptimizer(base, layers.weights, subspace=AllGroups(), latent_decay=0.0)
     for step, (codes, values) in enumerate(
         [(False, False), (True, False), (False, True), (True, True)]

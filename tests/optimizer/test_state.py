@@ -30,6 +30,7 @@ from pvopt import (
     Uniform,
     UniformGrid,
     quantize_,
+    stochastic_rounding,
 )
 
 BASES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
@@ -368,7 +369,7 @@ def test_every_step_and_every_weight_draws_anew():
         weight: SharedValues(num_values=2).fit(torch.arange(200.0) // 100) for weight in weights
     }
     base = torch.optim.SGD([{"params": weights, "freeze_values": True}], lr=1.0)
-    optimizer = PVOptimizer(base, reps, rounding=rule, subspace=AllGroups())
+    optimizer = stochastic_rounding(base, reps, rounding=rule)
     draws = set()
     for _ in range(3):
         for weight, rep in reps.items():

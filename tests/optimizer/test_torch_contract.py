@@ -270,7 +270,7 @@ def test_a_group_that_is_added_after_steps_joins_in(make_setup):
     setup = make_setup()
     first, second = setup.weights.parameters()
     base = torch.optim.Adam([first], lr=0.05)
-    optimizer = PVOptimizer(base, setup.weights, subspace=Greedy(0.5), seed=3)
+    optimizer = PVOptimizer(base, setup.weights, subspace=Greedy(0.5), latent_decay=1.0, seed=3)
     scheduler = LambdaLR(optimizer, lambda step: 1.0)
     frozen = second.detach().clone()
     for _ in range(3):
@@ -312,7 +312,8 @@ def test_a_group_added_to_the_base_itself_joins_in(make_setup):
 def test_bad_options_of_an_added_group_are_refused_before_it_is_added(make_setup):
     setup = make_setup()
     first, second = setup.weights.parameters()
-    optimizer = PVOptimizer(torch.optim.SGD([first], lr=0.1), setup.weights)
+    base = torch.optim.SGD([first], lr=0.1)
+    optimizer = PVOptimizer(base, setup.weights, subspace=Greedy(0.1))
     with pytest.raises(ValueError, match=r"fraction must be in \(0, 1\] or None, got 2"):
         optimizer.add_param_group({"params": [second], "fraction": 2.0})
     assert len(optimizer.param_groups) == 1

@@ -222,7 +222,6 @@ def test_the_beam_is_an_option_of_the_search():
         ("vq:4g2", {"beam": 3}, "beam does not fit VectorCodebook"),
         ("had+e8p:2", {"beam": 3}, "beam does not fit E8P"),
         ("q6+vq:4g2", {"beam": 3}, "beam does not fit QuantizedScales"),
-        ("2x8g8", {"rounding": "stochastic:linear"}, "needs scalar codes"),
     ],
 )
 def test_settings_that_a_format_has_no_use_for_are_refused(text, settings, message):

@@ -114,14 +114,15 @@ def unpacked(
     """
     names = part_names(name, entry)
     try:
+        scheme = entry.scheme
         rep = Representation(
-            entry.scheme.parametrization,
+            scheme.parametrization,
             {k: s.unpack(tensors[names[f"codes.{k}"]]) for k, s in entry.streams.items()},
             # off the mapped file
             {k: tensors[names[f"values.{k}"]].clone() for k in entry.value_shapes},
             entry.shape,
-            entry.scheme.space,
-            view=entry.scheme.view,
+            scheme.space,
+            view=scheme.view,
         )
         rep.check_codes()
     except (TypeError, ValueError) as error:
