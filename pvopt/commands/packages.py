@@ -12,6 +12,7 @@ _EXTRAS = {
         "accelerate",
         "gguf",
         "safetensors",
+        "filelock",
         "tqdm",
         "matplotlib",
     ),

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from pvopt.llm.tiny_llama import tiny_llama
 
 _SPECIAL = {"bos_token_id": 256, "eos_token_id": 257, "pad_token_id": 258}
 _COMMON = {
@@ -109,6 +106,10 @@ FLAGS = {"gemma3n_text": ["--exclude", "*.altup.*"]}
 
 def save_model(kind: str, folder: str) -> str:
     """Write a random model and a tokenizer of bytes; return the name of the model's class."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from pvopt.llm.tiny_llama import tiny_llama
+
     config = AutoConfig.for_model(kind, **ARCHITECTURES[kind])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -1,6 +1,6 @@
 """What the command line does with models of many architectures: the table of the documentation.
 
-``python tests/supported/examine.py`` examines all of them anew and writes the table.
+``PYTHONPATH=tests python -m supported.examine`` examines all of them anew and writes the table.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from architectures import ARCHITECTURES, FLAGS, save_model
+from supported.architectures import ARCHITECTURES, FLAGS, save_model
 
 from pvopt.cli import main
 from pvopt.formats import storage_report

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from architectures import ARCHITECTURES
-from examine import PAGE, TABLE, examine, page
+from supported.architectures import ARCHITECTURES
+from supported.examine import PAGE, TABLE, examine, page
 
 ALL = os.environ.get("PVOPT_ALL_MODELS") == "1"
 SOME = sorted(ARCHITECTURES) if ALL else ["gpt2", "mixtral"]
