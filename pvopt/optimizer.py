@@ -75,8 +75,8 @@ class PVOptimizer(Optimizer):
 
     Args:
         base: optimizer over the dense parameters, quantized or not. Its groups are shared, so
-            schedulers may be given either. Optimizers that must call a closure repeatedly (LBFGS)
-            do not fit.
+            schedulers may be given either, and so are its step hooks. Those that need a closure
+            (LBFGS, SAM) do not fit; those that average weights (schedule-free) need a latent.
         representations: :class:`QuantizedWeights`, or a mapping from parameter to representation.
         rounding: which candidate code to take.
         subspace: which groups may change their code. None: all of them with a latent weight, the
@@ -95,8 +95,9 @@ class PVOptimizer(Optimizer):
             and its number of steps only, so a resumed run repeats them.
 
     Raises:
-        TypeError: for arguments of another kind, a rounding that does not fit a representation, or
-            a metric that does not fit the base optimizer.
+        TypeError: for arguments of another kind, a base that does not fit, groups of quantized
+            weights without a numeric ``lr``, a rounding that does not fit a representation, or a
+            metric that does not fit the base optimizer.
         ValueError: for settings out of range, or representations of foreign parameters.
 
     Example:
@@ -271,9 +272,10 @@ class PVOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient holds NaN or infinity.
             WeightsChangedError: if the model holds other weights than codes and values say.
+            RuntimeError: in inference mode, and while a CUDA graph is captured.
 
         Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
-        and counters are as before the step then.
+        and counters are as before the step then; an interrupt undoes the step, too.
         """
         check_moment()
         loss = None
@@ -305,6 +307,8 @@ class PVOptimizer(Optimizer):
             for run in runs:
                 run.write_()
                 run.finish()
+            for job in jobs.values():
+                job.binding.joined = True
             note_written([job.binding for job in jobs.values() if job.base.written])
             self.report = StepReport(changed, groups)
         self._watch.observe(changed.values(), map(self._settings, self.param_groups))
@@ -322,26 +326,26 @@ class PVOptimizer(Optimizer):
         same = check_finite(self.param_groups, names, flags or ())
         if flags is None or not same:
             settle(written)
-        for job in jobs.values():
-            job.binding.joined = True
         return jobs
 
     def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
         """Collect the quantized weights that have a gradient, by name."""
         jobs = {}
         for group in self.param_groups:
-            settings = self._settings(group)
-            for p in group["params"]:
-                binding = bindings.get(id(p))
-                if p.grad is None or binding is None:
-                    continue
+            settings = GroupSettings.of(group, self._default_settings, self.subspace)
+            quantized = [p for p in group["params"] if p.grad is not None and id(p) in bindings]
+            if not quantized:
+                continue
+            check_quantized_group(self.base, group, settings)
+            lr, keeps = float(group["lr"]), settings.keeps_latent  # waits for one on a device once
+            for p in quantized:
+                binding = bindings[id(p)]
                 state = binding.state
                 planned = self.phases.at(state.step)
                 half_steps = HalfSteps(
                     values=planned.values and not settings.freeze_values,
                     codes=planned.codes and not settings.freeze_codes,
                 )
-                lr, keeps = float(group["lr"]), settings.keeps_latent
                 needed = keeps or half_steps.codes
                 written = lr != 0 and (needed or half_steps.values)
                 base = BaseStep(p, state, keeps, needed, written)
@@ -398,12 +402,12 @@ class PVOptimizer(Optimizer):
     def _switch(self, mode: str) -> None:
         if not has_modes(self.base):
             return
-        bindings = self.bindings_by_id()
+        bindings, state = self.bindings_by_id(), self.state
         steps = [
             BaseStep(p, bindings[id(p)].state, keeps_latent=True, needed=True, written=False)
             for group in self.param_groups
             for p in group["params"]
-            if id(p) in bindings and self._settings(group).keeps_latent
+            if id(p) in bindings and "pv.latent" in state[p]
         ]
         with base_sees_latents(self.base, steps):
             self._modes[mode]()

@@ -38,7 +38,7 @@ class CodeMemory:
 
 
 class WeightState(dict[str, Any]):
-    """The state of one weight: ``optimizer.state[parameter]``, tensors and integers by name.
+    """The state of one weight, tensors and integers by name; ``pv.NAME`` in the optimizer's.
 
     ======================  ==================================================================
     ``step``                number of steps that the weight has taken

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.utils.checkpoint import checkpoint
 
+from pvopt.core.views import MatrixView, plain_view
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme, as_scheme
+
+from .holding import held, hold, narrowed
 
 __all__ = ["QuantizedLinear"]
 
@@ -57,6 +60,9 @@ class QuantizedLinear(nn.Module):
     """
 
     bias: nn.Parameter | None
+    #: How the layer whose place it has stores its weight, and that layer, emptied; if there is one.
+    stored_as: MatrixView
+    dense_layer: list[nn.Module]
 
     def __init__(
         self,
@@ -70,6 +76,7 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.scheme = as_scheme(scheme)
+        self.stored_as, self.dense_layer = plain_view(), []
         self.in_features = in_features
         self.out_features = out_features
         shape = (out_features, in_features)
@@ -96,17 +103,9 @@ class QuantizedLinear(nn.Module):
     ) -> None:
         """Register what the layer consists of, each kind in a module that gives it its name."""
         self.codes, self.values, self.space = nn.Module(), nn.Module(), nn.Module()
-        for module, buffers, parameters in (
-            (self.codes, codes, {}),
-            (self.values, {}, values),
-            (self.space, space_codes, space_values),
-        ):
-            for name, tensor in buffers.items():
-                owner, leaf = _place(module, name)
-                owner.register_buffer(leaf, tensor)
-            for name, tensor in parameters.items():
-                owner, leaf = _place(module, name)
-                owner.register_parameter(leaf, nn.Parameter(tensor))
+        hold(self.codes, codes, {})
+        hold(self.values, {}, values)
+        hold(self.space, space_codes, space_values)
         self._names = {
             "codes": tuple(codes),
             "values": tuple(values),
@@ -115,7 +114,14 @@ class QuantizedLinear(nn.Module):
 
     def _held(self, kind: str) -> Tensors:
         """Return codes, values, or what the space owns, by name."""
-        return _find(getattr(self, kind), self._names[kind])
+        return held(getattr(self, kind), self._names[kind])
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight ``[out_features, in_features]``, for models that read it."""
+        return self._represent(
+            self._held("codes"), self._held("values"), self._held("space")
+        ).decode()
 
     @classmethod
     def from_representation(
@@ -133,7 +139,8 @@ class QuantizedLinear(nn.Module):
             dtype: of the values; None keeps theirs.
 
         Raises:
-            ValueError: if the representation is not of one matrix, or the bias does not fit.
+            ValueError: if the representation is not of one matrix, the bias does not fit, or a
+                value is beyond the range of the dtype.
 
         Example:
             >>> from pvopt import UniformGrid
@@ -143,22 +150,22 @@ class QuantizedLinear(nn.Module):
             (torch.Size([5, 3]), torch.Size([3, 8]))
         """
         rep = representation
-        if len(rep.shape) != 2 or rep.count != 1:
+        if len(rep.shape) != 2 or rep.count != 1 or not rep.view.plain:
             raise ValueError(
-                f"representation must be of one matrix, got {rep.count} of shape {list(rep.shape)}"
+                f"representation must be of one matrix [out, in], got {rep.count} of shape "
+                f"{list(rep.shape)} in {rep.scheme}"
             )
         rows, columns = rep.shape
         if bias is not None and tuple(bias.shape) != (rows,):
             raise ValueError(f"bias must have shape [{rows}], got {list(bias.shape)}")
         layer = cls(rep.scheme, columns, rows, bias=False, device="meta")
         values, owned = layer._names["values"], rep.owned
-        copies = {n: t.detach().to(dtype or t.dtype, copy=True) for n, t in rep.values.items()}
         space_values = rep.space.value_shapes(rep.shape)
         layer._hold(
             layer.storage.store(rep.codes),
-            {name: copies[name] for name in values},
+            narrowed({name: rep.values[name] for name in values}, dtype),
             {name: owned[name].clone() for name in rep.space.streams(rep.shape)},
-            {n: owned[n].detach().to(dtype or owned[n].dtype, copy=True) for n in space_values},
+            narrowed({name: owned[name] for name in space_values}, dtype),
         )
         if bias is not None:
             layer.bias = bias if isinstance(bias, nn.Parameter) else nn.Parameter(bias.clone())
@@ -241,25 +248,4 @@ def _recomputed(run: Callable[..., Tensor], x: Tensor, *tensors: Tensors) -> Ten
     # Nothing in it is random; to save and restore the generators would break the graph.
     found = checkpoint(run, x, *tensors, use_reentrant=False, preserve_rng_state=False)
     assert isinstance(found, Tensor)
-    return found
-
-
-def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Return the module that holds a dotted name, made where there is none, and the last part."""
-    *path, leaf = name.split(".")
-    for part in path:
-        if not hasattr(module, part):
-            module.add_module(part, nn.Module())
-        module = getattr(module, part)
-    return module, leaf
-
-
-def _find(module: nn.Module, names: Iterable[str]) -> Tensors:
-    found = {}
-    for name in names:
-        *path, leaf = name.split(".")
-        owner = module
-        for part in path:
-            owner = getattr(owner, part)
-        found[name] = getattr(owner, leaf)
     return found

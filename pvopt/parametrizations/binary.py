@@ -12,7 +12,7 @@ from pvopt.core.registry import ShortForm
 from pvopt.metrics.contract import Metric
 
 from .options import FitOptions
-from .preparation import check_not_zero, prepare_fit
+from .preparation import prepare_fit
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
 from .scalar_grid import ScalarGrid
@@ -57,6 +57,7 @@ class Binary(ScalarGrid):
     group_size: int | None = None
 
     num_codes = 2
+    has_zero = False
 
     def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
         """The levels are two scales apart around zero."""
@@ -74,7 +75,6 @@ class Binary(ScalarGrid):
         weight, importance, _ = prepare_fit(weight, metric, generator)
         shape = tuple(weight.shape)
         self.layout(shape)
-        check_not_zero(weight, "a sign")
         size = self._scale_size(shape)
         magnitudes = weight.view(-1, size).abs()
         scales = magnitudes.mean(1)

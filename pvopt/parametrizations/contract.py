@@ -49,6 +49,8 @@ class Parametrization(ABC):
             it, unless the options give a beam size.
         values_follow_codes: whether :meth:`move_` changes values too (and :meth:`follow_` what is
             kept beside them); usually a V step leaves values as they are.
+        has_zero: whether a weight can be 0 while its scale is not. Otherwise a weight that is all
+            zero cannot be started: its scales would be 0, and hardly move again.
         scaling: names of the values in which the decoded weight is linear: what they are multiplied
             by, it is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
@@ -61,6 +63,7 @@ class Parametrization(ABC):
     couples: ClassVar[bool] = False
     coupled_candidates: ClassVar[int] = 8
     values_follow_codes: ClassVar[bool] = False
+    has_zero: ClassVar[bool] = True
     scaling: ClassVar[tuple[str, ...]] = ("scales",)
     usual_start: ClassVar[str] = "aqlm"
 

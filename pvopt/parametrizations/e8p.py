@@ -18,7 +18,7 @@ from pvopt_kernels import beam_search, e8_ball, e8p_assign, e8p_decode, smallest
 from .codebooks import check_scale_group
 from .contract import Parametrization
 from .options import FitOptions
-from .preparation import check_not_zero, prepare_fit
+from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
@@ -98,6 +98,7 @@ class E8P(Parametrization):
             )
 
     stacks = True
+    has_zero = False
 
     @property
     def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -212,7 +213,6 @@ class E8P(Parametrization):
         beam = options.beam_size or _USUAL_BEAM
         shape = tuple(weight.shape)
         layout, scale_shape = self.layout(shape), self.value_shapes(shape)["scales"]
-        check_not_zero(weight, "a lattice point of E8P")
         groups = layout.split(weight)  # [G, 8]
         importance = None if weights is None else layout.split(weights)
         count = scale_shape[0] * scale_shape[1]

@@ -22,21 +22,27 @@ class SearchOptions:
     Args:
         beam_size: combinations that a search of several codes keeps between them; None for the
             parametrization's usual number. Exact searches have no use for it.
+        window: weights of a group that may change in one step, for groups whose codes are a
+            sequence (:class:`pvopt.Trellis`); None for all. The window lies where a group is
+            farthest from its target.
 
     Raises:
-        TypeError: if the size is not an integer.
-        ValueError: if it is out of range.
+        TypeError: if a size is not an integer.
+        ValueError: if one is out of range.
 
     Example:
         >>> SearchOptions(beam_size=8)
-        SearchOptions(beam_size=8)
+        SearchOptions(beam_size=8, window=None)
     """
 
     beam_size: int | None = None
+    window: int | None = None
 
     def __post_init__(self) -> None:
         if self.beam_size is not None:
             check_integer("beam_size", self.beam_size, 1, 1024)
+        if self.window is not None:
+            check_integer("window", self.window, 1, 1 << 16)
 
 
 @OPTIONS.register()

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from .representation import Representation
 
 __all__ = [
-    "check_not_zero",
     "check_range",
     "prepare_fit",
     "prepare_weight",
@@ -52,20 +51,6 @@ def usable_scales(scales: Tensor, usual: float) -> Tensor:
     count = positive.sum()
     mean = torch.where(count > 0, scales.sum() / count.clamp(min=1), usual)
     return torch.where(positive, scales, mean)
-
-
-def check_not_zero(weight: Tensor, what: str) -> None:
-    """Raise a ValueError if a weight is all zero and what represents it has no zero.
-
-    Args:
-        weight: ``[*shape]``.
-        what: it is represented by, for the message.
-    """
-    if not bool(weight.any()):
-        raise ValueError(
-            f"weight must not be all zero: {what} is zero by a scale of 0 alone, which hardly "
-            "moves again. Use a parametrization with a level of 0, or train the layer first"
-        )
 
 
 def prepare_weight(weight: Tensor) -> Tensor:

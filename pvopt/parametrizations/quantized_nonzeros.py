@@ -99,6 +99,10 @@ class QuantizedNonzeros(OnSupport):
             )
 
     @property
+    def has_zero(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.has_zero
+
+    @property
     def scaling(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.scaling
 

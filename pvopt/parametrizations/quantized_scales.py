@@ -89,6 +89,10 @@ class QuantizedScales(Parametrization):
         return self.inner.stacks
 
     @property
+    def has_zero(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.has_zero
+
+    @property
     def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.usual_beam
 

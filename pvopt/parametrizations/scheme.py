@@ -151,6 +151,12 @@ class Scheme:
         dense, weight = weight, prepare_weight(weight)
         shape = tuple(weight.shape)
         self.check(shape)
+        if not (self.parametrization.has_zero or bool(weight.any())):
+            raise ValueError(
+                f"weight must not be all zero: {self.parametrization} is zero by scales of 0 "
+                "alone, which hardly move again. Take a parametrization that has a level of 0, or "
+                "train the layer first"
+            )
         parts = [
             self._start_matrix(matrix.contiguous(), own, start)
             for matrix, own in zip(

@@ -24,6 +24,7 @@ from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
+from .trellis_windows import search_windows
 
 __all__ = ["Trellis"]
 
@@ -117,6 +118,7 @@ class Trellis(Parametrization):
     in_group: int = 2
 
     stacks = True
+    has_zero = False
     # A second sequence costs ten times the first one's time and differs in a few places.
     coupled_candidates = 1
 
@@ -205,7 +207,11 @@ class Trellis(Parametrization):
         return self._points(rep, codes) * self._scales_of(rep, groups)
 
     def search(self, query: Query) -> Tensor:
-        """Exact given the ends of the circle, which come from a search with free ends."""
+        """Exact given the ends of the circle, which come from a search with free ends.
+
+        With a window all other symbols stay, so that its ends are known and the search is exact;
+        there is one candidate then.
+        """
         rep = query.rep
         scales = self._scales_of(rep, query.groups)
         largest = scales.abs().amax(1, keepdim=True)
@@ -213,13 +219,32 @@ class Trellis(Parametrization):
         relative = torch.where(largest == 0, 0.0, scales / largest)
         unscaled = torch.where(scales == 0, 0.0, query.target / scales)
         metric = relative.square() if query.weights is None else relative.square() * query.weights
+        window = query.options.window if query.count == 1 else None
+        symbols = query.current() if window else None
         tables = self._tables(rep)
-        parts = [
-            trellis_search(target, table, query.count, symbol_bits=self.symbol_bits, metric=own)
-            for target, own, table in zip(
-                unscaled.chunk(len(tables)), metric.chunk(len(tables)), tables, strict=True
-            )
-        ]
+        parts, start = [], 0
+        for table in tables:  # one for all tiles, or one for as many tiles as a weight has here
+            place = slice(start, start + len(unscaled) // len(tables))
+            start = place.stop
+            if symbols is not None and window is not None:
+                steps = -(-window // table.shape[1])
+                found = search_windows(
+                    unscaled[place],
+                    metric[place],
+                    symbols[place],
+                    table,
+                    symbol_bits=self.symbol_bits,
+                    window=steps,
+                )[:, None]
+            else:
+                found = trellis_search(
+                    unscaled[place],
+                    table,
+                    query.count,
+                    symbol_bits=self.symbol_bits,
+                    metric=metric[place],
+                )
+            parts.append(found)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def fit(

@@ -1,3 +1,4 @@
+# pyright: reportGeneralTypeIssues=false, reportOperatorIssue=false
 """Weights of sequences of symbols: every weight reads its own window."""
 
 from __future__ import annotations

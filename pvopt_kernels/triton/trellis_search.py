@@ -1,4 +1,4 @@
-# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportOperatorIssue=false
 """Nearest sequences of a trellis: a program goes through it with one sequence."""
 
 from __future__ import annotations

@@ -196,7 +196,7 @@ def test_a_member_of_a_stack_takes_its_own_memory_only():
     for tensor in layer.state_dict().values():
         assert tensor.untyped_storage().nbytes() == tensor.nbytes
     assert torch.equal(layer.representation().decode(), reps[2].decode())
-    with pytest.raises(ValueError, match=r"of one matrix, got 4 of shape \[6, 16\]"):
+    with pytest.raises(ValueError, match=r"of one matrix \[out, in\], got 4 of shape \[6, 16\]"):
         QuantizedLinear.from_representation(stack)
 
 
@@ -358,7 +358,9 @@ def test_errors():
     with pytest.raises(ValueError, match=r"bias must have shape \[4\], got \[8\]"):
         QuantizedLinear.from_representation(rep, torch.zeros(8))
     vector = UniformGrid(bits=2).fit(torch.arange(8.0))
-    with pytest.raises(ValueError, match=r"must be of one matrix, got 1 of shape \[8\]"):
+    with pytest.raises(
+        ValueError, match=r"must be of one matrix \[out, in\], got 1 of shape \[8\]"
+    ):
         QuantizedLinear.from_representation(vector)
     with pytest.raises(ValueError, match="group_size=3 does not divide the 8 columns"):
         QuantizedLinear(UniformGrid(bits=2, group_size=3), 8, 4)

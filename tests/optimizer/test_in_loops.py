@@ -301,6 +301,47 @@ def test_sharpness_aware_steps_are_taken_around_it(make_setup):
     assert losses[-1] < losses[0]
 
 
+class Adapted(nn.Module):
+    """A linear layer beside which a product of low rank is tuned."""
+
+    def __init__(self, base_layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.down = nn.Parameter(torch.randn(1, base_layer.in_features) / 4)
+        self.up = nn.Parameter(torch.zeros(base_layer.out_features, 1))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.base_layer(x) + x @ self.down.T @ self.up.T
+
+
+def test_adapters_come_first_and_are_merged_into_codes():
+    torch.manual_seed(0)
+    model = nn.Sequential(Adapted(nn.Linear(8, 6)), nn.Tanh(), Adapted(nn.Linear(6, 4)))
+    weights = quantize_(model, {"*.base_layer": UniformGrid(bits=3)})
+    assert list(weights) == ["0.base_layer.weight", "2.base_layer.weight"]
+    inputs, targets = torch.randn(16, 8), torch.randn(16, 4)
+    optimizer = ste(torch.optim.Adam(model.parameters(), lr=0.02), weights)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (model(inputs) - targets).square().mean()
+        loss.backward()
+        losses.append(loss.item())
+        optimizer.step()
+        weights.check()
+    with torch.no_grad():
+        for layer in (model[0], model[2]):
+            assert isinstance(layer, Adapted)
+            layer.base_layer.weight += layer.up @ layer.down
+            layer.up.zero_()
+    assert set(weights.refit_()) == set(weights)
+    assert (model(inputs) - targets).square().mean().item() < losses[0]
+    # Put into its place afterwards, an adapter hides the weight: the name says so.
+    model[0] = nn.Sequential(model[0])
+    with pytest.raises(WeightsChangedError, match=r"'0.base_layer.weight'"):
+        weights.check()
+
+
 @pytest.mark.parametrize("scheduled", ["optimizer", "base"])
 def test_a_learning_rate_may_be_a_tensor(make_setup, assert_same, scheduled):
     plain, setup = make_setup(), make_setup()

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from pvopt import Diagonal, FitOptions, Query, Representation, Rotation, Scheme, Trellis
+from pvopt import (
+    Diagonal,
+    FitOptions,
+    Query,
+    Representation,
+    Rotation,
+    Scheme,
+    SearchOptions,
+    Trellis,
+)
 from pvopt.metrics.diagonal import GroupDiagonal
 from pvopt.parametrizations.trellis_codes import start_table
 from pvopt_kernels import hybrid_index, trellis_table
@@ -112,6 +121,38 @@ def test_a_search_never_leaves_a_tile_worse_than_it_is():
     assert (found.errors[:, 0] <= present + 1e-12).all()
     exact = trellis.candidates(Query(target=rep.split(rep.decode()), rep=rep))
     assert torch.equal(exact.codes[:, 0], rep.group_codes().long())
+
+
+@pytest.mark.parametrize("code", ["mcg", "hyb"])
+def test_a_window_changes_and_the_rest_stays(code):
+    """Against all strings that differ in the window where the tile is farthest from its target."""
+    trellis = Trellis(bits=1, state_bits=4, code=code, out_group=2, in_group=8)
+    rep = draw(trellis, (4, 16), 10)
+    rep.values["scales"].abs_().add_(0.5)
+    target = rep.split(rep.decode())
+    target[:, 9:13] += 3 * gaussian(11, 4, 4)  # what lies here changes
+    steps, width = rep.codes["symbols"].shape[2], trellis.symbol_bits
+    window = 4 // (16 // steps)  # in steps
+    options = SearchOptions(window=4)
+    found = trellis.search(Query(target=target, rep=rep, options=options))
+    assert found.shape == (4, 1, steps)
+    gaps = (target - rep.split(rep.decode())).square().view(4, steps, -1).sum(2)
+    several = torch.tensor(list(itertools.product(range(1 << width), repeat=window)))
+    for g in range(4):
+        sums = [sum(float(gaps[g, (a + i) % steps]) for i in range(window)) for a in range(steps)]
+        first = sums.index(max(sums))
+        places = [(first + i) % steps for i in range(window)]
+        present = rep.group_codes()[g].long()
+        moved = (found[g, 0] != present).nonzero().flatten().tolist()
+        assert set(moved) <= set(places)
+        every = present.repeat(len(several), 1)
+        every[:, places] = several
+        own = Query(target=target[g : g + 1], rep=rep, groups=torch.tensor([g]))
+        best = trellis.errors(own, every[None])[0].min()
+        torch.testing.assert_close(trellis.errors(own, found[g][None])[0, 0], best)
+    wide = Query(target=target, rep=rep, options=SearchOptions(window=16))
+    whole = trellis.search(Query(target=target, rep=rep))
+    assert torch.equal(trellis.search(wide), whole)  # wider than the circle
 
 
 @pytest.mark.parametrize(

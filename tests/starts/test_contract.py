@@ -134,7 +134,7 @@ def test_a_hessian_is_checked_where_the_metric_is_made():
         (GPTQ(damping=0.02, activation_order=False), "gptq[damping=0.02, activation_order=False]"),
         (
             GPTQ(search_options=SearchOptions(beam_size=16)),
-            "gptq[search_options=SearchOptions(beam_size=16)]",
+            "gptq[search_options=SearchOptions(beam_size=16, window=None)]",
         ),
         (AQLM(max_rounds=2), "aqlm[max_rounds=2]"),
         (OneShotOBS(), "obs"),
