@@ -23,6 +23,10 @@ class Sequences:
     Args:
         tokens: ``[sequences, length]``.
         masks: ``[sequences, length]``, 0 for padding; None for none.
+
+    Example:
+        >>> Sequences(torch.zeros(2, 3)).count
+        6
     """
 
     tokens: Tensor

@@ -26,6 +26,10 @@ class Comparison:
         divergence: mean Kullback-Leibler divergence of the next-token distributions, in nats.
         agreement: share of the positions at which both think the same token the likeliest.
         tokens: positions compared.
+
+    Example:
+        >>> Comparison(divergence=0.5, agreement=0.75, tokens=4).agreement
+        0.75
     """
 
     divergence: float

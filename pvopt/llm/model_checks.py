@@ -109,6 +109,10 @@ def check_length(model: nn.Module, name: str, length: int) -> None:
 
     Raises:
         ValueError: if there are fewer positions.
+
+    Example:
+        >>> from pvopt.llm import load_model
+        >>> check_length(load_model("tiny-llama").model, "length", 512)
     """
     positions = max_positions(model)
     if positions is not None and length > positions:

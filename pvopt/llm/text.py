@@ -102,6 +102,10 @@ class TextPart:
         part: ``train``, ``held-out`` or ``all``, cut as :func:`split_text` does.
         text: the part.
         digest: checksum of the whole text.
+
+    Example:
+        >>> TextPart("mine", "all", "so long", "0").record("tuning")["use"]
+        'tuning'
     """
 
     source: str
