@@ -43,7 +43,8 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
         >>> continuous_only(torch.optim.SGD(model.parameters(), lr=0.1), weights).report
         StepReport(changed={}, groups={})
     """
-    optimizer = PVOptimizer(base, weights, **{"latent_decay": 1.0} | options)
+    settings: dict[str, Any] = {"latent_decay": 1.0} | options
+    optimizer = PVOptimizer(base, weights, **settings)
     for group in optimizer.param_groups:
         group["freeze_codes"] = True
     frozen = replace(optimizer._default_settings, freeze_codes=True)
