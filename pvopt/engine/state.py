@@ -218,6 +218,14 @@ class WeightState(dict[str, Any]):
                     f"state_dict must hold {key} of shape {list(shape)} for {name!r} "
                     f"({rep.scheme}), got {got}"
                 )
+        if isinstance(groups, Tensor) and not groups.is_meta:
+            last = rep.matrices.layout.num_groups - 1
+            wrong = groups.dtype != torch.int64
+            if wrong or bool(((groups < 0) | (groups > last)).any()):
+                raise ValueError(
+                    f"state_dict must hold int64 in 0..{last} in {_CODE_STEP}groups of {name!r}, "
+                    f"got {groups.dtype if wrong else groups.tolist()}"
+                )
         try:
             rep.check_codes({stream: saved[f"codes.{stream}"] for stream in rep.codes})
         except (TypeError, ValueError) as error:

@@ -85,7 +85,7 @@ def check_own_entries(name: str, entries: Mapping[str, Any], dtype: torch.dtype)
 
     Args:
         name: of the weight, for the message.
-        entries: by the names of the weight's state; shapes and codes were checked before.
+        entries: by the names of the weight's state; shapes and integers were checked before.
         dtype: of its values, and so of all that is kept beside them.
 
     Example:
@@ -99,11 +99,15 @@ def check_own_entries(name: str, entries: Mapping[str, Any], dtype: torch.dtype)
         where = f"{key} of {name!r}"
         if key in _COUNTERS and not _is_count(value):
             raise ValueError(f"state_dict must hold a number of steps in {where}, got {value!r}")
+        if key == "largest_lr" and not (
+            isinstance(value, int | float) and 0 <= float(value) <= _LARGEST
+        ):
+            raise ValueError(f"state_dict must hold a learning rate in {where}, got {value!r}")
         if not isinstance(value, Tensor) or key in _COUNTERS:
             continue
         if value.is_meta:
             raise ValueError(f"state_dict must hold numbers in {where}, got a meta tensor")
-        if not key.startswith("codes."):
+        if not key.startswith(("codes.", "code_step.groups")):  # integers, checked before
             beside = key.startswith(("moments.", "latent"))
             if not value.is_floating_point() or (beside and value.dtype != dtype):
                 raise ValueError(f"state_dict must hold {dtype} in {where}, got {value.dtype}")

@@ -22,7 +22,9 @@ def setup(base: str) -> tuple[nn.Module, pvopt.PVOptimizer]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 3))
     weights = pvopt.quantize_(model, {"0": pvopt.UniformGrid(bits=2, group_size=4)})
-    return model, recipes.subspace_pv_ste(BASES[base](model.parameters()), weights)
+    # One recipe keeps a latent weight, the other measures the lengths of its steps on codes.
+    recipe = recipes.subspace_pv if base == "sgd" else recipes.subspace_pv_ste
+    return model, recipe(BASES[base](model.parameters()), weights)
 
 
 def step(model: nn.Module, optimizer: pvopt.PVOptimizer) -> None:
