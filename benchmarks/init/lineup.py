@@ -68,8 +68,7 @@ ROWS = {
         Row("rtn-3", "fit", _grid(3)),
         Row("vq-2", "aqlm", _named("vq:8g4"), two_bits=True),
         Row("e8p-2", "aqlm", _named("had+e8p:2"), two_bits=True),
-        # Columns of 192 outputs divide every layer of SmolLM2.
-        Row("trellis-2", "aqlm", _named("had+trellis:2@192x1"), two_bits=True),
+        Row("trellis-2", "aqlm", _named("had+trellis:2"), two_bits=True),
         Row("kmeans-2x8g8", "fit", _named("2x8g8")),
         Row("ternary", "gptq", _named("ternary:g64"), two_bits=True),
         Row("binary", "gptq", _named("binary:g64")),
@@ -77,8 +76,8 @@ ROWS = {
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
         Row("e8p-3", "aqlm", _named("had+e8p:3")),
         Row("e8p-4", "aqlm", _named("had+e8p:4")),
-        Row("trellis-3", "aqlm", _named("had+trellis:3@192x1")),
-        Row("trellis-4", "aqlm", _named("had+trellis:4@192x1")),
+        Row("trellis-3", "aqlm", _named("had+trellis:3")),
+        Row("trellis-4", "aqlm", _named("had+trellis:4")),
         *(
             Row(f"{name}-{start}", start, _named(form))
             for name, form in (("2:4", "2:4"), ("50%", "sparse:50%"))

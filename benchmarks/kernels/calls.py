@@ -8,8 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.kernels.workloads import GROUP, Layer, Work
-from pvopt_kernels import ops
+from benchmarks.kernels.workloads import (
+    GROUP,
+    TILE,
+    TRELLIS_BITS,
+    TRELLIS_STATE_BITS,
+    Layer,
+    Work,
+)
+from pvopt_kernels import ops, trellis_table
 
 __all__ = ["call_of"]
 
@@ -143,6 +150,24 @@ def _e8p_assign(layer: Layer, source: _Source, share: float) -> Callable[[], Ten
     return lambda: (target - ops.e8p_decode(ops.e8p_assign(target)[:, 0])).square().sum(1)
 
 
+def _trellis_decode(layer: Layer, source: _Source) -> Callable[[], Tensor]:
+    symbols = source.codes(layer.weights // TILE, TILE, bits=TRELLIS_BITS)
+    table = trellis_table("mul1", TRELLIS_STATE_BITS)[:, None].to(symbols.device)
+    return lambda: ops.trellis_decode(symbols, table, symbol_bits=TRELLIS_BITS)
+
+
+def _trellis_search(layer: Layer, source: _Source, share: float) -> Callable[[], Tensor]:
+    target = source.normal(max(1, int(share * layer.weights / TILE)), TILE)
+    table = trellis_table("mul1", TRELLIS_STATE_BITS)[:, None].to(target)
+    weights = torch.ones_like(target)
+
+    def errors() -> Tensor:  # sequences at the same distance have different symbols
+        found = ops.trellis_search(target, table, symbol_bits=TRELLIS_BITS, metric=weights)[:, 0]
+        return (target - ops.trellis_decode(found, table, symbol_bits=TRELLIS_BITS)).square().sum(1)
+
+    return errors
+
+
 _CALLS: dict[str, Callable[..., Callable[[], Tensor]]] = {
     "assign": _assign,
     "beam_search": _beam_search,
@@ -155,5 +180,7 @@ _CALLS: dict[str, Callable[..., Callable[[], Tensor]]] = {
     "group_sq_norms": _group_sq_norms,
     "hadamard": _hadamard,
     "matmul": _matmul,
+    "trellis_decode": _trellis_decode,
+    "trellis_search": _trellis_search,
     "uniform_matmul": _uniform_matmul,
 }

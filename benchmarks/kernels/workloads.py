@@ -73,6 +73,7 @@ class Work:
 
 
 GROUP = 8
+TILE, TRELLIS_BITS, TRELLIS_STATE_BITS = 256, 2, 12
 SELECTED = 0.01  # share of the groups that a V step searches
 BEAMS = 8
 
@@ -234,6 +235,26 @@ def _grids(layer: Layer) -> Iterator[Work]:
         "fp32",
         n * (4 * GROUP + 16),
         n * 2 * 256 * 3 * GROUP,
+        settings={"share": SELECTED},
+    )
+    yield Work(
+        "trellis_decode",
+        "to float32",
+        "trellis_decode_kernel",
+        "u8 fp32",
+        5 * layer.weights,
+        layer.weights,
+        on_chip=4 * layer.weights,
+    )
+    # Every weight meets every state twice: a difference, a square, a weight and a sum.
+    n = SELECTED * layer.weights
+    yield Work(
+        "trellis_search",
+        f"{SELECTED:.0%} of the tiles",
+        "trellis_search_kernel",
+        f"fp32 B={TRELLIS_BITS} L={TRELLIS_STATE_BITS} V=1 metric circular",
+        n * 16,
+        n * 2 * 4 * 2**TRELLIS_STATE_BITS,
         settings={"share": SELECTED},
     )
     columns = 1 << (layer.columns.bit_length() - 1)

@@ -181,7 +181,8 @@ def _spread(groups: Tensor, changes: Tensor, rep: Representation) -> Tensor:
 
 def values_kept(rep: Representation) -> Representation:
     """Return a representation whose values do not move with those of another."""
-    return replace(rep, values={name: value.clone() for name, value in rep.values.items()})
+    values = {name: value.clone() for name, value in rep.values.items()}
+    return replace(rep, values=values, check=False)
 
 
 def _together(pairs: Sequence[tuple[Tensor, Tensor]], selected: int = 0) -> tuple[Tensor, Tensor]:

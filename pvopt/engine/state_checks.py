@@ -72,7 +72,9 @@ def check_groups(base: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]]
     saved = filled.param_groups
     for number, (mine, theirs) in enumerate(zip(own, saved, strict=False)):
         for name, value in mine.items():
-            if name == "params" or (name in theirs and _alike(value, theirs[name])):
+            if name in ("params", "param_names") or (
+                name in theirs and _alike(value, theirs[name])
+            ):
                 continue
             shown = repr(theirs[name]) if name in theirs else "nothing"
             raise ValueError(

@@ -5,7 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_codes, check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_codes,
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import implementation
 from pvopt_kernels.trellis_states import check_trellis, trellis_states
 
@@ -40,6 +47,8 @@ def trellis_decode(symbols: Tensor, table: Tensor, *, symbol_bits: int) -> Tenso
     References:
         QTIP (arXiv 2406.11235), section 2.2.
     """
+    check_tensors(symbols=symbols, table=table)
+    check_integers(symbol_bits=symbol_bits)
     check_codes(symbols=symbols)
     check_floating(table=table)
     check_shape("symbols", symbols, "n", "steps")

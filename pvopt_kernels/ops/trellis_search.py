@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pvopt_kernels.checks import check_floating, check_same_device, check_shape
+from pvopt_kernels.checks import (
+    check_floating,
+    check_integers,
+    check_same_device,
+    check_shape,
+    check_tensors,
+)
 from pvopt_kernels.dispatch import implementation
 
 from .trellis_decode import check_table
@@ -62,6 +68,8 @@ def trellis_search(
         Viterbi, "Error Bounds for Convolutional Codes" (1967); QTIP (arXiv 2406.11235), sections
         2.2 and 3.3.
     """
+    check_tensors(target=target, table=table)
+    check_integers(k=k, symbol_bits=symbol_bits)
     check_floating(target=target, table=table, metric=metric)
     check_shape("target", target, "n", "weights")
     check_shape("metric", metric, *target.shape)

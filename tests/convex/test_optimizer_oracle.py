@@ -85,6 +85,8 @@ class Recipe:
     def optimizer(
         self, parameter: nn.Parameter, rep: Representation, size: int, rate: float, **options: Any
     ) -> PVOptimizer:
+        if "latent_decay" not in self.v_step:
+            options["code_lr_ratio"] = 1.0  # the theory's step is the base's
         if self.greedy:
             options["subspace"] = TorchGreedy(size / parameter.numel())
             options["trust_ratio"] = self.v_step.get("trust_ratio")
@@ -306,6 +308,8 @@ def test_steps_in_a_diagonal_metric_equal_the_oracle(
         values=SGDValues(),
         metric=OwnMetric(),
         phases=Alternate(p=1, v=1),
+        latent_decay=1.0,
+        code_lr_ratio=1.0,
     )
     found = []
     for half in range(len(run.objective) - 1):

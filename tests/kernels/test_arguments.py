@@ -76,6 +76,17 @@ CALLS: dict[str, dict[str, Any]] = {
     "smallest": {"scores": torch.ones(3, 4), "k": 2},
     "stacked_codebook_grad": {"gradients": [dense()], **stack(), "out_group": 1},
     "sum_by_code": {"values": torch.ones(6, 2), "codes": torch.zeros(6).long(), "num_codes": 3},
+    "trellis_decode": {
+        "symbols": torch.zeros(2, 6, dtype=torch.int64),
+        "table": torch.ones(16, 1),
+        "symbol_bits": 2,
+    },
+    "trellis_search": {
+        "target": torch.ones(2, 6),
+        "table": torch.ones(16, 1),
+        "k": 1,
+        "symbol_bits": 2,
+    },
     "uniform_decode": {**GRID, "columns": 8},
     "uniform_grad": {"gradient": torch.ones(4, 8), **GRID},
     "uniform_matmul": {"x": torch.ones(2, 8), **GRID, "columns": 8},

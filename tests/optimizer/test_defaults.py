@@ -166,6 +166,7 @@ def test_relative_rates_of_values_have_a_limit(lr):
     """A scale does not change by more than a hundredth of the scales' size in a step."""
     weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
     rep = UniformGrid(bits=2).fit(weight.detach())
+    weight.data.copy_(rep.decode())
     base = torch.optim.SGD([{"params": [weight], "freeze_codes": True}], lr=lr)
     optimizer = PVOptimizer(base, {weight: rep})
     schedule = torch.optim.lr_scheduler.LambdaLR(base, lambda step: 1 / (1 + step))
