@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pvopt import Scheme, UniformGrid, parse_scheme
+from pvopt import Rotation, Scheme, Trellis, UniformGrid, parse_scheme
 from pvopt.starts import Start, parse_start
 
 __all__ = ["ROWS", "Row"]
@@ -51,6 +51,21 @@ def _grid(bits: int) -> Callable[[nn.Module], Spec]:
     return build
 
 
+def _trellis(bits: int) -> Callable[[nn.Module], Spec]:
+    """Tiles of 192 outputs by one input where that fits, of fewer outputs elsewhere."""
+
+    def build(model: nn.Module) -> Spec:
+        found = {}
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Linear) and name.rpartition(".")[2] != "lm_head":
+                rows = next(n for n in (192, 128, 64, 32, 16) if layer.out_features % n == 0)
+                tile = Trellis(bits=bits, out_group=rows, in_group=max(1, 128 // rows))
+                found[name] = Scheme(tile, Rotation())
+        return found
+
+    return build
+
+
 def _named(text: str) -> Callable[[nn.Module], Spec]:
     return lambda model: {"*": parse_scheme(text)}
 
@@ -68,7 +83,7 @@ ROWS = {
         Row("rtn-3", "fit", _grid(3)),
         Row("vq-2", "aqlm", _named("vq:8g4"), two_bits=True),
         Row("e8p-2", "aqlm", _named("had+e8p:2"), two_bits=True),
-        Row("trellis-2", "aqlm", _named("had+trellis:2"), two_bits=True),
+        Row("trellis-2", "aqlm", _trellis(2), two_bits=True),
         Row("kmeans-2x8g8", "fit", _named("2x8g8")),
         Row("ternary", "gptq", _named("ternary:g64"), two_bits=True),
         Row("binary", "gptq", _named("binary:g64")),
@@ -76,8 +91,7 @@ ROWS = {
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
         Row("e8p-3", "aqlm", _named("had+e8p:3")),
         Row("e8p-4", "aqlm", _named("had+e8p:4")),
-        Row("trellis-3", "aqlm", _named("had+trellis:3")),
-        Row("trellis-4", "aqlm", _named("had+trellis:4")),
+        Row("trellis-3", "aqlm", _trellis(3)),
         *(
             Row(f"{name}-{start}", start, _named(form))
             for name, form in (("2:4", "2:4"), ("50%", "sparse:50%"))

@@ -105,7 +105,7 @@ class FinishedBlocks:
             errors, found = read_metadata(folder).get("errors"), load_representations(folder)
             if {name: (rep.scheme, rep.shape) for name, rep in found.items()} != dict(wanted):
                 raise CheckpointError(f"{folder}: holds other weights than {', '.join(wanted)}")
-            if not isinstance(errors, dict) or not errors.keys() <= found.keys():
+            if not isinstance(errors, dict) or not found.keys() <= errors.keys():
                 raise CheckpointError(f"{folder}: lacks the errors of its weights")
             return found, {name: float(text) for name, text in errors.items()}
         except (TypeError, ValueError) as error:
