@@ -91,7 +91,6 @@ ROWS = {
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),
         Row("e8p-3", "aqlm", _named("had+e8p:3")),
         Row("e8p-4", "aqlm", _named("had+e8p:4")),
-        Row("trellis-3", "aqlm", _trellis(3)),
         *(
             Row(f"{name}-{start}", start, _named(form))
             for name, form in (("2:4", "2:4"), ("50%", "sparse:50%"))
