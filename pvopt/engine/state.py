@@ -196,18 +196,18 @@ class WeightState(dict[str, Any]):
             name: of the weight, for the message.
             saved: by the same names.
         """
-        rep = self.rep
+        rep, matrices = self.rep, self.rep.matrices
         shapes = {key: tuple(tensor.shape) for key, tensor in rep.tensors()}
         optional = {key: tuple(value.shape) for key, value in self._moving().items()}
         optional[_LATENT] = rep.shape
         groups = saved.get(_CODE_STEP + "groups")
-        count = rep.matrices.count
+        count = matrices.count
         selected = groups.numel() // count if isinstance(groups, Tensor) else 0
         optional |= {
             _CODE_STEP + "length": (count,),
             _CODE_STEP + "slopes": (count, 3),
             _CODE_STEP + "groups": (count, selected),
-            _CODE_STEP + "changes": (count, selected, rep.layout.group_size),
+            _CODE_STEP + "changes": (count, selected, matrices.layout.group_size),
         }
         shapes |= {key: shape for key, shape in optional.items() if key in saved}
         for key, shape in shapes.items():
@@ -219,12 +219,13 @@ class WeightState(dict[str, Any]):
                     f"({rep.scheme}), got {got}"
                 )
         if isinstance(groups, Tensor) and not groups.is_meta:
-            last = rep.matrices.layout.num_groups - 1
+            last = matrices.layout.num_groups - 1
             wrong = groups.dtype != torch.int64
-            if wrong or bool(((groups < 0) | (groups > last)).any()):
+            beyond = groups[:0] if wrong else groups[(groups < 0) | (groups > last)]
+            if wrong or len(beyond):
                 raise ValueError(
                     f"state_dict must hold int64 in 0..{last} in {_CODE_STEP}groups of {name!r}, "
-                    f"got {groups.dtype if wrong else groups.tolist()}"
+                    f"got {groups.dtype if wrong else int(beyond[0])}"
                 )
         try:
             rep.check_codes({stream: saved[f"codes.{stream}"] for stream in rep.codes})
