@@ -6,12 +6,13 @@ import copy
 
 import pytest
 import torch
+from recording import Recording
 from torch import nn
 
-from pvopt import Row, UniformGrid
+from pvopt import UniformGrid
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.llm import load_model
-from pvopt.starts import GPTQ, Fit, Start
+from pvopt.starts import GPTQ, Fit
 
 GRID = UniformGrid(bits=2, group_size=4)
 TOKENS = torch.randint(0, 20, (4, 6), generator=torch.Generator().manual_seed(0))
@@ -78,17 +79,6 @@ class Toy(nn.Module):
             if self.kind == "between" and number == 1:
                 hidden = 2 * hidden
         return hidden
-
-
-class Recording(Start):
-    needs_metric = Row
-
-    def __init__(self):
-        self.hessians = []
-
-    def _start(self, weight, parametrization, metric, generator):
-        self.hessians.append(metric.hessian)
-        return parametrization.fit(weight, generator=generator)
 
 
 def expected_hessians(original, result, tokens, masks=None):

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from recording import Recording
 from torch import nn
 
-from pvopt import Row, UniformGrid, quantize_
+from pvopt import UniformGrid, quantize_
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.calibration.experts import ExpertHessians
-from pvopt.starts import GPTQ, Start
+from pvopt.starts import GPTQ
 
 transformers = pytest.importorskip("transformers", reason="the extra llm is not installed")
 
@@ -33,17 +34,6 @@ def make(kind):
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.3)
     return model
-
-
-class Recording(Start):
-    needs_metric = Row
-
-    def __init__(self):
-        self.hessians = []
-
-    def _start(self, weight, parametrization, metric, generator):
-        self.hessians.append(metric.hessian)
-        return parametrization.fit(weight, generator=generator)
 
 
 def tokens_of_experts(model, names):

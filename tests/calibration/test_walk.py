@@ -6,14 +6,15 @@ import copy
 
 import pytest
 import torch
+from recording import Recording
 from torch import nn
 
-from pvopt import Permutation, Row, Scaling, Scheme, SharedValues, UniformGrid
+from pvopt import Permutation, Scaling, Scheme, SharedValues, UniformGrid
 from pvopt.calibration import FineTuning, calibrate_
 from pvopt.calibration.hessians import gather_hessians
 from pvopt.formats import CheckpointError
 from pvopt.llm import load_model
-from pvopt.starts import Fit, Start
+from pvopt.starts import Fit
 
 GRID = UniformGrid(bits=3, group_size=32)
 TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(0))
@@ -22,19 +23,6 @@ TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(
 @pytest.fixture
 def model():
     return load_model("tiny-llama").model
-
-
-class Recording(Start):
-    """Keeps what it is given."""
-
-    needs_metric = Row
-
-    def __init__(self):
-        self.hessians = []
-
-    def _start(self, weight, parametrization, metric, generator):
-        self.hessians.append(metric.hessian)
-        return parametrization.fit(weight, generator=generator)
 
 
 def inputs_of(model, names, tokens):
