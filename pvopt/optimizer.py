@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,25 +20,26 @@ from pvopt.engine.base_contract import (
     hooks_silent,
     share_hooks,
 )
-from pvopt.engine.bindings import Binding, stacks_of
+from pvopt.engine.bindings import Binding, bindings_of, check_owners
 from pvopt.engine.changes import note_written, settle, untouched
 from pvopt.engine.code_steps import CodeStep
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
+from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
 from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step
 from pvopt.engine.report import StepReport
-from pvopt.engine.runs import Job, Run, runs_of
+from pvopt.engine.runs import Run, runs_of
+from pvopt.engine.stacks import stacks_of
 from pvopt.engine.stall import StallWatch
-from pvopt.engine.state import WeightState
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
 from pvopt.engine.v_step import stackable, v_step
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.metric_sources import MetricSource
-from pvopt.rules.phases import HalfSteps, Phases, Simultaneous
+from pvopt.rules.phases import Phases, Simultaneous
 from pvopt.rules.rounding import Nearest, Rounding
 from pvopt.rules.subspace import AllGroups, Greedy, Subspace
 from pvopt.rules.trust_region import TrustRegion
@@ -176,8 +176,8 @@ class PVOptimizer(Optimizer):
         self.report = StepReport({}, {})
         self._watch = StallWatch()
         self._default_settings = settings
-        _check_owners(base, representations)
-        self._bindings = list(_bindings(representations, values))
+        check_owners(base, representations)
+        self._bindings = list(bindings_of(representations, values))
         for group in self.param_groups:
             self._settings(group)  # refuses bad options before anything is changed
         if metric is not None:
@@ -234,9 +234,13 @@ class PVOptimizer(Optimizer):
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
                     state.code_memory(rule.count(state.rep.layout.num_groups))
 
+    def _options(self, group: Mapping[str, Any]) -> GroupSettings:
+        """Return a group's options."""
+        return GroupSettings.of(group, self._default_settings, self.subspace)
+
     def _settings(self, group: Mapping[str, Any]) -> GroupSettings:
         """Return a group's options; refuse bad ones, and groups whose weights could not move."""
-        settings = GroupSettings.of(group, self._default_settings, self.subspace)
+        settings = self._options(group)
         params = group["params"]
         own = {id(p) for p in ([params] if isinstance(params, Tensor) else params)}
         if any(id(binding.parameter) in own for binding in self._bindings):
@@ -311,7 +315,7 @@ class PVOptimizer(Optimizer):
                 job.binding.joined = True
             note_written([job.binding for job in jobs.values() if job.base.written])
             self.report = StepReport(changed, groups)
-        self._watch.observe(changed.values(), map(self._settings, self.param_groups))
+        self._watch.observe(changed.values(), map(self._options, self.param_groups))
         return loss
 
     def _checked_jobs(self) -> dict[str, Job]:
@@ -319,37 +323,13 @@ class PVOptimizer(Optimizer):
         bindings = self.bindings_by_id()
         for stack in self._stacks:
             stack.refresh()
-        jobs = self._jobs(bindings)
+        jobs = jobs_of(self.base, bindings, self.phases, self._options)
         written = [job.binding for job in jobs.values() if job.base.written]
         flags = untouched(written)
         names = {key: binding.name for key, binding in bindings.items()}
         same = check_finite(self.param_groups, names, flags or ())
         if flags is None or not same:
             settle(written)
-        return jobs
-
-    def _jobs(self, bindings: Mapping[int, Binding]) -> dict[str, Job]:
-        """Collect the quantized weights that have a gradient, by name."""
-        jobs = {}
-        for group in self.param_groups:
-            settings = GroupSettings.of(group, self._default_settings, self.subspace)
-            quantized = [p for p in group["params"] if p.grad is not None and id(p) in bindings]
-            if not quantized:
-                continue
-            check_quantized_group(self.base, group, settings)
-            lr, keeps = float(group["lr"]), settings.keeps_latent  # waits for one on a device once
-            for p in quantized:
-                binding = bindings[id(p)]
-                state = binding.state
-                planned = self.phases.at(state.step)
-                half_steps = HalfSteps(
-                    values=planned.values and not settings.freeze_values,
-                    codes=planned.codes and not settings.freeze_codes,
-                )
-                needed = keeps or half_steps.codes
-                written = lr != 0 and (needed or half_steps.values)
-                base = BaseStep(p, state, keeps, needed, written)
-                jobs[binding.name] = Job(binding, group, settings, half_steps, base, lr)
         return jobs
 
     def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
@@ -441,51 +421,3 @@ class PVOptimizer(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._take_over()
-
-
-def _check_owners(
-    base: Optimizer, representations: QuantizedWeights | Mapping[nn.Parameter, Representation]
-) -> None:
-    """Raise a ValueError unless each representation is of one parameter of the optimizer."""
-    if len({id(rep) for rep in representations.values()}) < len(representations):
-        raise ValueError("representations must be distinct, got one of several parameters")
-    known = {id(p) for group in base.param_groups for p in group["params"]}
-    if isinstance(representations, QuantizedWeights):
-        found = [id(p) in known for p in representations.parameters()]
-        if found and not any(found):
-            raise ValueError(
-                "none of the quantized weights is a parameter of base: representations belong to "
-                "the model that was quantized; copy.deepcopy((model, weights)) copies both"
-            )
-        return
-    for p, rep in representations.items():
-        if not isinstance(p, Tensor) or id(p) not in known:
-            raise ValueError(
-                "representations must map parameters of base to Representation, got key "
-                f"{type(p).__name__} that is in none of its groups"
-            )
-        if tuple(p.shape) != rep.shape:
-            raise ValueError(
-                f"a representation of shape {list(rep.shape)} was given for a parameter "
-                f"of shape {list(p.shape)}"
-            )
-
-
-def _bindings(
-    representations: QuantizedWeights | Mapping[nn.Parameter, Representation],
-    rule: ValueOptimizer,
-) -> Iterator[Binding]:
-    """Yield the quantized weights, each with a fresh state."""
-    if isinstance(representations, QuantizedWeights):
-        for name, rep in representations.items():
-            find = partial(representations.parameter, name)
-            yield Binding(name, find, rep, WeightState(rep, rule, name))
-        return
-    for number, (parameter, rep) in enumerate(representations.items()):
-        find = partial(_itself, parameter)
-        name = f"parameter {number}"
-        yield Binding(name, find, rep, WeightState(rep, rule, name))
-
-
-def _itself(parameter: nn.Parameter) -> nn.Parameter:
-    return parameter

@@ -1,25 +1,22 @@
-"""Which representation belongs to which parameter, and which weights are worked on together."""
+"""Which representation belongs to which parameter."""
 
 from __future__ import annotations
 
-import itertools
-import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from pvopt.parametrizations.representation import Representation
+from pvopt.rules.value_optimizers import ValueOptimizer
 
 from .agreement import Seen
 from .state import WeightState
 
-__all__ = ["Binding", "Stack", "stacks_of"]
-
-# Weights that take a step together. A V step keeps a norm for each group, 16 MiB for groups of 8;
-# fewer weights would need less and make more calls (benchmarks.step).
-_AT_ONCE = 1 << 25
+__all__ = ["Binding", "NamedRepresentations", "bindings_of", "check_owners"]
 
 
 @dataclass(eq=False)
@@ -56,80 +53,72 @@ class Binding:
         return self.find()
 
 
-@dataclass(eq=False)
-class Stack:
-    """Weights of one shape and scheme, whose codes and values lie in common tensors.
+@runtime_checkable
+class NamedRepresentations(Protocol):
+    """Representations by the names of a model's parameters (:class:`pvopt.QuantizedWeights`)."""
 
-    Args:
-        bindings: the weights, in the order of the stack.
-    """
+    def parameter(self, name: str) -> nn.Parameter:
+        """Return the model's present parameter of a name."""
+        ...
 
-    bindings: Sequence[Binding]
-    rep: Representation = field(init=False)
-    _views: list[Tensor] = field(init=False)
-    _parts: dict[tuple[int, int], Representation] = field(init=False)
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the present parameters, in order."""
+        ...
 
-    def __post_init__(self) -> None:
-        self._build()
+    def items(self) -> ItemsView[str, Representation]:
+        """Return names and representations."""
+        ...
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A copy stacks its own weights: pickle does not keep what tensors share.
-        return Stack, (self.bindings,)
+    def values(self) -> ValuesView[Representation]:
+        """Return the representations."""
+        ...
 
-    def _build(self) -> None:
-        self.rep = Representation.stack([binding.rep for binding in self.bindings])
-        self._views = self._present()
-        self._parts = {}
-        for binding in self.bindings:
-            binding.state.complete()
-
-    def _present(self) -> list[Tensor]:
-        return [tensor for binding in self.bindings for _, tensor in binding.rep.tensors()]
-
-    def refresh(self) -> None:
-        """Stack the weights anew if one has got other tensors since."""
-        present = self._present()
-        if any(a is not b for a, b in zip(present, self._views, strict=True)):
-            self._build()
-
-    def part(self, start: int, count: int) -> Representation:
-        """Return some neighbouring weights as one representation."""
-        if (start, count) not in self._parts:
-            self._parts[start, count] = self.rep.narrow(start, count)
-        return self._parts[start, count]
-
-    def runs(self, key: Callable[[int], Hashable | None]) -> Iterator[tuple[int, int]]:
-        """Cut the stack into neighbours with equal keys, not too many together.
-
-        Args:
-            key: of the weight in a place; None leaves the weight out.
-
-        Yields:
-            First place and number of weights.
-        """
-        most = max(1, _AT_ONCE // math.prod(self.rep.shape))
-        keys = [key(place) for place in range(len(self.bindings))]
-        for found, places in itertools.groupby(range(len(keys)), keys.__getitem__):
-            run = list(places)
-            for start in range(0, len(run) if found is not None else 0, most):
-                yield run[start], min(most, len(run) - start)
+    def __len__(self) -> int: ...
 
 
-def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:
-    """Stack the weights that can be worked on together.
+def check_owners(
+    base: Optimizer, representations: NamedRepresentations | Mapping[nn.Parameter, Representation]
+) -> None:
+    """Raise a ValueError unless each representation is of one parameter of the optimizer."""
+    if len({id(rep) for rep in representations.values()}) < len(representations):
+        raise ValueError("representations must be distinct, got one of several parameters")
+    known = {id(p) for group in base.param_groups for p in group["params"]}
+    if isinstance(representations, NamedRepresentations):
+        found = [id(p) in known for p in representations.parameters()]
+        if found and not any(found):
+            raise ValueError(
+                "none of the quantized weights is a parameter of base: representations belong to "
+                "the model that was quantized; copy.deepcopy((model, weights)) copies both"
+            )
+        return
+    for p, rep in representations.items():
+        if not isinstance(p, Tensor) or id(p) not in known:
+            raise ValueError(
+                "representations must map parameters of base to Representation, got key "
+                f"{type(p).__name__} that is in none of its groups"
+            )
+        if tuple(p.shape) != rep.shape:
+            raise ValueError(
+                f"a representation of shape {list(rep.shape)} was given for a parameter "
+                f"of shape {list(p.shape)}"
+            )
 
-    Args:
-        bindings: every weight once.
 
-    Returns:
-        Stacks that hold each weight once.
-    """
-    alike: dict[Any, list[Binding]] = {}
-    for binding in bindings:
-        rep = binding.rep
-        key: tuple[Any, ...] = (rep.scheme, rep.shape, rep.device, rep.dtype)
-        key += tuple((name, codes.dtype) for name, codes in rep.codes.items())
-        if not (rep.parametrization.stacks and rep.space.trivial):
-            key += (binding.name,)
-        alike.setdefault(key, []).append(binding)
-    return [Stack(members) for members in alike.values()]
+def bindings_of(
+    representations: NamedRepresentations | Mapping[nn.Parameter, Representation],
+    rule: ValueOptimizer,
+) -> Iterator[Binding]:
+    """Yield the quantized weights, each with a fresh state."""
+    if isinstance(representations, NamedRepresentations):
+        for name, rep in representations.items():
+            find = partial(representations.parameter, name)
+            yield Binding(name, find, rep, WeightState(rep, rule, name))
+        return
+    for number, (parameter, rep) in enumerate(representations.items()):
+        find = partial(_itself, parameter)
+        name = f"parameter {number}"
+        yield Binding(name, find, rep, WeightState(rep, rule, name))
+
+
+def _itself(parameter: nn.Parameter) -> nn.Parameter:
+    return parameter

@@ -14,61 +14,16 @@ import torch
 from torch import Tensor
 
 from pvopt.parametrizations.representation import Representation
-from pvopt.rules.phases import HalfSteps
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-from .bindings import Binding, Stack
 from .code_steps import CodeStep, values_kept
 from .group_settings import GroupSettings
-from .latents import BaseStep
+from .jobs import Job
 from .p_step import ValueStep
+from .stacks import Stack
 from .writing import write_decoded_
 
-__all__ = ["Job", "Run", "runs_of"]
-
-
-@dataclass(eq=False)
-class Job:
-    """One quantized weight in one step.
-
-    Args:
-        binding: the weight.
-        group: its parameter group.
-        settings: of the group.
-        half_steps: which of them the weight takes.
-        base: what the base optimizer does to it.
-        lr: the group's learning rate.
-    """
-
-    binding: Binding
-    group: dict[str, Any]
-    settings: GroupSettings
-    half_steps: HalfSteps
-    base: BaseStep
-    lr: float
-
-    @property
-    def ascends(self) -> bool:
-        """Whether the group maximizes."""
-        return bool(self.group.get("maximize", False))
-
-    def value_lr(self, rule: ValueOptimizer) -> float:
-        """Return the learning rate of the values."""
-        ratio, largest = self.settings.values_lr_ratio, max(self.lr, self.base.state.largest_lr)
-        return rule.rate(ratio * self.lr, ratio * largest)
-
-    @property
-    def key(self) -> tuple[Any, ...]:
-        """What weights have in common that take a step together."""
-        moves, step = self.lr != 0, self.base.state.step
-        return self.settings, self.half_steps, moves, self.ascends, self.base.written, step
-
-    @property
-    def gradient(self) -> Tensor:
-        """The dense gradient."""
-        gradient = self.base.parameter.grad
-        assert gradient is not None
-        return gradient.to_dense() if gradient.is_sparse else gradient
+__all__ = ["Run", "runs_of"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,100 @@
+"""Which weights are worked on together, and how many of them at once."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pvopt.parametrizations.representation import Representation
+
+from .bindings import Binding
+
+__all__ = ["Stack", "stacks_of"]
+
+# Weights that take a step together. A V step keeps a norm for each group, 16 MiB for groups of 8;
+# fewer weights would need less and make more calls (benchmarks.step).
+_AT_ONCE = 1 << 25
+
+
+@dataclass(eq=False)
+class Stack:
+    """Weights of one shape and scheme, whose codes and values lie in common tensors.
+
+    Args:
+        bindings: the weights, in the order of the stack.
+    """
+
+    bindings: Sequence[Binding]
+    rep: Representation = field(init=False)
+    _views: list[Tensor] = field(init=False)
+    _parts: dict[tuple[int, int], Representation] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._build()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy stacks its own weights: pickle does not keep what tensors share.
+        return Stack, (self.bindings,)
+
+    def _build(self) -> None:
+        self.rep = Representation.stack([binding.rep for binding in self.bindings])
+        self._views = self._present()
+        self._parts = {}
+        for binding in self.bindings:
+            binding.state.complete()
+
+    def _present(self) -> list[Tensor]:
+        return [tensor for binding in self.bindings for _, tensor in binding.rep.tensors()]
+
+    def refresh(self) -> None:
+        """Stack the weights anew if one has got other tensors since."""
+        present = self._present()
+        if any(a is not b for a, b in zip(present, self._views, strict=True)):
+            self._build()
+
+    def part(self, start: int, count: int) -> Representation:
+        """Return some neighbouring weights as one representation."""
+        if (start, count) not in self._parts:
+            self._parts[start, count] = self.rep.narrow(start, count)
+        return self._parts[start, count]
+
+    def runs(self, key: Callable[[int], Hashable | None]) -> Iterator[tuple[int, int]]:
+        """Cut the stack into neighbours with equal keys, not too many together.
+
+        Args:
+            key: of the weight in a place; None leaves the weight out.
+
+        Yields:
+            First place and number of weights.
+        """
+        most = max(1, _AT_ONCE // math.prod(self.rep.shape))
+        keys = [key(place) for place in range(len(self.bindings))]
+        for found, places in itertools.groupby(range(len(keys)), keys.__getitem__):
+            run = list(places)
+            for start in range(0, len(run) if found is not None else 0, most):
+                yield run[start], min(most, len(run) - start)
+
+
+def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:
+    """Stack the weights that can be worked on together.
+
+    Args:
+        bindings: every weight once.
+
+    Returns:
+        Stacks that hold each weight once.
+    """
+    alike: dict[Any, list[Binding]] = {}
+    for binding in bindings:
+        rep = binding.rep
+        key: tuple[Any, ...] = (rep.scheme, rep.shape, rep.device, rep.dtype)
+        key += tuple((name, codes.dtype) for name, codes in rep.codes.items())
+        if not (rep.parametrization.stacks and rep.space.trivial):
+            key += (binding.name,)
+        alike.setdefault(key, []).append(binding)
+    return [Stack(members) for members in alike.values()]
