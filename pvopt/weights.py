@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,19 +15,17 @@ from pvopt.engine.broadcast import broadcast_
 from pvopt.engine.refit import refitted
 from pvopt.engine.writing import write_decoded_
 from pvopt.metrics.matrices import WeightMetric
-from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.scheme import Scheme, as_scheme, joined
+from pvopt.parametrizations.scheme import Scheme
 from pvopt.selection.coverage import Coverage
-from pvopt.selection.layers import LayerWeight
-from pvopt.selection.patterns import Selection, match_patterns, select
+from pvopt.selection.patterns import Selection
+from pvopt.selection.schemes import Spec, select_schemes
 
-__all__ = ["QuantizedWeights", "match_patterns", "quantize_", "select_schemes", "select_weights"]
+__all__ = ["QuantizedWeights", "quantize_"]
 
 logger = logging.getLogger(__name__)
 
-Spec = Parametrization | Scheme | Mapping[str, Parametrization | Scheme]
 # Weights of unknown kinds that are left dense are worth a warning from this share of all matrices.
 _NOTABLE = 0.1
 
@@ -346,40 +343,3 @@ def _report(weights: QuantizedWeights, selection: Selection[Scheme]) -> None:
             100 * count / total,
             ", ".join(weight.name for weight in unknown[:8]) + (" ..." if unknown[8:] else ""),
         )
-
-
-def select_weights(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> dict[str, Scheme]:
-    """Return the scheme of each parameter that is to be quantized, by name."""
-    return select_schemes(model, spec, exclude).chosen
-
-
-def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Selection[Scheme]:
-    """Find the scheme of each parameter that is to be quantized.
-
-    Raises:
-        ValueError: if a pattern means no weight or groups do not fit a layer.
-    """
-    found = select(model, spec, exclude, (Parametrization, Scheme), "spec")
-    chosen = {n: _scheme_of(found.weights[n], settings) for n, settings in found.chosen.items()}
-    wrong = {}
-    for name, scheme in chosen.items():
-        try:
-            scheme.check(found.weights[name].shape)
-        except ValueError as error:
-            wrong[name] = f"cannot quantize {name!r} with {scheme}: {error}"
-    if wrong:
-        first, *others = wrong
-        more = f" (nor {', '.join(map(repr, others[:8]))})" if others else ""
-        ways = "exclude it, give it settings of its own or fill it up with Padding"
-        raise ValueError(f"{wrong[first]}{more}; {ways}")
-    return Selection(chosen, found.weights, found.left)
-
-
-def _scheme_of(weight: LayerWeight, settings: Parametrization | Scheme) -> Scheme:
-    """Return settings that look at a weight the way it lies, unless they say which way."""
-    scheme = as_scheme(settings)
-    if scheme.view.plain:
-        scheme = replace(scheme, view=weight.view)
-    if weight.space is None:
-        return scheme
-    return replace(scheme, space=joined([weight.space, *scheme.space.parts]))

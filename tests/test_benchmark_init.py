@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 from benchmarks.init.__main__ import main
 from benchmarks.init.lineup import ROWS
 from pvopt.llm import load_model
-from pvopt.weights import select_weights
+from pvopt.selection.schemes import select_schemes
 
 
 def test_quick_run_keeps_every_row(tmp_path, capsys):
@@ -39,7 +39,7 @@ def test_quick_run_keeps_every_row(tmp_path, capsys):
 def test_every_row_fits_the_tiny_model():
     model = load_model("tiny-llama").model
     for row in ROWS.values():
-        assert len(select_weights(model, row.build(model), ("lm_head",))) == 14
+        assert len(select_schemes(model, row.build(model), ("lm_head",)).chosen) == 14
         row.parsed_start()
 
 

@@ -16,8 +16,10 @@ from pvopt.evaluation_mode import evaluation_mode
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme
+from pvopt.selection.patterns import select
+from pvopt.selection.schemes import select_schemes
 from pvopt.starts.contract import STARTS, Start
-from pvopt.weights import QuantizedWeights, match_patterns, select_weights
+from pvopt.weights import QuantizedWeights
 
 from .blocks import check_own_weights, find_blocks
 from .capture import BlockCall, capture_inputs
@@ -120,8 +122,8 @@ def calibrate_(
     References:
         GPTQ (arXiv 2210.17323), section 3.3; AQLM (arXiv 2401.06118), algorithm 1.
     """
-    chosen = select_weights(model, spec, tuple(exclude))
-    starts = match_patterns(model, start, tuple(exclude), (Start,), "start")
+    chosen = select_schemes(model, spec, tuple(exclude)).chosen
+    starts = select(model, start, tuple(exclude), (Start,), "start").chosen
     lacking = [name for name in chosen if name not in starts]
     if lacking:
         raise ValueError(f"start has no pattern for {lacking[:5]}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pvopt.weights import select_weights
+from pvopt.selection.schemes import select_schemes
 
 if TYPE_CHECKING:
     from pvopt import Scheme
@@ -127,9 +127,9 @@ def choose(args: Any, model: nn.Module) -> Choice:
             )
     spec = {**_formats(args.layer), "*": scheme}
     apart = {name for name in (embeddings, head) if name is not None}
-    layers = select_weights(model, spec, (*args.exclude, *_aliases(model, apart)))
+    layers = select_schemes(model, spec, (*args.exclude, *_aliases(model, apart))).chosen
     if outside:
-        outside = select_weights(model, outside, tuple(args.exclude))
+        outside = select_schemes(model, outside, tuple(args.exclude)).chosen
     left, excluded = _left(model, {*layers, *outside}, apart, args.exclude)
     return Choice(layers, outside, left, excluded)
 

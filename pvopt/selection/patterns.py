@@ -12,7 +12,7 @@ from torch import nn
 
 from .layers import LayerWeight, Place, layer_weights
 
-__all__ = ["Selection", "match_patterns", "select"]
+__all__ = ["Selection", "select"]
 
 Setting = TypeVar("Setting")
 
@@ -30,17 +30,6 @@ class Selection(Generic[Setting]):
     chosen: dict[str, Setting]
     weights: Mapping[str, LayerWeight]
     left: dict[str, str] = field(default_factory=dict)
-
-
-def match_patterns(
-    model: nn.Module,
-    settings: Setting | Mapping[str, Setting],
-    exclude: tuple[str, ...],
-    kinds: tuple[type[Setting], ...],
-    argument: str,
-) -> dict[str, Setting]:
-    """Return a setting for each weight that a pattern means; see :func:`select`."""
-    return select(model, settings, exclude, kinds, argument).chosen
 
 
 def select(
