@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .checks import check_codes, check_shape
+from .checks import check_codes, check_integers, check_shape, check_tensors
 
 __all__ = ["check_trellis", "trellis_states"]
 
@@ -40,7 +40,7 @@ def trellis_states(symbols: Tensor, *, symbol_bits: int, state_bits: int) -> Ten
         ``[n, steps]`` int32; whatever the symbols are, states are less than ``2**state_bits``.
 
     Raises:
-        TypeError: if symbols are not integers.
+        TypeError: if symbols or sizes are not integers.
         ValueError: if a size is out of range.
 
     Example:
@@ -51,6 +51,8 @@ def trellis_states(symbols: Tensor, *, symbol_bits: int, state_bits: int) -> Ten
     References:
         QTIP (arXiv 2406.11235), section 2.2.
     """
+    check_tensors(symbols=symbols)
+    check_integers(symbol_bits=symbol_bits, state_bits=state_bits)
     check_codes(symbols=symbols)
     check_shape("symbols", symbols, "n", "steps")
     check_trellis(symbol_bits, state_bits)

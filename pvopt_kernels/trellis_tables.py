@@ -8,10 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .checks import check_integers
+
 __all__ = ["FIXED_CODES", "hybrid_index", "trellis_table"]
 
 #: Codes that are formulas of the state, without a value to tune.
 FIXED_CODES = ("3inst", "mcg", "mul1", "1mad")
+_MOST_BITS = 24  # of a state: a table of 64 MiB
+
+
+def _check_bits(name: str, bits: int, most: int) -> None:
+    check_integers(**{name: bits})
+    if not 1 <= bits <= most:
+        raise ValueError(f"{name} must be in 1..{most}, got {bits}")
 
 
 def trellis_table(code: str, state_bits: int) -> Tensor:
@@ -35,7 +44,8 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
         ``[2**state_bits]`` float32.
 
     Raises:
-        ValueError: if the code is unknown.
+        TypeError: if ``state_bits`` is not an integer.
+        ValueError: if it is out of range, or the code is unknown.
 
     Example:
         >>> table = trellis_table("1mad", 16)
@@ -45,6 +55,7 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
     References:
         QTIP (arXiv 2406.11235), section 3.1; ``mcg`` and ``mul1`` are those of ExLlamaV3.
     """
+    _check_bits("state_bits", state_bits, _MOST_BITS)
     if code not in FIXED_CODES:
         raise ValueError(f"code must be one of {', '.join(FIXED_CODES)}, got {code!r}")
     return _table(code, state_bits).clone()
@@ -82,6 +93,10 @@ def hybrid_index(state_bits: int, table_bits: int) -> tuple[Tensor, Tensor]:
     Returns:
         Numbers of pairs ``[2**state_bits]`` int64 and signs ``[2**state_bits, 2]`` float32.
 
+    Raises:
+        TypeError: if a number is not an integer.
+        ValueError: if one is out of range.
+
     Example:
         >>> pairs, signs = hybrid_index(16, 9)
         >>> int(pairs.max()), signs.shape
@@ -90,6 +105,8 @@ def hybrid_index(state_bits: int, table_bits: int) -> tuple[Tensor, Tensor]:
     References:
         QTIP (arXiv 2406.11235), section 3.1.2.
     """
+    _check_bits("state_bits", state_bits, _MOST_BITS)
+    _check_bits("table_bits", table_bits, 15)
     state = torch.arange(1 << state_bits)
     x = (state * state + state) & 0xFFFFFFFF
     signs = torch.ones(len(state), 2)

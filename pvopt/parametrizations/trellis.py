@@ -32,9 +32,9 @@ __all__ = ["Trellis"]
 # on 96 Gaussian tiles at L = 12, in steps of 0.05. One of 1 loses 0.7 % at 1 bit, 7 % at 4.
 _SPREAD = {1: 0.9, 2: 1.04, 3: 1.09}
 _WIDEST = 1.12
-# Rounds of a table's fit, and the tiles that it sees: 32 weights for each of 4096 entries.
+# Rounds of a table's fit, and the weights that it sees: 32 for each of 4096 entries.
 _TABLE_ROUNDS = 3
-_TABLE_TILES = 512
+_TABLE_WEIGHTS = 1 << 17
 # An entry counts as so many weights of its start.
 _PRIOR = 1.0
 
@@ -119,7 +119,7 @@ class Trellis(Parametrization):
 
     stacks = True
     has_zero = False
-    # A second sequence costs ten times the first one's time and differs in a few places.
+    # Sequences near the best one differ in a few places: little for a metric to choose from.
     coupled_candidates = 1
 
     def __post_init__(self) -> None:
@@ -276,7 +276,7 @@ class Trellis(Parametrization):
         weights = None if importance is None else layout.split(importance)
         if "table" in values:
             some = torch.randperm(layout.num_groups, generator=generator, device=weight.device)
-            some = some[:_TABLE_TILES]
+            some = some[: -(-_TABLE_WEIGHTS // layout.group_size)]
             for _ in range(_TABLE_ROUNDS):
                 self._fit_table(rep, target, weights, some)
         rounds = 0 if options is None or options.iterations is None else options.iterations

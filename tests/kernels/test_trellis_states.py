@@ -71,6 +71,15 @@ def test_the_hybrid_code_reads_pairs_and_a_sign():
 def test_unknown_codes_and_other_arguments_are_refused():
     with pytest.raises(ValueError, match="code must be one of 3inst, mcg, mul1, 1mad, got 'hyb'"):
         trellis_table("hyb", 12)
+    for bits in (0, 25):
+        with pytest.raises(ValueError, match=rf"state_bits must be in 1\.\.24, got {bits}"):
+            trellis_table("mul1", bits)
+        with pytest.raises(ValueError, match=rf"state_bits must be in 1\.\.24, got {bits}"):
+            hybrid_index(bits, 9)
+    with pytest.raises(ValueError, match=r"table_bits must be in 1\.\.15, got 16"):
+        hybrid_index(16, 16)
+    with pytest.raises(TypeError, match=r"state_bits must be an int, got 2\.0"):
+        trellis_table("mul1", 2.0)
     with pytest.raises(TypeError, match="symbols must be one of"):
         trellis_states(torch.zeros(1, 4), symbol_bits=1, state_bits=2)
     with pytest.raises(ValueError, match=r"symbols must have shape \[n, steps\]"):
