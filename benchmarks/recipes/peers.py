@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Adam, Optimizer
+
+from benchmarks.parq import parq as of_torchao
 
 __all__ = ["lsq", "parq"]
 
@@ -60,19 +60,10 @@ def parq(model: nn.Module, names: Sequence[str], lr: float, steps: int) -> Optim
     Raises:
         ImportError: without torchao.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optim = importlib.import_module("torchao.prototype.parq.optim")
-        quant = importlib.import_module("torchao.prototype.parq.quant")
     named = dict(model.named_parameters())
     groups = [
         {"params": [named[name] for name in names], "quant_bits": 2},
         {"params": [p for name, p in named.items() if name not in names]},
     ]
-    return optim.QuantOptimizer(
-        Adam(groups, lr=lr),
-        quant.UnifQuantizer(),
-        optim.ProxPARQ(anneal_start=0, anneal_end=steps - 1, steepness=20),
-        quant_period=1,
-        quant_per_channel=True,
-    )
+    annealing = {"anneal_start": 0, "anneal_end": steps - 1, "steepness": 20}
+    return of_torchao(Adam(groups, lr=lr), lambda optim: optim.ProxPARQ(**annealing))

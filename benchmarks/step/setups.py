@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
+from benchmarks.parq import parq
 from pvopt import AdditiveCodebooks, Greedy, PVOptimizer, Representation
 
 __all__ = ["BLOCK", "OPTIMIZERS", "Weights", "square_layers"]
@@ -84,18 +83,8 @@ def _parq(weights: Weights) -> Optimizer:
     Raises:
         ImportError: without torchao.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        optim = importlib.import_module("torchao.prototype.parq.optim")
-        quant = importlib.import_module("torchao.prototype.parq.quant")
     groups = [{"params": weights.parameters, "quant_bits": 2}]
-    return optim.QuantOptimizer(
-        AdamW(groups, lr=LR, fused=True),
-        quant.UnifQuantizer(),
-        optim.ProxHardQuant(),
-        quant_period=1,
-        quant_per_channel=True,
-    )
+    return parq(AdamW(groups, lr=LR, fused=True), lambda optim: optim.ProxHardQuant())
 
 
 OPTIMIZERS: dict[str, Callable[[Weights], Optimizer]] = {
