@@ -25,10 +25,9 @@ from pvopt.weights import QuantizedWeights
 from .manifest import MANIFEST, Manifest, WeightEntry, files_of
 from .tensors import (
     TENSORS,
-    check_parts,
+    checked_tensors,
     packed,
     part_names,
-    read_tensors,
     unpacked,
     write_tensors,
 )
@@ -108,10 +107,7 @@ class Native(Reader, Writer):
         keep_dtypes = model is not None
         with one_generation(folder):
             manifest = Manifest.read(folder)
-            file = manifest.verify(folder, TENSORS)
-            stored = read_tensors(file)
-            for name, entry in manifest.weights.items():
-                check_parts(file, name, entry, stored)
+            file, stored = checked_tensors(folder, manifest)
             others = _not_quantized(file, manifest, stored)
             if model is None:
                 model = self._rebuilt(folder, manifest, others)

@@ -11,7 +11,7 @@ from pvopt.parametrizations.representation import Representation
 
 from .manifest import Manifest, WeightEntry, files_of
 from .native import Native
-from .tensors import TENSORS, check_parts, packed, read_tensors, unpacked, write_tensors
+from .tensors import checked_tensors, packed, unpacked, write_tensors
 
 __all__ = ["load_representations", "save_representations"]
 
@@ -76,10 +76,7 @@ def load_representations(folder: str | Path) -> dict[str, Representation]:
     def read(path: Path) -> dict[str, Representation]:
         with one_generation(path):
             manifest = Manifest.read(path)
-            file = manifest.verify(path, TENSORS)
-            tensors = read_tensors(file)
-            for name, entry in manifest.weights.items():
-                check_parts(file, name, entry, tensors)
+            file, tensors = checked_tensors(path, manifest)
             return {n: unpacked(file, n, e, tensors) for n, e in manifest.weights.items()}
 
     return read_complete(folder, read)

@@ -14,11 +14,12 @@ from torch import Tensor
 from pvopt.formats.errors import CheckpointError
 from pvopt.parametrizations.representation import Representation
 
-from .manifest import MANIFEST, WeightEntry
+from .manifest import MANIFEST, Manifest, WeightEntry
 
 __all__ = [
     "TENSORS",
     "check_parts",
+    "checked_tensors",
     "packed",
     "part_names",
     "read_tensors",
@@ -102,6 +103,19 @@ def check_parts(file: Path, name: str, entry: WeightEntry, tensors: Mapping[str,
         _check_size(name, entry.shape, (tensors[stored] for stored in names.values()))
     except CheckpointError as error:
         raise CheckpointError(f"{file}: {error}") from error
+
+
+def checked_tensors(folder: Path, manifest: Manifest) -> tuple[Path, dict[str, Tensor]]:
+    """Read the file of all tensors; every weight of the manifest fits, nothing is made of it yet.
+
+    Raises:
+        CheckpointError: if the file is damaged, or a tensor is missing or does not fit.
+    """
+    file = manifest.verify(folder, TENSORS)
+    tensors = read_tensors(file)
+    for name, entry in manifest.weights.items():
+        check_parts(file, name, entry, tensors)
+    return file, tensors
 
 
 def unpacked(
