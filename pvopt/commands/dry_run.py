@@ -32,16 +32,16 @@ def dry_run(model: nn.Module, choice: Choice, *, calibrated: bool) -> None:
     schemes = {**choice.layers, **choice.outside}
     shapes = {name: tuple(model.get_parameter(name).shape) for name in schemes}
     counts = {name: model.get_parameter(name).numel() for name in schemes}
-    bits = {name: _bits(scheme, shapes[name]) for name, scheme in schemes.items()}
+    bits = {name: scheme.bits_per_weight(shapes[name]) for name, scheme in schemes.items()}
     rows = [
-        [name, "x".join(map(str, shapes[name])), scheme.name, f"{bits[name] / counts[name]:.3f}"]
+        [name, "x".join(map(str, shapes[name])), scheme.name, f"{bits[name]:.3f}"]
         for name, scheme in schemes.items()
     ]
     print_table(["weight", "shape", "format", "bits per weight"], rows)
     others = [p for name, p in model.named_parameters() if name not in schemes]
     dense = sum(p.numel() * p.element_size() for p in others)
     every = sum(p.numel() * p.element_size() for p in model.parameters())
-    packed = sum(bits.values()) / 8
+    packed = sum(bits[name] * count for name, count in counts.items()) / 8
     total = sum(counts.values()) + sum(p.numel() for p in others)
     largest = max(counts.values(), default=0)
     print(
@@ -59,12 +59,6 @@ def dry_run(model: nn.Module, choice: Choice, *, calibrated: bool) -> None:
     seconds = _seconds(schemes, shapes)
     text = "to fit without a text" if not calibrated else "for fits alone, calibration takes more"
     print(f"about {seconds:.0f} s on this machine {text}; nothing was written")
-
-
-def _bits(scheme: Scheme, shape: tuple[int, ...]) -> float:
-    """Return the bits of a weight in a file, values at 16 bits."""
-    codes = sum(stream.stored_bits for stream in scheme.streams(shape).values())
-    return codes + 16 * sum(math.prod(s) for s in scheme.value_shapes(shape).values())
 
 
 def _seconds(schemes: dict[str, Scheme], shapes: dict[str, tuple[int, ...]]) -> float:
