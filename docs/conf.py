@@ -35,11 +35,17 @@ add_module_names = False
 
 # Names of other projects: no inventory of theirs is fetched. Broken references to our own count.
 nitpick_ignore_regex = [
-    ("py:.*", r"(torch|np|numpy|nn|scipy|transformers|tqdm|collections|pathlib|argparse)\..*"),
-    ("py:.*", r"(Tensor|Path|PreTrainedModel|PreTrainedTokenizerBase|abc\.ABC)"),
+    (
+        "py:.*",
+        r"(torch|np|numpy|nn|scipy|transformers|tqdm|collections|contextlib|pathlib|argparse)\..*",
+    ),
+    ("py:.*", r"(WeightMetric|Tensor|Path|PreTrainedModel|PreTrainedTokenizerBase|abc\.ABC)"),
     ("py:class", r"pvopt\.([a-z_]+\.)+_\w+"),  # private base classes
     # Shared bases, and what only the library constructs: no pages of their own.
     ("py:class", r"pvopt\.engine\.bindings\.Binding"),
+    ("py:class", r"pvopt\.engine\.code_steps\.CodeStep"),
+    ("py:class", r"pvopt\.engine\.merged_state\.MergedState"),
+    ("py:class", r"pvopt\.engine\.moves\.Moves"),
     ("py:class", r"pvopt\.formats\.contract\.Format"),
     ("py:class", r"pvopt\.metrics\.diagonal\.SeparableCosts"),
     ("py:class", r"pvopt\.metrics\.row\.ColumnCosts"),

@@ -37,7 +37,7 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
     ========= ==========================================================================
 
     Args:
-        code: one of :data:`FIXED_CODES`.
+        code: one of ``3inst``, ``mcg``, ``mul1``, ``1mad``.
         state_bits: of a state, 1 to 24.
 
     Returns:

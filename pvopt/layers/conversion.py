@@ -76,8 +76,8 @@ def to_quantized(
         ValueError: if a name is not a weight of the model, shapes differ, the weight is shared with
             another module, the layer does not read it by its name (recurrent ones), or values are
             beyond the range of the dtype; nothing is changed then.
-        WeightsChangedError: if the model holds other weights than its :class:`QuantizedWeights`
-            decode to; nothing is changed then.
+        WeightsChangedError: if the model holds other weights than its
+            :class:`pvopt.QuantizedWeights` decode to; nothing is changed then.
 
     Example:
         >>> import pvopt

@@ -22,8 +22,8 @@ class PackedWeight(nn.Module):
 
     .. math:: W = \mathrm{leave}(\mathrm{decode}(z, v))
 
-    Codes are buffers at their real width, values are parameters. :func:`pack_weight` puts it in the
-    place of a parameter.
+    Codes are buffers at their real width, values are parameters. ``pack_weight`` of the
+    same module puts it in the place of a parameter.
 
     Args:
         representation: whose codes and values are copied.

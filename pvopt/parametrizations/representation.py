@@ -124,7 +124,7 @@ class Representation:
 
     @property
     def matrices(self) -> Representation:
-        """The same codes and values as those of a stack of matrices: what is changed there is here.
+        """The same codes and values as a stack of matrices; what is changed there is changed here.
 
         A parametrization is to be called with these; the representation itself where the tensors
         of weights are the matrices.
@@ -277,7 +277,7 @@ class Representation:
 
     @property
     def scheme(self) -> Scheme:
-        """The settings: parametrization, space and view."""
+        """The parametrization, space and view."""
         return Scheme(self.parametrization, self.space, self.view)
 
     def within(

@@ -81,8 +81,8 @@ class Trellis(Parametrization):
     with states of 12 bits and 0.070 with 16, where the bound is 0.0625 and E8P has 0.089.
 
     Tiles may have any shape. The fewer inputs, the better a start in the metric of a layer's inputs
-    (:class:`pvopt.GPTQ`), as a search knows the metric's diagonal only; circles of fewer than 128
-    weights lose precision. QTIP and ExLlamaV3 have tiles of 16 x 16.
+    (:class:`pvopt.starts.GPTQ`), as a search knows the metric's diagonal only; circles of fewer
+    than 128 weights lose precision. QTIP and ExLlamaV3 have tiles of 16 x 16.
 
     Args:
         bits: of a weight, 1 to 8; at most 4 for ``hyb``.
