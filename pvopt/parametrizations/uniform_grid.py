@@ -25,7 +25,10 @@ __all__ = ["UniformGrid"]
 # Ranges that are tried, as shares of min..max: at 2 bits the best one of Gaussian weights is about
 # half of it.
 _RATIOS = torch.linspace(1.0, 0.3, 15).tolist()
-_TRIAL_ROUNDS = 2
+# Refits of each range that is tried, with a zero point that is free or is not, and of the best one.
+# Squared error of Gaussian groups of 64 at 2 bits: 0.1043 after none of the last ones, 0.1035 after
+# two, 0.1032 after eight and after sixteen (0.1036 with two refits of each range).
+_FREE_ROUNDS, _FIXED_ROUNDS = 3, 1
 _USUAL_ROUNDS = 8
 
 
@@ -57,7 +60,8 @@ class UniformGrid(ScalarGrid):
     .. math:: w = s_g\,(q - z_g), \qquad q \in \{0, \dots, 2^b - 1\}
 
     Values: ``scales`` and, if asymmetric, ``zeros``, ``[rows, columns / group_size]`` each. The
-    symmetric grid has :math:`z = 2^{b-1}` fixed. Integer zero points
+    symmetric grid has :math:`z = 2^{b-1}` fixed, and scales of either sign: the side that has a
+    level more. Integer zero points
     :math:`z \in \{0, \dots, 2^b - 1\}`, as files of other tools have them, are codes of a stream
     ``zeros`` instead: ``b`` bits each, set by starts, not moved by V steps. Codes move weight by
     weight.
@@ -105,6 +109,11 @@ class UniformGrid(ScalarGrid):
     def num_codes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1 << self.bits
 
+    @property
+    def _zero_is_fixed(self) -> bool:
+        """Whether a fit of the values leaves the zero point."""
+        return self.symmetric or self.integer_zeros
+
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         streams = super().streams(shape)
         if self.integer_zeros:
@@ -113,8 +122,8 @@ class UniformGrid(ScalarGrid):
         return streams
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
-        size, free = self._scale_shape(shape), not (self.symmetric or self.integer_zeros)
-        return {"scales": size, "zeros": size} if free else {"scales": size}
+        size = self._scale_shape(shape)
+        return {"scales": size} if self._zero_is_fixed else {"scales": size, "zeros": size}
 
     def fit(
         self,
@@ -147,30 +156,36 @@ class UniformGrid(ScalarGrid):
         """
         best = _Best(groups, importance, self.num_codes)
         low, high = groups.aminmax(dim=1, keepdim=True)
-        middle, top = float(1 << (self.bits - 1)), self.num_codes - 1
-        if self.symmetric:
-            full = torch.maximum(-low / middle, high / max(top - middle, 1.0))
-        else:
-            if self.integer_zeros:  # what a grid covers holds 0
-                low, high = low.clamp(max=0), high.clamp(min=0)
-            full = (high - low) / top
+        top = self.num_codes - 1
+        if self._zero_is_fixed:  # what such a grid covers holds 0
+            low, high = low.clamp(max=0), high.clamp(min=0)
+        full = (high - low) / top
         # A constant group leaves its scale open: one of the weight's own size.
         constant = float(groups.abs().mean())
         usual = usable_scales(full, constant if constant > 0 else unit)
-        center = low + (high - low) / 2
+        tried = _FIXED_ROUNDS if self._zero_is_fixed else _FREE_ROUNDS
         for ratio in _RATIOS:
             scale = torch.where(full > 0, full * ratio, usual)
-            if self.symmetric:
-                zeros = [torch.full_like(low, middle)]
-            elif self.integer_zeros:
-                exact = torch.where(full > 0, -low / full, 0.0)
-                zeros = [exact.floor(), exact.ceil()]
-            else:
-                zeros = [top / 2 - center / scale]
-            for zero in zeros:
-                self._refine(best, scale, zero, _TRIAL_ROUNDS)
+            for signed, zero in self._ways(low, high, full, scale):
+                self._refine(best, signed, zero, tried)
         self._refine(best, best.scale, best.zero, rounds)
         return best.scale, best.zero, best.codes
+
+    def _ways(
+        self, low: Tensor, high: Tensor, full: Tensor, scale: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return scales and zero points to begin with, for a range of this scale.
+
+        A symmetric grid has a level more on one side: which one is the sign of the scale.
+        """
+        top = self.num_codes - 1
+        if self.symmetric:
+            middle = torch.full_like(low, 1 << (self.bits - 1))
+            return [(scale, middle), (-scale, middle)]
+        if self.integer_zeros:
+            exact = torch.where(full > 0, -low / full, 0.0)
+            return [(scale, exact.floor()), (scale, exact.ceil())]
+        return [(scale, top / 2 - (low + (high - low) / 2) / scale)]
 
     def _refine(self, best: _Best, scale: Tensor, zero: Tensor, rounds: int) -> None:
         """Choose codes and refit the values to them in turn, so often."""
@@ -183,7 +198,7 @@ class UniformGrid(ScalarGrid):
         self, groups: Tensor, importance: Tensor, codes: Tensor, scale: Tensor, zero: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Refit scale and zero to fixed codes; keep the old ones where the fit degenerates."""
-        if self.symmetric or self.integer_zeros:
+        if self._zero_is_fixed:
             level = codes - zero
             energy = (importance * level.square()).sum(1, True)
             fitted = (importance * level * groups).sum(1, True) / energy

@@ -26,7 +26,7 @@ __all__ = ["IterativeOBS"]
 _CHUNK_ELEMENTS = 3 << 20
 # How far a row is pruned to learn what its weights are worth: of the mean number, and in how many
 # steps a whole row would go.
-_LARGEST_SHARE = 1.5
+_LARGEST_SHARE = 2.0
 _TRACE_STEPS = 32
 
 

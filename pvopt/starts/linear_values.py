@@ -12,6 +12,8 @@ __all__ = ["MOST_ENTRIES", "fit_values_"]
 
 #: Entries of a shared table at most: each costs a product with the Hessian.
 MOST_ENTRIES = 256
+# How much smaller a scale becomes that would change its sign.
+_MOST_SHRINKING = 0.9
 
 
 def fit_values_(rep: Representation, weight: Tensor, metric: Row) -> None:
@@ -22,8 +24,8 @@ def fit_values_(rep: Representation, weight: Tensor, metric: Row) -> None:
     .. math:: J' H J\, v = J' H (w - w_0)
 
     Values that belong to columns of their own (scales and zero points of a grid) make a system for
-    each row, a shared table makes one for the whole weight. No row gets worse; scales keep their
-    sign, or their whole row stays.
+    each row, a shared table makes one for the whole weight. No row gets worse. Scales keep their
+    sign: a row where one would not goes part of the way.
 
     Args:
         rep: of one matrix, in its own space; its values are changed in place.
@@ -49,7 +51,8 @@ def fit_values_(rep: Representation, weight: Tensor, metric: Row) -> None:
         usable = change.isfinite().all(1) & (gain > 0)
         flat = value.view(len(usable), -1)
         if by_row and name in rep.parametrization.scaling:
-            usable &= (flat * (flat + change) > 0).all(1)
+            room = torch.where(flat * (flat + change) > 0, 1.0, _MOST_SHRINKING * flat / -change)
+            change = change * room.amin(1, keepdim=True)
         flat += torch.where(usable[:, None], change, 0.0)
 
 

@@ -15,17 +15,16 @@ from pvopt.starts.damping import damped_cholesky
 DOUBLE = torch.float64
 
 
-@pytest.mark.parametrize("damping", [0.0, 1e-15])
 @pytest.mark.parametrize("start", [GPTQ, AQLM, LNQ, OneShotOBS, IterativeOBS])
-def test_inputs_that_depend_on_others_raise_the_damping(start, damping, caplog):
+def test_inputs_that_depend_on_others_raise_the_damping(start, caplog):
     draws = torch.Generator().manual_seed(0)
     inputs = torch.randn(5, 8, generator=draws, dtype=DOUBLE)
     weight = torch.randn(4, 8, generator=draws, dtype=DOUBLE)
     scheme = Sparse(density=0.5) if start in (OneShotOBS, IterativeOBS) else UniformGrid(bits=3)
     with caplog.at_level(logging.WARNING, "pvopt.starts.damping"):
-        rep = start(damping=damping).start(weight, scheme, metric=Row(inputs.T @ inputs))
+        rep = start(damping=0.0).start(weight, scheme, metric=Row(inputs.T @ inputs))
     assert rep.decode().isfinite().all()
-    assert f"damping {damping:g} does not make it positive definite, 1e-06" in caplog.text
+    assert "damping 0 does not make it positive definite, 1e-06" in caplog.text
 
 
 @pytest.mark.parametrize("order", [None, torch.tensor([2, 0, 1])])

@@ -107,22 +107,22 @@ def nearest(rep, weight):
 
 
 @pytest.mark.parametrize(
-    ("parametrization", "allowance"),
+    ("parametrization", "columns", "allowance"),
     [
-        (UniformGrid(bits=2, group_size=4), 1.05),
-        (VectorCodebook(bits=3, group_size=2), 1.5),
+        (UniformGrid(bits=2, group_size=4), 16, 0.6),
+        (VectorCodebook(bits=3, group_size=2), 8, 1.5),
     ],
     ids=repr,
 )
-def test_two_hundred_draws_against_rounding_to_nearest(parametrization, allowance):
+def test_sixty_draws_against_rounding_to_nearest(parametrization, columns, allowance):
     """At least 95 % of the draws are better than rounding, no one is worse than the allowance.
 
     A grid is compared with its own fit, a codebook with the nearest codes of the same codebook:
     eight vectors leave later columns little to make up for an error with.
     """
     ratios = []
-    for seed in range(200):
-        weight, inputs = draw(seed, rows=8, columns=8)
+    for seed in range(60):
+        weight, inputs = draw(seed, rows=8, columns=columns)
         start = GPTQ(fit_options=FitOptions(iterations=0))
         rep = start.start(weight, parametrization, metric=Row(inputs.T @ inputs))
         grid = isinstance(parametrization, UniformGrid)

@@ -60,15 +60,21 @@ def test_values_are_those_of_least_squares(parametrization, seed):
     wrong = inputs.numpy() @ (weight - rep.decode()).numpy().T
     best = np.linalg.lstsq(each.reshape(len(each), -1).T, wrong.T.flatten(), rcond=None)
     expected = rep.values[name].flatten().numpy() + best[0]
-    others = [value.clone() for value in rep.values.values()][:-1]
+    old = rep.values[name].clone()
     fit_values_(rep, weight, Row(inputs.T @ inputs))
-    if not others:
-        np.testing.assert_allclose(rep.values[name].flatten().numpy(), expected, rtol=1e-4)
+    if len(rep.values) == 1:
+        # scales keep their sign: where one would not, its row goes part of the way
+        new, expected = rep.values[name], torch.from_numpy(expected).view_as(old)
+        same = (expected * old > 0).view(len(old), -1).all(1) | (name != "scales")
+        assert same.sum() >= len(old) / 2
+        torch.testing.assert_close(new[same], expected[same], rtol=1e-4, atol=1e-5)
+        assert name != "scales" or bool((new * old > 0).all())
     # whatever came first: no entry of the last value can be improved
-    each = slopes(rep, name).reshape(-1, 6, 16) @ inputs.numpy().T
-    left = (inputs.numpy() @ (weight - rep.decode()).numpy().T).T
-    gradient = (each * left).sum((1, 2))
-    assert np.abs(gradient).max() < 1e-3 * np.abs(each).max() * np.abs(wrong).max()
+    elif name != "scales":
+        each = slopes(rep, name).reshape(-1, 6, 16) @ inputs.numpy().T
+        left = (inputs.numpy() @ (weight - rep.decode()).numpy().T).T
+        gradient = (each * left).sum((1, 2))
+        assert np.abs(gradient).max() < 1e-3 * np.abs(each).max() * np.abs(wrong).max()
 
 
 @each
