@@ -183,7 +183,7 @@ class UniformGrid(ScalarGrid):
             middle = torch.full_like(low, 1 << (self.bits - 1))
             return [(scale, middle), (-scale, middle)]
         if self.integer_zeros:
-            exact = torch.where(full > 0, -low / full, 0.0)
+            exact = torch.where(full > 0, -low / full, 1 << (self.bits - 1))
             return [(scale, exact.floor()), (scale, exact.ceil())]
         return [(scale, top / 2 - (low + (high - low) / 2) / scale)]
 
