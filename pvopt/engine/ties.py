@@ -14,6 +14,8 @@ __all__ = ["break_ties_"]
 # Magnitudes that differ by less than this share of them are taken for equal: a hundred times the
 # rounding of a weight that an update is a thousandth of, in float32.
 _TIE = 1e-3
+# Groups whose gradients are squared at once.
+_AT_ONCE = 1 << 14
 
 
 def break_ties_(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> None:
@@ -26,7 +28,10 @@ def break_ties_(magnitudes: Tensor, rep: Representation, gradients: Sequence[Ten
     """
     norms = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
     for row, gradient in zip(norms, gradients, strict=True):
-        torch.sqrt(rep.split(gradient.to(rep.dtype)).square().sum(1), out=row)
-    sizes = norms.mean(1, keepdim=True) + norms
-    share = norms.div_(sizes.clamp_min_(torch.finfo(rep.dtype).tiny))
-    magnitudes *= share.mul_(_TIE).add_(1)
+        groups = rep.split(gradient.to(rep.dtype))
+        for own, part in zip(row.split(_AT_ONCE), groups.split(_AT_ONCE), strict=True):
+            torch.sqrt(part.square().sum(1), out=own)
+    means = norms.mean(1)
+    for own, row, mean in zip(magnitudes, norms, means, strict=True):
+        sizes = (row + mean).clamp_min_(torch.finfo(rep.dtype).tiny)
+        own *= torch.div(row, sizes, out=sizes).mul_(_TIE).add_(1)
