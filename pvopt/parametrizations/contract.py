@@ -53,6 +53,8 @@ class Parametrization(ABC):
             zero cannot be started: its scales would be 0, and hardly move again.
         scaling: names of the values in which the decoded weight is linear: what they are multiplied
             by, it is.
+        pull_sums_all: whether :meth:`pull` adds every entry of a gradient to some entry of what it
+            returns, so that a gradient is finite if that is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
             ``pvopt.starts.parse_start`` reads it.
     """
@@ -64,6 +66,7 @@ class Parametrization(ABC):
     coupled_candidates: ClassVar[int] = 8
     values_follow_codes: ClassVar[bool] = False
     has_zero: ClassVar[bool] = True
+    pull_sums_all: ClassVar[bool] = False
     scaling: ClassVar[tuple[str, ...]] = ("scales",)
     usual_start: ClassVar[str] = "aqlm"
 
