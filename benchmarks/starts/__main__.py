@@ -99,6 +99,7 @@ def compare(case: tuple[str, str, str, Reference], weight: Tensor, hessian: Tens
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison and print it."""
     own = parser("starts", __doc__.splitlines()[0])
     own.add_argument("--model", default="smollm2", help="as pvopt.llm.load_model takes it")
     own.add_argument("--text", type=Path, help="calibration text, a file")
