@@ -61,7 +61,7 @@ class DenseSearch(GroupSearch):
         self.coupled = self.costs.coupled
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
-        self._magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
+        self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
         if self._norms.coupled or math.prod(rep.inner_shape) != math.prod(rep.shape):
             whole = rep.merge(self.decoded).square()
         else:  # what groups add is all there is
@@ -82,9 +82,9 @@ class DenseSearch(GroupSearch):
     def select(
         self, subspace: Subspace, *, ordered: bool, gradients: Sequence[Tensor] | None
     ) -> tuple[Tensor, Tensor | None]:
-        magnitudes, decreases = self._magnitudes, None
+        magnitudes, decreases = self.magnitudes, None
         if subspace.needs_decreases:
-            decreases = Decreases(self._bounds(), self.decreases)
+            decreases = Decreases(self.bounds(), self.decreases)
         if gradients is not None and subspace.ranks:
             break_ties_(magnitudes, self.rep, gradients)
         groups = subspace.select(magnitudes, self.draws, ordered=ordered, decreases=decreases)
@@ -123,9 +123,9 @@ class DenseSearch(GroupSearch):
             decoded=self.decoded.index_select(0, groups),
         )
 
-    def _bounds(self) -> Tensor:
+    def bounds(self) -> Tensor:
         """Return what each group could lower the squared error by, halved, ``[num_groups]``."""
-        return torch.where(self._magnitudes[0] > 0, self.costs.bounds(self.error), 0.0)
+        return torch.where(self.magnitudes[0] > 0, self.costs.bounds(self.error), 0.0)
 
     def decreases(self, groups: Tensor) -> Tensor:
         """Return what groups lower half of the squared error by when each alone moves.
