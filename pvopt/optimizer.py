@@ -227,10 +227,13 @@ class PVOptimizer(Optimizer):
             for p in group["params"]:
                 if id(p) not in bindings:
                     continue
-                state = bindings[id(p)].state
+                state, start = bindings[id(p)].state, bindings[id(p)].start
                 if settings.keeps_latent:
-                    state.latent()
-                elif settings.measures_steps:
+                    state.begin_latent(start)
+                    continue
+                if start is not None:
+                    start.forget()
+                if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
                     state.code_memory(rule.count(state.rep.layout.num_groups))
 
