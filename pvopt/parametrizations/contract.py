@@ -53,6 +53,8 @@ class Parametrization(ABC):
             zero cannot be started: its scales would be 0, and hardly move again.
         scaling: names of the values in which the decoded weight is linear: what they are multiplied
             by, it is.
+        value_units: how large a relative step of one is, by name, where the size of the value
+            itself says nothing about it.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
             ``pvopt.starts.parse_start`` reads it.
     """
@@ -65,6 +67,7 @@ class Parametrization(ABC):
     values_follow_codes: ClassVar[bool] = False
     has_zero: ClassVar[bool] = True
     scaling: ClassVar[tuple[str, ...]] = ("scales",)
+    value_units: ClassVar[Mapping[str, float]] = {}
     usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod

@@ -157,12 +157,13 @@ COPIES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("what", ["weights", "optimizer"])
 def test_copies_have_the_dense_weights_too(how, what, assert_same):
     problem = Problem()
-    twin, optimizer = copy.copy(problem), None
+    twin = copy.copy(problem)
     if what == "weights":
         twin.model, twin.weights = COPIES[how]((problem.model, problem.weights))
+        optimizer = ste(problem.base(), problem.weights)
         other = ste(twin.base(), twin.weights)
-    optimizer = ste(problem.base(), problem.weights)
-    if what == "optimizer":
+    else:
+        optimizer = ste(problem.base(), problem.weights)
         whole = (problem.model, problem.weights, optimizer)
         twin.model, twin.weights, other = COPIES[how](whole)
     problem.step(optimizer, 3)
