@@ -77,9 +77,9 @@ def test_mistakes_are_explained(tmp_path, text, capsys):
         (["quantize", "--model", "tiny-llama", "--work", "W", "--out", "X"],
          "--work needs a text"),
         (flags(text, "X", "grid:2g16", "--calibration-length", "641"),
-         "--calibration-length must be in 1..640, got 641"),
+         "--calibration: length must be in 1..640, got 641"),
         (flags(text, "X", "grid:2g16", "--calibration-tokens", "99999", "--calibration-length",
-               "50000"), "--calibration-length must be at most 512"),
+               "50000"), "--calibration: length must be at most 512"),
         (flags(text, "X", "grid:2g16", "--fine-tune", "-1"), "epochs must be an int of at least 1"),
     ):  # fmt: skip
         assert main(arguments) == 2

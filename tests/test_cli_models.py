@@ -255,7 +255,7 @@ def test_folders_that_lack_something_say_what(tmp_path, folder, capsys):
         ),
         (
             ["quantize", "--calibration", "pydoc", "--calibration-length", "513", *QUICK],
-            "--calibration-length must be at most 512",
+            "--calibration: length must be at most 512",
         ),
         (["tune", "--length", "513"], "length must be at most 512"),
         (["tune", "--length", "64", "--eval-length", "513"], "eval_length must be at most 512"),

@@ -73,8 +73,8 @@ def sequences_of(
     if length is None:
         length = min(_LENGTH, max_positions(model.model) or _LENGTH)
     if not 1 <= length <= tokens:
-        raise ValueError(f"--calibration-length must be in 1..{tokens}, got {length}")
-    check_length(model.model, "--calibration-length", length)
+        raise ValueError(f"length must be in 1..{tokens}, got {length}")
+    check_length(model.model, "length", length)
     if chat:
         return _conversations(model, text, length, tokens // length)
     found = model.encode(text)
@@ -82,7 +82,7 @@ def sequences_of(
     if not count:
         raise ValueError(
             f"the text to calibrate on has {len(found)} tokens, less than one sequence of "
-            f"{length}: take a longer one or a smaller --calibration-length"
+            f"{length}: take a longer one or a smaller length"
         )
     return Sequences(found[: count * length].view(count, length))
 
@@ -90,7 +90,7 @@ def sequences_of(
 def _conversations(model: LanguageModel, text: str, length: int, count: int) -> Sequences:
     tokenizer: Any = model.tokenizer
     if not getattr(tokenizer, "chat_template", None):
-        raise ValueError("--chat needs a chat template, which this model's tokenizer has not")
+        raise ValueError("chat needs a chat template, which this model's tokenizer has not")
     rows = []
     for number, line in enumerate(filter(str.strip, text.splitlines()), start=1):
         if len(rows) == count:

@@ -186,13 +186,16 @@ def _calibrated(
     from pvopt.calibration import FineTuning, calibrate_, sequences_of
     from pvopt.starts import parse_start, usual_start
 
-    sequences = sequences_of(
-        loaded,
-        text.text,
-        length=args.calibration_length,
-        tokens=args.calibration_tokens,
-        chat=args.chat,
-    )
+    try:
+        sequences = sequences_of(
+            loaded,
+            text.text,
+            length=args.calibration_length,
+            tokens=args.calibration_tokens,
+            chat=args.chat,
+        )
+    except ValueError as error:
+        raise ValueError(f"--calibration: {error}") from error
     starts = {
         name: parse_start(args.start) if args.start else usual_start(scheme)
         for name, scheme in layers.items()

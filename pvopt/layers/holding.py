@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["held", "hold", "narrowed"]
+__all__ = ["foreign_codes", "held", "hold", "narrowed", "offered"]
 
 
 def hold(
@@ -38,6 +40,43 @@ def held(module: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
             owner = getattr(owner, part)
         found[name] = getattr(owner, leaf)
     return found
+
+
+def offered(
+    own: Mapping[str, Tensor], state_dict: Mapping[str, Any], prefix: str
+) -> dict[str, Tensor] | None:
+    """Return what a state dict has for tensors of a module, by the module's own names.
+
+    Args:
+        own: the present tensors.
+        state_dict: what is to be loaded.
+        prefix: of the names in it.
+
+    Returns:
+        None if a tensor is missing or has another shape: torch says so.
+
+    Raises:
+        TypeError: if a tensor has another dtype, which torch would convert.
+    """
+    found = {}
+    for name, tensor in own.items():
+        key = prefix + name
+        new = state_dict.get(key)
+        if not isinstance(new, Tensor) or new.shape != tensor.shape or new.is_meta:
+            return None
+        if new.dtype != tensor.dtype:
+            raise TypeError(f"{key} must be {tensor.dtype}, got {new.dtype}")
+        found[name] = new
+    return found
+
+
+@contextmanager
+def foreign_codes(prefix: str) -> Iterator[None]:
+    """Let a ValueError about codes name the layer whose state dict holds them."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"state_dict of {prefix.rstrip('.') or 'the layer'}: {error}") from error
 
 
 def _place(module: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pvopt.parametrizations.representation import Representation
 
-from .holding import held, hold, narrowed
+from .holding import foreign_codes, held, hold, narrowed, offered
 
 __all__ = ["PackedWeight", "pack_weight", "packed_weights", "unpack_weights"]
 
@@ -58,13 +58,27 @@ class PackedWeight(nn.Module):
         return self._represent(lambda tensor: tensor.detach().clone())
 
     def _represent(self, value: Callable[[Tensor], Tensor]) -> Representation:
-        scheme, streams = self.scheme, self.scheme.streams(self.shape)
+        streams = self.scheme.streams(self.shape)
         packed, values = held(self.codes, self._names[0]), held(self.values, self._names[1])
         codes = {n: streams[n].unpack(words, check=False) for n, words in packed.items()}
-        own = {name: value(tensor) for name, tensor in values.items()}
+        return self._of(codes, {name: value(tensor) for name, tensor in values.items()})
+
+    def _of(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
+        scheme = self.scheme
         return Representation(
-            scheme.parametrization, codes, own, self.shape, scheme.space, view=scheme.view
+            scheme.parametrization, codes, values, self.shape, scheme.space, view=scheme.view
         )
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        packed = offered(held(self.codes, self._names[0]), state_dict, f"{prefix}codes.")
+        if packed is not None:
+            streams = self.scheme.streams(self.shape)
+            with foreign_codes(prefix):
+                codes = {name: streams[name].unpack(words) for name, words in packed.items()}
+                self._of(codes, held(self.values, self._names[1])).check_codes()
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def forward(self) -> Tensor:
         """Return the dense weight ``[*shape]``, differentiable in the values."""

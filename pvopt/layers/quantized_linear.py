@@ -15,7 +15,7 @@ from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme, as_scheme
 
-from .holding import held, hold, narrowed
+from .holding import foreign_codes, held, hold, narrowed, offered
 
 __all__ = ["QuantizedLinear"]
 
@@ -185,30 +185,21 @@ class QuantizedLinear(nn.Module):
             TypeError: if codes are of another dtype.
             ValueError: if a code is out of range.
         """
-        streams = self.scheme.space.streams(self._shape)
-        found: dict[str, Tensors] = {"codes": {}, "space": {}}
-        for kind, names in (("codes", self._names["codes"]), ("space", tuple(streams))):
-            for name, own in held(getattr(self, kind), names).items():
-                key = f"{prefix}{kind}.{name}"
-                new = state_dict.get(key)
-                if not isinstance(new, Tensor) or new.shape != own.shape or new.is_meta:
-                    return  # torch says what is wrong
-                if new.dtype != own.dtype:
-                    raise TypeError(f"{key} must be {own.dtype}, got {new.dtype}")
-                found[kind][name] = new
-        inner, codes = self.storage.shape, self.storage.read(found["codes"])
-        try:
-            for name, stream in self.scheme.parametrization.streams(inner).items():
+        inside, space = self.storage.shape, self.scheme.space
+        streams = space.streams(self._shape)
+        packed = offered(held(self.codes, self._names["codes"]), state_dict, f"{prefix}codes.")
+        owned = offered(held(self.space, tuple(streams)), state_dict, f"{prefix}space.")
+        if packed is None or owned is None:
+            return
+        with foreign_codes(prefix):
+            codes = self.storage.read(packed)
+            for name, stream in self.scheme.parametrization.streams(inside).items():
                 stream.check(name, codes[name])
-            self.scheme.parametrization.check_codes(codes, inner)
+            self.scheme.parametrization.check_codes(codes, inside)
             for name, stream in streams.items():
-                stream.check(name, found["space"][name])
+                stream.check(name, owned[name])
             if streams:
-                self.scheme.space.check_codes(found["space"], self._shape)
-        except ValueError as error:
-            raise ValueError(
-                f"state_dict of {prefix.rstrip('.') or 'the layer'}: {error}"
-            ) from error
+                space.check_codes(owned, self._shape)
 
     @property
     def _shape(self) -> tuple[int, int]:

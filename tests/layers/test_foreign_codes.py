@@ -9,6 +9,7 @@ from torch import nn
 
 import pvopt
 from pvopt.layers import QuantizedLinear
+from pvopt.layers.packed_weight import PackedWeight
 
 
 def out_of_range(codes: dict[str, torch.Tensor], streams) -> list[tuple[str, torch.Tensor]]:
@@ -44,9 +45,14 @@ def test_a_representation_and_its_weights(name):
     assert torch.equal(model.weight, before)
 
 
+def output(layer: nn.Module) -> torch.Tensor:
+    return layer() if isinstance(layer, PackedWeight) else layer(torch.ones(1, SHAPE[1]))
+
+
+@pytest.mark.parametrize("kind", [QuantizedLinear.from_representation, PackedWeight])
 @pytest.mark.parametrize("name", SCHEMES)
-def test_the_state_dict_of_a_layer(name):
-    layer = QuantizedLinear.from_representation(representation(name))
+def test_the_state_dict_of_a_layer(name, kind):
+    layer = kind(representation(name))
     before = {key: tensor.clone() for key, tensor in layer.state_dict().items()}
     refused = 0
     for key, tensor in before.items():
@@ -60,7 +66,7 @@ def test_the_state_dict_of_a_layer(name):
         except ValueError:
             refused += 1
         else:  # all of these bits are codes
-            assert layer(torch.ones(1, SHAPE[1])).isfinite().all()
+            assert output(layer).isfinite().all()
             layer.load_state_dict(before)
         assert all(torch.equal(before[k], v) for k, v in layer.state_dict().items())
     assert refused or not any(s in name for s in ("perm", "shared", "ternary"))

@@ -162,12 +162,16 @@ def test_an_interrupt_waits_until_the_weights_are_written(make_setup, assert_sam
         signal.raise_signal(signal.SIGINT)
         plain(*args)
 
-    handler = signal.getsignal(signal.SIGINT)
-    with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_into", write)
-        with pytest.raises(KeyboardInterrupt):
-            one.step()
-    assert signal.getsignal(signal.SIGINT) is handler
+    # Tests that run in a shell's background were started with this signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(writer, "write_into", write)
+            with pytest.raises(KeyboardInterrupt):
+                one.step()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     two.step()
     assert_same(one.state_dict(), two.state_dict())
     assert_same(dict(setup.model.state_dict()), dict(twin.model.state_dict()))
