@@ -209,7 +209,8 @@ def test_the_best_epoch_comes_back_with_its_codes(make_setup, assert_same, tmp_p
     run(setup, optimizer, 1)
     for name, p, _ in optimizer.named_representations():
         latent = optimizer.state[p]["pv.latent"]
-        torch.testing.assert_close(latent, decoded[name], atol=1e-5, rtol=0)
+        # Adam's longest update is (1 - 0.9) / (1 - 0.999) ** 0.5 = 3.2 rates of 1e-6.
+        torch.testing.assert_close(latent, decoded[name], atol=4e-6, rtol=0)
         assert optimizer.state[p]["pv.values_step"] == 1
 
 
