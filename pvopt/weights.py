@@ -332,6 +332,8 @@ def quantize_(
     selection = select_schemes(model, spec, exclude)
     chosen = selection.chosen
     named = dict(model.named_parameters())
+    for name in chosen:
+        _check_memory(name, named[name])
     metrics = metrics or {}
     unknown = sorted(set(metrics) - set(chosen))
     if unknown:
@@ -354,6 +356,17 @@ def quantize_(
     weights.write_()
     _report(weights, selection)
     return weights
+
+
+def _check_memory(name: str, weight: Tensor) -> None:
+    """Raise a ValueError unless a weight can be read, and each entry be written by itself."""
+    if weight.is_meta:
+        raise ValueError(f"cannot quantize {name!r}: it is on the meta device, load it first")
+    if any(n > 1 and step == 0 for n, step in zip(weight.shape, weight.stride(), strict=True)):
+        raise ValueError(
+            f"cannot quantize {name!r}: entries share memory (expand), give it memory of its own "
+            "(clone)"
+        )
 
 
 def _report(weights: QuantizedWeights, selection: Selection[Scheme]) -> None:
