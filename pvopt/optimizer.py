@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
+from pvopt.engine.agreement import WeightsChangedError
 from pvopt.engine.base_contract import (
     check_base,
     check_moment,
@@ -257,13 +258,16 @@ class PVOptimizer(Optimizer):
 
     def bindings_by_id(self) -> dict[int, Binding]:
         """Return the quantized weights by the ``id`` of their present parameters."""
-        found = {}
+        found: dict[int, Binding] = {}
         for binding in self._bindings:
             parameter = binding.parameter
             check_parameter(binding.name, parameter, binding.rep.shape)
-            found[id(parameter)] = binding
-        if len(found) < len(self._bindings):
-            raise ValueError("representations must name each parameter once")
+            other = found.setdefault(id(parameter), binding)
+            if other is not binding:
+                raise WeightsChangedError(
+                    f"{other.name!r} and {binding.name!r} are one parameter now, and have codes "
+                    "of their own: tie weights before quantize_"
+                )
         return found
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from pvopt import (
     WeightsChangedError,
     formats,
     layers,
+    quantize_,
     ste,
 )
 
@@ -157,6 +158,18 @@ def test_the_representations_of_another_model_are_refused(make_setup):
             p.mul_(2)
     with pytest.raises(WeightsChangedError, match=r"'0.weight', '2.weight'"):
         formats.save("unused", other, setup.weights)
+
+
+def test_weights_that_were_tied_since_are_named(assert_same):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    weights = quantize_(model, UniformGrid(bits=2))
+    optimizer = ste(torch.optim.SGD(model.parameters(), lr=0.1), weights)
+    before = weights.snapshot()
+    model[1].weight = model[0].weight
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(WeightsChangedError, match=r"'0.weight' and '1.weight' are one"):
+        optimizer.step()
+    assert_same(weights.snapshot(), before)
 
 
 @pytest.mark.parametrize("change", ["prune", "resize", "to_quantized"])

@@ -180,8 +180,8 @@ def test_relative_rates_of_values_have_a_limit(lr):
         optimizer.step()
         schedule.step()
         change = (rep.values["scales"] - before).abs().max() / before.square().mean().sqrt()
-        # The limit, and the shape of the schedule below it. The gradient changes with the scales, by
-        # about 1 % a step, so Adam's quotient of moments stays that close to 1.
+        # The limit, and the shape of the schedule below it. The gradient changes with the scales,
+        # by about 1 % a step, so Adam's quotient of moments stays that close to 1.
         assert float(change) == pytest.approx(0.01 / (1 + step), rel=0.02)
 
 
