@@ -57,7 +57,7 @@ demo: $(READY_DEMO)
 	$(BIN)/python -m pvopt demo
 
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST)
 
 # The newest version of everything but torch (see above; TORCH=torch takes that, too).
 test-newest:

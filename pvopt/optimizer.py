@@ -23,7 +23,7 @@ from pvopt.engine.base_contract import (
 )
 from pvopt.engine.bindings import Binding, bindings_of, check_owners
 from pvopt.engine.changes import note_written, settle, untouched
-from pvopt.engine.code_steps import CodeStep
+from pvopt.engine.code_steps import CodeStep, learn
 from pvopt.engine.finite_check import check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
@@ -293,8 +293,7 @@ class PVOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        jobs = self._checked_jobs()
-        runs = list(self._runs(jobs))
+        jobs, runs = self._checked_jobs()
         undo = Undo(self.base, runs)
         changed: dict[tuple[str, ...], Tensor] = {}
         groups: dict[str, int] = {}
@@ -304,12 +303,14 @@ class PVOptimizer(Optimizer):
                 base_sees_latents(self.base, [job.base for job in jobs.values()]),
             ):
                 self.base.step()
-            code_steps = [run.code_step() for run in runs]
+            code_steps = [run.code_step(undo.before(place)) for place, run in enumerate(runs)]
             p_step((run.value_step(self.values) for run in runs if run.moves_values), self.values)
             for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
                     changed[run.names] = self._v_step(run, undo, code_step)
                     groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
+            pairs = zip(runs, code_steps, strict=True)
+            learn(run.lesson(taken) for run, taken in pairs if taken is not None)
         except BaseException:
             with interrupts_wait():
                 undo()
@@ -325,7 +326,7 @@ class PVOptimizer(Optimizer):
         self._watch.observe(changed.values(), map(self._options, self.param_groups))
         return loss
 
-    def _checked_jobs(self) -> dict[str, Job]:
+    def _checked_jobs(self) -> tuple[dict[str, Job], list[Run]]:
         """Collect what there is to do; refuse it as a whole before anything is changed."""
         bindings = self.bindings_by_id()
         for stack in self._stacks:
@@ -334,10 +335,18 @@ class PVOptimizer(Optimizer):
         written = [job.binding for job in jobs.values() if job.base.written]
         flags = untouched(written)
         names = {key: binding.name for key, binding in bindings.items()}
-        same = check_finite(self.param_groups, names, flags or ())
+        runs = list(self._runs(jobs))
+        sums: list[Tensor] = []
+        summed: set[int] = set()
+        for run in runs:
+            own = run.sums()
+            if own is not None:
+                sums += own
+                summed |= {id(job.base.parameter) for job in run.jobs}
+        same = check_finite(self.param_groups, names, flags or (), sums, summed)
         if flags is None or not same:
             settle(written)
-        return jobs
+        return jobs, runs
 
     def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
         """Yield the weights that take a step together."""
@@ -371,7 +380,6 @@ class PVOptimizer(Optimizer):
                 gradients=run.gradients if first.base.state.step == 0 else None,
                 before_moves=undo.keep_codes,
             )
-        run.learn(code_step)
         return counts
 
     def train(self) -> None:
@@ -391,7 +399,7 @@ class PVOptimizer(Optimizer):
             return
         bindings, state = self.bindings_by_id(), self.state
         steps = [
-            BaseStep(p, bindings[id(p)].state, keeps_latent=True, needed=True, written=False)
+            BaseStep(p, p.data, bindings[id(p)].state, True, needed=True, written=False)
             for group in self.param_groups
             for p in group["params"]
             if id(p) in bindings and "pv.latent" in state[p]

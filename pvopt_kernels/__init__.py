@@ -8,8 +8,10 @@ from .e8p_tables import e8_ball, e8p_absolute
 from .ops import (
     assign,
     beam_search,
+    better_codes,
     codebook_grad,
     decode,
+    decode_groups,
     decode_into,
     decoded_sq_norms,
     e8p_assign,
@@ -36,8 +38,10 @@ from .trellis_tables import hybrid_index, trellis_table
 __all__ = [
     "assign",
     "beam_search",
+    "better_codes",
     "codebook_grad",
     "decode",
+    "decode_groups",
     "decode_into",
     "decoded_sq_norms",
     "e8_ball",

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from compositions import Composition, check_learning, check_stacks, check_steps, fits, takes
+from compositions import SHAPE, Composition, check_learning, check_stacks, check_steps, fits, takes
 
 from pvopt import (
     E8P,
@@ -202,3 +202,21 @@ def test_the_tables_have_every_class_that_is_registered() -> None:
     ):
         every = [part for settings in table for part in (settings, *getattr(settings, "parts", ()))]
         assert {type(settings).__name__ for settings in every} == set(registry)
+
+
+SUMMING = [p for p in FORMATS if p.pull_sums_all]
+
+
+@pytest.mark.parametrize("parametrization", SUMMING, ids=repr)
+def test_gradients_of_values_show_what_is_not_finite_in_the_dense_gradient(parametrization):
+    """Wherever it is, also where the scale is 0."""
+    source = torch.Generator().manual_seed(0)
+    rep = parametrization.fit(torch.randn(SHAPE, generator=source))
+    rep.values[parametrization.scaling[0]].view(-1)[0] = 0
+    gradient = torch.randn(SHAPE, generator=source)
+    assert all(bool(pulled.isfinite().all()) for pulled in rep.pull([gradient]).values())
+    bad = itertools.cycle([math.nan, math.inf, -math.inf])
+    for place in range(gradient.numel()):
+        wrong = gradient.clone()
+        wrong.view(-1)[place] = next(bad)
+        assert not all(bool(pulled.isfinite().all()) for pulled in rep.pull([wrong]).values())

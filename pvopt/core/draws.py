@@ -67,11 +67,26 @@ class Draws:
         """Number of matrices of all weights."""
         return len(self._given) * self._matrices
 
+    @property
+    def matrices(self) -> int:
+        """Number of matrices of each weight."""
+        return self._matrices
+
     def of_matrices(self, count: int) -> Draws:
         """Return the same draws for weights of ``count`` matrices each."""
         if count == 1:
             return self
         return Draws(self._given, self._given_shared, count)
+
+    def narrow(self, start: int, count: int) -> Draws:
+        """Return the draws of some neighbouring weights: drawn there, they are drawn here."""
+        if (start, count) == (0, len(self._given)):
+            return self
+        own = [partial(self._generator, place) for place in range(start, start + count)]
+        return Draws(own, lambda: self._shared, self._matrices)
+
+    def _generator(self, place: int) -> torch.Generator:
+        return self._generators[place]
 
     @cached_property
     def _generators(self) -> list[torch.Generator]:

@@ -47,6 +47,7 @@ class Seen:
         parameter: the object, without keeping it alive.
         pointer: where its data were.
         version: counts what torch knows to have been written.
+        data: ``[*shape]``, a view without history; each weight's takes a call of torch to make.
         sample: ``[n]``, a view of some entries.
         entries: ``[n]``, what they were: ``.data`` and other processes raise no version.
     """
@@ -54,19 +55,20 @@ class Seen:
     parameter: weakref.ref[Tensor]
     pointer: int
     version: int
+    data: Tensor
     sample: Tensor
     entries: Tensor
 
     @classmethod
-    def of(cls, parameter: Tensor, sample: Tensor, entries: Tensor) -> Seen:
+    def of(cls, parameter: Tensor, data: Tensor, sample: Tensor, entries: Tensor) -> Seen:
         """Note what a parameter looks like now."""
-        return cls(
-            weakref.ref(parameter), parameter.data_ptr(), parameter._version, sample, entries
-        )
+        own = weakref.ref(parameter), parameter.data_ptr(), parameter._version
+        return cls(*own, data, sample, entries)
 
     def is_of(self, parameter: Tensor) -> bool:
         """Tell whether it is of this parameter, with these data."""
-        return self.parameter() is parameter and self.pointer == parameter.data_ptr()
+        same = self.parameter() is parameter and self.pointer == parameter.data_ptr()
+        return same and self.data.stride() == parameter.stride()
 
     def untouched(self, parameter: Tensor) -> bool:
         """Tell whether nothing has been written, as far as torch knows."""
@@ -74,7 +76,7 @@ class Seen:
 
     def same_entries(self, parameter: Tensor) -> bool:
         """Tell whether the sampled entries are what they were."""
-        return torch.equal(_flat(_sample(parameter)), self.entries)
+        return torch.equal(_flat(_views(parameter)[1]), self.entries)
 
 
 def record(seen: Sequence[Seen | None], parameters: Sequence[Tensor]) -> list[Seen]:
@@ -84,16 +86,17 @@ def record(seen: Sequence[Seen | None], parameters: Sequence[Tensor]) -> list[Se
         seen: what was noted of each before.
         parameters: the weights.
     """
-    samples = [
-        known.sample if known is not None and known.is_of(p) else _sample(p)
+    views = [
+        (known.data, known.sample) if known is not None and known.is_of(p) else _views(p)
         for known, p in zip(seen, parameters, strict=True)
     ]
+    samples = [sample for _, sample in views]
     found: list[Seen | None] = [None] * len(samples)
     for places in _alike(samples):
         own = [samples[place] for place in places]
         entries = _joined(own).split([sample.numel() for sample in own])
         for place, part in zip(places, entries, strict=True):
-            found[place] = Seen.of(parameters[place], samples[place], part)
+            found[place] = Seen.of(parameters[place], *views[place], part)
     return [new for new in found if new is not None]
 
 
@@ -141,17 +144,20 @@ def check_decoded(weights: Iterable[tuple[str, Tensor, Representation]]) -> None
         raise WeightsChangedError.of(wrong)
 
 
-def _sample(parameter: Tensor) -> Tensor:
-    """Return some entries as a view; those of a weight with holes in its memory, all of them."""
-    data = parameter.detach()
+def _views(parameter: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a weight without its history, and a sample of its entries.
+
+    Of a weight with holes in its memory the sample is all of it.
+    """
+    data = parameter.data
     last = sum((size - 1) * step for size, step in zip(data.shape, data.stride(), strict=True))
     if last + 1 != data.numel():
-        return data
+        return data, data
     rows, columns = matrix_shape(data.shape)
     fits = (s for s in _STRIDES if s <= min(rows, columns) and columns % s)
     stride = 1 if data.numel() <= _WHOLE else next(fits, 1)
     count = -(-data.numel() // stride)
-    return data.as_strided((count,), (stride,), data.storage_offset())
+    return data, data.as_strided((count,), (stride,), data.storage_offset())
 
 
 def _flat(sample: Tensor) -> Tensor:

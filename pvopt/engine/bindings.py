@@ -55,6 +55,12 @@ class Binding:
         """The present parameter."""
         return self.find()
 
+    def data(self, parameter: nn.Parameter) -> Tensor:
+        """Return the entries of its present parameter, without their history."""
+        if self.seen is not None and self.seen.is_of(parameter):
+            return self.seen.data
+        return parameter.data
+
 
 @runtime_checkable
 class NamedRepresentations(Protocol):

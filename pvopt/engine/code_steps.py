@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from pvopt.core.layout import matrix_shape
 from pvopt.parametrizations.representation import Representation
 from pvopt_kernels.ops import gather_groups
 
+from .code_memory import CodeMemory, Share, padded
 from .moves import Moves
-from .state import CodeMemory, WeightState
+from .state import WeightState
 
-__all__ = ["CodeStep", "values_kept"]
+__all__ = ["CodeStep", "Lesson", "learn"]
 
 # Of the selected groups this share is to find a better code at the largest learning rate.
 _SHARE = 0.5
@@ -55,11 +55,13 @@ class CodeStep:
         before: the matrices at which gradients were taken: the present codes, with the values
             before the P step.
         states: of the weights whose lengths are measured, else none.
+        kept: what is kept for all of these weights, if there are any.
     """
 
     lengths: Tensor
     before: Representation
     states: Sequence[WeightState] = ()
+    kept: CodeMemory | None = None
     _parts: list[CodeStep] = field(default_factory=list, init=False)
     _seen: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
 
@@ -73,8 +75,8 @@ class CodeStep:
     @classmethod
     def measured(cls, states: Sequence[WeightState], before: Representation) -> CodeStep:
         """Return steps of the lengths that are kept for each weight."""
-        lengths = torch.cat([state.code_memory().length for state in states])
-        return cls(lengths, before.matrices, states)
+        kept = _joined(states)
+        return cls(kept.length, before.matrices, states, kept)
 
     def each(self) -> list[CodeStep]:
         """Return the steps of each matrix by itself."""
@@ -91,54 +93,23 @@ class CodeStep:
         """
         present = self.before.parametrization.decode_groups(self.before, groups)
         steps = goals - present.view_as(goals)
-        return torch.addcmul(goals, steps, (self.lengths - 1).to(goals.dtype)[:, None, None])
+        longer = (self.lengths - 1).to(goals.dtype).view(-1, 1, 1)
+        return torch.addcmul(goals, steps, longer)
 
-    def observe(self, groups: Tensor, found: Moves, made: Moves) -> None:
-        """Note for which of the selected groups a code was found, and how they change."""
-        share = found.moved.view(len(groups), -1).mean(1, dtype=torch.float32)
-        self._seen = groups, share, made.changes.view(*groups.shape, -1)
+    def observe(self, groups: Tensor, found: Tensor, made: Moves) -> None:
+        """Note for how many of the selected groups a code was found, and how they change."""
+        self._seen = groups, found / groups.shape[1], made.changes.view(*groups.shape, -1)
 
-    def learn(self, gradients: Sequence[Tensor], shares: Sequence[float], sign: float) -> None:
-        """Compute the next step's lengths, which count once this step is.
-
-        Args:
-            gradients: of each matrix, before this step.
-            shares: learning rate of each weight over its largest so far.
-            sign: 1 where the loss is to fall, -1 where it is to rise.
-        """
-        if not self.states:
-            return
-        kept = [state.code_memory() for state in self.states]
-        where, last = _together([(memory.groups, memory.changes) for memory in kept])
-        ahead, means = torch.cat([memory.slopes for memory in kept]).split([1, 2], dim=1)
-        behind = self._slopes(gradients, where, last, sign)
-        both = torch.cat([ahead, behind], dim=1)
-        # Without moves the slope ahead of them is 0, and nothing was learnt.
-        means = torch.lerp(means, both, (ahead != 0) * (1 - _MEMORY))
-        too_far = means[:, 1] > -_OVERSHOOT * means[:, 0]
-        groups, found, changes = self._observed(where.shape[1])
-        ahead = self._slopes(gradients, groups, changes, sign)
-        each = [len(memory.length) for memory in kept]
-        wanted = [_SHARE * share for share, n in zip(shares, each, strict=True) for _ in range(n)]
-        growth = (torch.tensor(wanted).to(found, non_blocking=True) - found) * _GROWTH
-        # After moves that went too far shorter ones; what rests may stay.
-        growth = torch.where(too_far, found.sign() * math.log(_SHRINKAGE), growth)
-        lengths = (self.lengths * growth.exp()).clamp_(1, 1e6)
-        new = lengths, torch.cat([ahead, means], dim=1), groups, changes
-        parts = zip(*(tensor.split(each) for tensor in new), strict=True)
-        for state, own in zip(self.states, parts, strict=True):
-            state.stage_code_memory(CodeMemory(*own))
-
-    def _observed(self, selected: int) -> tuple[Tensor, Tensor, Tensor]:
+    def observed(self, selected: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return groups, shares found and changes of this step, of some number of groups at least.
 
         Args:
             selected: the number.
         """
         seen = [part._seen or part._nothing(selected) for part in self._parts or [self]]
-        groups, changes = _together([(own, change) for own, _, change in seen], selected)
+        groups, changes = padded([(own, change) for own, _, change in seen], selected)
         shares = [share for _, share, _ in seen]
-        return groups, torch.cat(shares) if len(shares) > 1 else shares[0], changes
+        return groups, _cat(shares), changes
 
     def _nothing(self, selected: int) -> tuple[Tensor, Tensor, Tensor]:
         like, count = next(iter(self.before.values.values())), len(self.lengths)
@@ -149,10 +120,10 @@ class CodeStep:
             like.new_zeros(count, selected, size),
         )
 
-    def _slopes(
+    def slopes(
         self, gradients: Sequence[Tensor], groups: Tensor, changes: Tensor, sign: float
     ) -> Tensor:
-        """Return the inner product of gradient and change of each matrix, ``[matrices, 1]``."""
+        """Return the inner product of gradient and change of each matrix, ``[matrices]``."""
         rep = self.before
         if rep.space.trivial:
             matrices = [g if g.dim() == 2 else g.reshape(matrix_shape(g.shape)) for g in gradients]
@@ -160,7 +131,7 @@ class CodeStep:
             parts = gather_groups(
                 matrices, groups, out_group=layout.out_group, in_group=layout.in_group
             )
-            found = (parts * changes).flatten(1).sum(1, keepdim=True, dtype=torch.float32)
+            found = (parts * changes).sum((1, 2), dtype=torch.float32)
         else:
             found = torch.stack(
                 [
@@ -169,7 +140,7 @@ class CodeStep:
                         rep.members(), gradients, groups, changes, strict=True
                     )
                 ]
-            )[:, None]
+            )
         return found if sign == 1 else sign * found
 
 
@@ -179,21 +150,97 @@ def _spread(groups: Tensor, changes: Tensor, rep: Representation) -> Tensor:
     return whole.index_add_(0, groups, changes)
 
 
-def values_kept(rep: Representation) -> Representation:
-    """Return a representation whose values do not move with those of another."""
-    values = {name: value.clone() for name, value in rep.values.items()}
-    return replace(rep, values=values, check=False)
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """What the lengths of the next steps on codes of some weights follow from.
+
+    Args:
+        step: on codes, which has been taken.
+        gradients: of each matrix, before that.
+        shares: learning rate of each weight over its largest so far.
+        sign: 1 where the loss is to fall, -1 where it is to rise.
+    """
+
+    step: CodeStep
+    gradients: Sequence[Tensor]
+    shares: Sequence[float]
+    sign: float
 
 
-def _together(pairs: Sequence[tuple[Tensor, Tensor]], selected: int = 0) -> tuple[Tensor, Tensor]:
-    """Join groups and their changes; of fewer groups than others, group 0 comes unchanged."""
-    selected = max(selected, max(groups.shape[1] for groups, _ in pairs))
-    missing = [selected - groups.shape[1] for groups, _ in pairs]
-    if any(missing):
-        pairs = [
-            (pad(groups, [0, n]), pad(changes, [0, 0, 0, n]))
-            for (groups, changes), n in zip(pairs, missing, strict=True)
-        ]
-    if len(pairs) == 1:
-        return pairs[0]
-    return torch.cat([groups for groups, _ in pairs]), torch.cat([c for _, c in pairs])
+def learn(lessons: Iterable[Lesson]) -> None:
+    """Compute the next step's lengths, which count once this step is.
+
+    Args:
+        lessons: of distinct weights; those whose steps have a fixed length teach nothing.
+    """
+    alike: dict[torch.device, list[tuple[Lesson, CodeMemory]]] = {}
+    for lesson in lessons:
+        if lesson.step.kept is not None:
+            together = alike.setdefault(lesson.step.lengths.device, [])
+            together.append((lesson, lesson.step.kept))
+    for together in alike.values():
+        _learn(together)
+
+
+def _learn(lessons: Sequence[tuple[Lesson, CodeMemory]]) -> None:
+    observed, ahead, behind, wanted, every = [], [], [], [], []
+    for lesson, kept in lessons:
+        step, gradients, sign = lesson.step, lesson.gradients, lesson.sign
+        groups, found, changes = step.observed(kept.groups.shape[1])
+        behind.append(step.slopes(gradients, kept.groups, kept.changes, sign))
+        ahead.append(step.slopes(gradients, groups, changes, sign))
+        observed.append((groups, found, changes))
+        each = len(step.lengths) // len(step.states)
+        wanted += [_SHARE * share for share in lesson.shares for _ in range(each)]
+        every += [each] * len(step.states)
+    before, means = _cat([kept.slopes for _, kept in lessons]).split([1, 2], dim=1)
+    # Without moves the slope ahead of them is 0, and nothing was learnt.
+    both = torch.cat([before, _cat(behind)[:, None]], dim=1)
+    means = torch.lerp(means, both, (before != 0) * (1 - _MEMORY))
+    too_far = means[:, 1] > -_OVERSHOOT * means[:, 0]
+    found = _cat([share for _, share, _ in observed])
+    growth = (torch.tensor(wanted).to(found, non_blocking=True) - found) * _GROWTH
+    # After moves that went too far shorter ones; what rests may stay.
+    growth = torch.where(too_far, found.sign() * math.log(_SHRINKAGE), growth)
+    lengths = (_cat([lesson.step.lengths for lesson, _ in lessons]) * growth.exp()).clamp_(1, 1e6)
+    slopes = torch.cat([_cat(ahead)[:, None], means], dim=1)
+    sizes = [len(lesson.step.lengths) for lesson, _ in lessons]
+    new = zip(lessons, observed, lengths.split(sizes), slopes.split(sizes), strict=True)
+    own = zip(lengths.split(every), slopes.split(every), strict=True)
+    for (lesson, _), (groups, _, changes), length, slope in new:
+        _stage(lesson.step.states, CodeMemory(length, slope, groups, changes), own)
+
+
+def _cat(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _stage(
+    states: Sequence[WeightState], memory: CodeMemory, own: Iterator[tuple[Tensor, Tensor]]
+) -> None:
+    """Keep for the next step what counts once this one is counted.
+
+    Args:
+        states: of some weights.
+        memory: of all of them.
+        own: yields the lengths and slopes of each of them, and then of others.
+    """
+    each = len(memory.length) // len(states)
+    parts = memory.groups.split(each), memory.changes.split(each)
+    for place, (state, groups, changes) in enumerate(zip(states, *parts, strict=True)):
+        part = CodeMemory(*next(own), groups, changes)
+        state.stage_code_memory(Share(memory, len(states), place, part))
+
+
+def _joined(states: Sequence[WeightState]) -> CodeMemory:
+    """Return what is kept for some weights as one; without a copy if it was staged so."""
+    first = states[0].code_share()
+    if first is not None and first.count == len(states):
+        shares = [state.code_share() for state in states]
+        same = (s is not None and s.memory is first.memory for s in shares)
+        if all(same) and all(s is not None and s.place == i for i, s in enumerate(shares)):
+            return first.memory
+    kept = [state.code_memory() for state in states]
+    groups, changes = padded([(memory.groups, memory.changes) for memory in kept])
+    length, slopes = _cat([m.length for m in kept]), _cat([m.slopes for m in kept])
+    return CodeMemory(length, slopes, groups, changes)

@@ -5,8 +5,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,8 @@ def check_finite(
     groups: Sequence[Mapping[str, Any]],
     names: Mapping[int, str],
     flags: Sequence[Tensor] = (),
+    sums: Sequence[Tensor] = (),
+    summed: Collection[int] = (),
 ) -> bool:
     """Raise if any gradient of some parameter groups holds NaN or infinity.
 
@@ -32,6 +35,9 @@ def check_finite(
         groups: parameter groups of an optimizer.
         names: names of parameters by ``id``, for the message; ``param_names`` of a group win.
         flags: scalars of bool that are read in the same wait.
+        sums: floats to which every entry of some gradients was added: finite ones prove that the
+            gradients are, and are far fewer.
+        summed: ``id`` of the parameters of these gradients.
 
     Returns:
         Whether all flags hold.
@@ -51,18 +57,19 @@ def check_finite(
     # A finite norm proves finite entries and reads at memory speed, in one call for all of them;
     # the exact look is much slower and only needed where a norm overflowed.
     alike: dict[torch.device, dict[torch.dtype, list[Tensor]]] = defaultdict(dict)
-    for _, _, _, gradient in _gradients(groups):
-        alike[gradient.device].setdefault(gradient.dtype, []).append(gradient)
+    looked_at = [g for _, _, p, g in _gradients(groups) if id(p) not in summed]
+    for tensor in [*looked_at, *sums]:
+        alike[tensor.device].setdefault(tensor.dtype, []).append(tensor)
     for found in alike.values():
         norms: list[Tensor] = []
-        for dtype, gradients in found.items():
-            exact = torch.promote_types(dtype, torch.float32)  # float16 ends at 65504
-            norms += torch._foreach_norm(gradients, dtype=exact)
-        finite = torch.stack(norms).isfinite().all()
+        for dtype, tensors in found.items():
+            exact = dtype if dtype.itemsize > 4 else torch.float32  # float16 ends at 65504
+            norms += torch._foreach_norm(tensors, dtype=exact)
+        total = torch.stack(norms).sum()
         for flag in flags:
-            if flag.device == finite.device:
-                finite = finite & flag
-        if not bool(finite):
+            if flag.device == total.device:
+                total = total / flag  # not finite without the flag
+        if not math.isfinite(float(total)):
             break
     else:
         return all(bool(flag) for flag in flags if flag.device not in alike)

@@ -102,6 +102,6 @@ def jobs_of(
             )
             needed = keeps or half_steps.codes
             written = lr != 0 and (needed or half_steps.values)
-            step = BaseStep(p, binding.state, keeps, needed, written)
+            step = BaseStep(p, binding.data(p), binding.state, keeps, needed, written)
             jobs[binding.name] = Job(binding, group, settings, half_steps, step, lr)
     return jobs

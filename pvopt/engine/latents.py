@@ -27,6 +27,7 @@ class BaseStep:
 
     Args:
         parameter: the dense weight.
+        data: ``[*shape]``, its entries before the step.
         state: what is kept for it.
         keeps_latent: whether updates collect in a latent weight.
         needed: whether the update is of any use; else the base does not see the gradient.
@@ -36,6 +37,7 @@ class BaseStep:
     """
 
     parameter: nn.Parameter
+    data: Tensor
     state: WeightState
     keeps_latent: bool
     needed: bool
@@ -87,7 +89,7 @@ class _Part:
     def __init__(self, step: BaseStep) -> None:
         self.step = step
         self.seen = step.parameter
-        self.data, self.gradient = step.parameter.data, step.parameter.grad
+        self.gradient = step.parameter.grad
 
     @property
     def stands_in(self) -> bool:
@@ -115,16 +117,21 @@ class _Part:
 
     def end(self) -> None:
         """Take the target, put everything back."""
-        step = self.step
-        if step.needed:
-            step.target = self.seen.data
-            if step.keeps_latent:
-                latent = step.state.latent()
-                if step.target.data_ptr() != latent.data_ptr():  # some assign new data
-                    latent.copy_(step.target)
-                step.target = latent
-        step.parameter.data = self.data
+        step, seen = self.step, self.seen
+        if step.needed and step.keeps_latent:
+            step.target = step.state.latent()
+            if not _same(seen, step.target):  # some assign new data
+                step.target.copy_(seen.data)
+        elif step.needed:
+            step.target = step.data if _same(seen, step.data) else seen.data
+        if not _same(step.parameter, step.data):
+            step.parameter.data = step.data
         step.parameter.grad = self.gradient
+
+
+def _same(parameter: Tensor, data: Tensor) -> bool:
+    """Whether a parameter's entries are these, in the same place and order."""
+    return parameter.data_ptr() == data.data_ptr() and parameter.stride() == data.stride()
 
 
 def _keep_latents(steps: Sequence[BaseStep]) -> None:
@@ -135,7 +142,7 @@ def _keep_latents(steps: Sequence[BaseStep]) -> None:
     """
     latents = [step.state.latent() for step in steps]
     places = [
-        step.parameter.data if step.parameter.dtype == latent.dtype else torch.empty_like(latent)
+        step.data if step.data.dtype == latent.dtype else torch.empty_like(latent)
         for step, latent in zip(steps, latents, strict=True)
     ]
     if places:

@@ -39,6 +39,10 @@ class Moves:
         """Differences of the groups, ``[n, group_size]``; 0 for those that stay."""
         return self.decoded - self.decoded_before
 
+    def counts(self, matrices: int) -> Tensor:
+        """Return how many groups of each of some matrices move, ``[matrices]`` int64."""
+        return self.moved.view(matrices, -1).sum(1)
+
     def only(self, kept: Tensor) -> Moves:
         """Return the moves with all but some groups staying.
 
@@ -70,9 +74,10 @@ def round_groups(query: Query, rounding: Rounding) -> Moves:
     """
     groups = query.groups
     assert groups is not None
-    before = query.present  # known to the query that the rule makes of this one
-    current = query.current()
+    # Others ask for several candidates: their query is another one, to which this is known then.
+    before = None if rounding.takes_first else query.present
     candidates = rounding.propose(query)
+    before, current = query.present if before is None else before, query.current()
     codes = rounding.choose(candidates, current, query.draws)
     moved = (codes != current).any(1)
     decoded = candidates.decoded if rounding.takes_first else None

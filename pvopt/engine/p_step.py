@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -28,6 +28,7 @@ class ValueStep:
         states: what the optimizer keeps for each: counts the steps, has the moments.
         lrs: learning rate of each weight's values.
         ascends: whether values move up their gradient.
+        pulled: the gradients of the values, if they are known; they may be overwritten.
     """
 
     rep: Representation
@@ -35,6 +36,7 @@ class ValueStep:
     states: Sequence[WeightState]
     lrs: Sequence[float]
     ascends: bool = False
+    pulled: Mapping[str, Tensor] | None = None
 
 
 def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
@@ -67,12 +69,12 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
         units: list[float | None] = []
         for step in together:
             counted = [state.count_values_step() for state in step.states]
-            pulled = step.rep.pull(step.gradients)
+            pulled = step.rep.pull(step.gradients) if step.pulled is None else step.pulled
             if step.ascends:
                 pulled = {name: -gradient for name, gradient in pulled.items()}
             for name, value in step.rep.values.items():
                 count = step.rep.count
-                values += value.chunk(count)
+                values += _of_each(step, name, value)
                 gradients += pulled[name].chunk(count)
                 for kind, tensors in moments.items():
                     tensors += [state.moment(kind, name) for state in step.states]
@@ -80,6 +82,14 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
                 numbers += counted
                 units += [step.rep.parametrization.value_units.get(name)] * count
         rule.update_(values, gradients, moments, lrs, numbers, units)
+
+
+def _of_each(step: ValueStep, name: str, value: Tensor) -> Sequence[Tensor]:
+    """Return the value of each weight; those that know it have views of the stack's."""
+    own = [state.rep.values[name] for state in step.states]
+    if all(part.untyped_storage().data_ptr() == value.untyped_storage().data_ptr() for part in own):
+        return own
+    return value.chunk(step.rep.count)
 
 
 def _batches(steps: Iterable[ValueStep]) -> Iterator[list[ValueStep]]:

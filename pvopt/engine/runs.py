@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-from .code_steps import CodeStep, values_kept
+from .code_steps import CodeStep, Lesson
 from .group_settings import GroupSettings
 from .jobs import Job
 from .p_step import ValueStep
@@ -26,7 +26,7 @@ from .writing import write_decoded_
 __all__ = ["Run", "runs_of"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Run:
     """Weights of one shape, scheme and settings that take a step together.
 
@@ -37,6 +37,7 @@ class Run:
 
     rep: Representation
     jobs: Sequence[Job]
+    _pulled: dict[str, Tensor] | None = field(default=None, init=False)
 
     @property
     def settings(self) -> GroupSettings:
@@ -78,35 +79,46 @@ class Run:
         """The dense gradients."""
         return [job.gradient for job in self.jobs]
 
-    def code_step(self) -> CodeStep | None:
+    def code_step(self, before: Representation) -> CodeStep | None:
         """Return how long steps on codes are; None if as long as on dense weights.
 
-        Called before the values move.
+        Args:
+            before: the weights with their values from before the P step.
         """
         measures, ratio = self.settings.measures_steps, self.settings.code_lr_ratio
         plain = self.settings.keeps_latent or (not measures and ratio in (None, 1))
         if plain or not self.moves_codes:
             return None
-        before = values_kept(self.rep) if self.moves_values else self.rep
         if ratio is not None:
             return CodeStep.fixed(ratio, before)
         return CodeStep.measured([job.base.state for job in self.jobs], before)
 
-    def learn(self, code_step: CodeStep | None) -> None:
-        """Let the length of the next step on codes follow from this one."""
-        if code_step is not None:
-            shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
-            sign = -1.0 if self.jobs[0].ascends else 1.0
-            code_step.learn(self.rep.view.all_matrices(self.gradients), shares, sign)
+    def lesson(self, code_step: CodeStep) -> Lesson:
+        """Return what the length of the next step on codes follows from."""
+        shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
+        sign = -1.0 if self.jobs[0].ascends else 1.0
+        return Lesson(code_step, self.rep.view.all_matrices(self.gradients), shares, sign)
+
+    def sums(self) -> list[Tensor] | None:
+        """Return sums of all entries of the gradients; None where none are needed anyway.
+
+        They are the gradients of the values, which the P step does not compute again.
+        """
+        if not (self.moves_values and self.rep.together and self.rep.parametrization.pull_sums_all):
+            return None
+        self._pulled = self.rep.pull(self.gradients)
+        return list(self._pulled.values())
 
     def value_step(self, rule: ValueOptimizer) -> ValueStep:
         """Return what the P step is to do."""
+        pulled, self._pulled = self._pulled, None
         return ValueStep(
             self.rep,
             self.gradients,
             [job.base.state for job in self.jobs],
             [job.value_lr(rule) for job in self.jobs],
             ascends=self.jobs[0].ascends,
+            pulled=pulled,
         )
 
     @contextmanager
@@ -161,6 +173,12 @@ def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterato
         job = jobs[place]
         return None if job is None else (job.key, 0 if together else place)
 
-    for start, count in stack.runs(key):
+    def share(place: int) -> float:
+        job = jobs[place]
+        if job is None or not job.half_steps.codes:
+            return 0.0
+        return 1.0 if job.settings.fraction is None else job.settings.fraction
+
+    for start, count in stack.runs(key, share):
         found = [job for job in jobs[start : start + count] if job is not None]
         yield Run(stack.part(start, count), found)

@@ -18,26 +18,53 @@ from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.query import Query
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
+from pvopt.rules.subspace import Decreases, Subspace
 from pvopt_kernels.ops import gather_groups
 
 from .code_steps import CodeStep
 from .moves import Moves, round_groups
+from .ties import break_ties_
 
 __all__ = ["DenseSearch", "GroupSearch", "StackedSearch"]
+
+# Weights whose groups are compared at once: their norms take 8 MiB for groups of 8. Fewer would
+# make more calls.
+_COMPARED = 1 << 24
+# In the first step, which needs four tensors of this size.
+_RANKED = 1 << 22
 
 
 class GroupSearch(ABC):
     r"""Search of new codes for the groups of a weight or of several, the values fixed.
 
     Attributes:
-        magnitudes: ``[weights, num_groups]``, norms of the changes that groups ask for.
-        squared_norms: ``[weights]``, of the weights.
         coupled: whether the best code of a group depends on the codes of others.
     """
 
-    magnitudes: Tensor
-    squared_norms: Tensor
     coupled: bool = False
+
+    @property
+    @abstractmethod
+    def squared_norms(self) -> Tensor:
+        """Squared norms of the weights ``[weights]``, once groups are selected."""
+
+    @abstractmethod
+    def select(
+        self, subspace: Subspace, *, ordered: bool, gradients: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Let a rule select groups by the norms of the changes that they ask for.
+
+        Args:
+            subspace: the rule.
+            ordered: whether the most important group must come first.
+            gradients: ``[*shape]`` for each weight, which decide between groups that ask for nearly
+                equal changes; None: their order does.
+
+        Returns:
+            Group numbers of each weight, and the norms of the changes, ``[weights, n]`` each; these
+            may be left out where the rounding always takes the first candidate and the codes of
+            groups are not coupled.
+        """
 
     @abstractmethod
     def moves(self, groups: Tensor) -> Moves:
@@ -77,8 +104,37 @@ class StackedSearch(GroupSearch):
     ) -> None:
         self.rep, self.targets, self.code_step = rep, targets, code_step
         self.rounding, self.options, self.draws = rounding, options, draws
-        changes, self.squared_norms = rep.parametrization.change_norms(rep, targets)
-        self.magnitudes = changes.sqrt_()
+        self._squared_norms: list[Tensor] = []
+
+    @property
+    def squared_norms(self) -> Tensor:
+        return _joined(self._squared_norms)
+
+    def select(
+        self, subspace: Subspace, *, ordered: bool, gradients: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        # Norms of all groups are kept of a few weights at a time.
+        most = _COMPARED if gradients is None else _RANKED
+        matrices = 1 if self.draws is None else self.draws.matrices
+        together = max(1, most // (matrices * math.prod(self.rep.inner_shape)))
+        selected, asked, start = [], [], 0
+        for part in self.rep.pieces(together, matrices):
+            end = start + part.count
+            targets = self.targets[start:end]
+            changes, norms = part.parametrization.change_norms(part, targets)
+            magnitudes = changes.sqrt_()
+            if gradients is not None and subspace.ranks:
+                break_ties_(magnitudes, part, gradients[start:end])
+            draws = self.draws
+            if draws is not None:
+                draws = draws.narrow(start // matrices, part.count // matrices)
+            groups = subspace.select(magnitudes, draws, ordered=ordered)
+            selected.append(groups)
+            self._squared_norms.append(norms)
+            if not self.rounding.takes_first:
+                asked.append(magnitudes.gather(1, groups))
+            start = end
+        return _joined(selected), _joined(asked) if asked else None
 
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep
@@ -86,8 +142,7 @@ class StackedSearch(GroupSearch):
         matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
-        first = torch.arange(0, rep.num_groups, layout.num_groups, device=groups.device)
-        numbers = (groups + first[:, None]).flatten() if rep.count > 1 else groups.flatten()
+        numbers = rep.numbers(groups)
         if self.code_step is not None:
             goals = self.code_step.extend(goals, numbers)
         query = Query(
@@ -135,12 +190,16 @@ class DenseSearch(GroupSearch):
         self.coupled = self.costs.coupled
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
-        self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
+        self._magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
         if self._norms.coupled or math.prod(rep.inner_shape) != math.prod(rep.shape):
             whole = rep.merge(self.decoded).square()
         else:  # what groups add is all there is
             whole = self._norms.squared_norms(self.decoded)
-        self.squared_norms = whole.sum()[None]
+        self._squared_norms = whole.sum()[None]
+
+    @property
+    def squared_norms(self) -> Tensor:
+        return self._squared_norms
 
     def _costs(self, metric: Metric | None) -> GroupCosts:
         rep = self.rep
@@ -148,6 +207,17 @@ class DenseSearch(GroupSearch):
         if inside is None:
             return SeparableCosts(None)
         return inside.costs(rep.layout, self.decoded)
+
+    def select(
+        self, subspace: Subspace, *, ordered: bool, gradients: Sequence[Tensor] | None
+    ) -> tuple[Tensor, Tensor | None]:
+        magnitudes, decreases = self._magnitudes, None
+        if subspace.needs_decreases:
+            decreases = Decreases(self._bounds(), self.decreases)
+        if gradients is not None and subspace.ranks:
+            break_ties_(magnitudes, self.rep, gradients)
+        groups = subspace.select(magnitudes, self.draws, ordered=ordered, decreases=decreases)
+        return groups, magnitudes.gather(1, groups)
 
     def squared_changes(self, moves: Moves) -> Tensor:
         return self._norms.squared_norms(moves.changes, moves.groups)
@@ -182,9 +252,9 @@ class DenseSearch(GroupSearch):
             decoded=self.decoded.index_select(0, groups),
         )
 
-    def bounds(self) -> Tensor:
+    def _bounds(self) -> Tensor:
         """Return what each group could lower the squared error by, halved, ``[num_groups]``."""
-        return torch.where(self.magnitudes[0] > 0, self.costs.bounds(self.error), 0.0)
+        return torch.where(self._magnitudes[0] > 0, self.costs.bounds(self.error), 0.0)
 
     def decreases(self, groups: Tensor) -> Tensor:
         """Return what groups lower half of the squared error by when each alone moves.
@@ -208,3 +278,7 @@ class DenseSearch(GroupSearch):
             found = self.rep.parametrization.candidates(query)
             result[index] = (0.5 * (present - found.errors[:, 0])).clamp_min_(0)
         return result
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

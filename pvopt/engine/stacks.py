@@ -10,15 +10,19 @@ from typing import Any
 
 from torch import Tensor
 
+from pvopt.core.heap import release_free_memory
 from pvopt.parametrizations.representation import Representation
 
 from .bindings import Binding
 
 __all__ = ["Stack", "stacks_of"]
 
-# Weights that take a step together. A V step keeps a norm for each group, 16 MiB for groups of 8;
-# fewer weights would need less and make more calls (benchmarks.step).
-_AT_ONCE = 1 << 25
+# Weights that take a step together: fewer would make more calls (benchmarks.step).
+_AT_ONCE = 1 << 26
+# Weights that are searched together: 16 MiB each for targets, new and present weights and more.
+_SEARCHED = 1 << 22
+# Bytes that codes and values leave behind when they move into a stack, as holes of some KiB.
+_WORTH_RELEASING = 1 << 23
 
 
 @dataclass(eq=False)
@@ -63,20 +67,26 @@ class Stack:
             self._parts[start, count] = self.rep.narrow(start, count)
         return self._parts[start, count]
 
-    def runs(self, key: Callable[[int], Hashable | None]) -> Iterator[tuple[int, int]]:
+    def runs(
+        self, key: Callable[[int], Hashable | None], share: Callable[[int], float]
+    ) -> Iterator[tuple[int, int]]:
         """Cut the stack into neighbours with equal keys, not too many together.
 
         Args:
             key: of the weight in a place; None leaves the weight out.
+            share: of its groups that are searched; alike for equal keys.
 
         Yields:
             First place and number of weights.
         """
-        most = max(1, _AT_ONCE // math.prod(self.rep.shape))
         keys = [key(place) for place in range(len(self.bindings))]
         for found, places in itertools.groupby(range(len(keys)), keys.__getitem__):
             run = list(places)
-            for start in range(0, len(run) if found is not None else 0, most):
+            if found is None:
+                continue
+            at_once = min(_AT_ONCE, _SEARCHED / max(share(run[0]), _SEARCHED / _AT_ONCE))
+            most = max(1, int(at_once / math.prod(self.rep.shape)))
+            for start in range(0, len(run), most):
                 yield run[start], min(most, len(run) - start)
 
 
@@ -97,4 +107,8 @@ def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:
         if not (rep.parametrization.stacks and rep.space.trivial):
             key += (binding.name,)
         alike.setdefault(key, []).append(binding)
-    return [Stack(members) for members in alike.values()]
+    stacks = [Stack(members) for members in alike.values()]
+    left = sum(t.nbytes for stack in stacks for _, t in stack.rep.tensors() if stack.rep.count > 1)
+    if left >= _WORTH_RELEASING:
+        release_free_memory()
+    return stacks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -13,30 +13,14 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
+from .code_memory import CodeMemory, Share
 from .dense_start import DenseStart
 
-__all__ = ["CodeMemory", "WeightState"]
+__all__ = ["WeightState"]
 
 _STEP, _VALUES_STEP, _LATENT, _NAME = "step", "values_step", "latent", "name"
 _LARGEST_LR, _CODE_STEP = "largest_lr", "code_step."
-
-
-@dataclass(frozen=True, eq=False)
-class CodeMemory:
-    """What the length of a weight's steps on codes is measured by.
-
-    Args:
-        length: ``[matrices]``, of the next step.
-        slopes: ``[matrices, 3]``, the inner product of gradient and change: before the last moves,
-            and means before and after earlier ones.
-        groups: ``[matrices, n]`` int64, selected in the last step.
-        changes: ``[matrices, n, group_size]`` of these groups.
-    """
-
-    length: Tensor
-    slopes: Tensor
-    groups: Tensor
-    changes: Tensor
+_MEMORY_PARTS = [f.name for f in fields(CodeMemory)]
 
 
 class WeightState(dict[str, Any]):
@@ -72,7 +56,8 @@ class WeightState(dict[str, Any]):
         checksum = zlib.crc32(name.encode())
         super().__init__({_STEP: 0, _VALUES_STEP: 0, _LARGEST_LR: 0.0, _NAME: checksum})
         self.rep, self.rule = rep, rule
-        self._staged: CodeMemory | None = None
+        self._staged: Share | None = None
+        self._share: Share | None = None
         self._start: DenseStart | None = None  # of the latent weight, before the first step
         self.complete()
 
@@ -114,9 +99,9 @@ class WeightState(dict[str, Any]):
         self[_LARGEST_LR] = max(lr, self[_LARGEST_LR])
         self._start = None
         if self._staged is not None:
-            parts = {f.name: getattr(self._staged, f.name) for f in fields(CodeMemory)}
+            parts = self._staged.own.tensors()
             self.update({_CODE_STEP + name: part for name, part in parts.items()})
-            self._staged = None
+            self._share, self._staged = self._staged, None
 
     def count_values_step(self) -> int:
         """Count a P step; return its number, from 1."""
@@ -187,7 +172,7 @@ class WeightState(dict[str, Any]):
         Args:
             selected: number of groups that a step selects, to begin with.
         """
-        names = [f.name for f in fields(CodeMemory)]
+        names = _MEMORY_PARTS
         if _CODE_STEP + names[0] not in self:
             matrices = self.rep.matrices
             like, count = next(iter(matrices.values.values())), matrices.count
@@ -199,9 +184,18 @@ class WeightState(dict[str, Any]):
             }
         return CodeMemory(**{name: self[_CODE_STEP + name] for name in names})
 
-    def stage_code_memory(self, memory: CodeMemory) -> None:
+    def code_share(self) -> Share | None:
+        """Return the part of :meth:`code_memory` in that of several weights; None: nobody knows."""
+        share = self._share
+        if share is None:
+            return None
+        parts = share.own.tensors().items()
+        same = all(self.get(_CODE_STEP + name) is part for name, part in parts)
+        return share if same else None
+
+    def stage_code_memory(self, share: Share) -> None:
         """Keep for the next step what counts once this one is counted."""
-        self._staged = memory
+        self._staged = share
 
     def assign(self, key: str, value: Any) -> None:
         """Set an entry; codes and values keep their tensors."""
@@ -269,7 +263,7 @@ class WeightState(dict[str, Any]):
         self[_NAME] = name
         self[_LARGEST_LR] = float(saved.get(_LARGEST_LR, 0.0))
         self._staged = self._start = None
-        kept = [_CODE_STEP + f.name for f in fields(CodeMemory)]
+        kept = [_CODE_STEP + name for name in _MEMORY_PARTS]
         for key in (*self._moving(), _LATENT, *(kept if kept[0] in saved else ())):
             if key in saved:
                 self[key] = saved[key].to(device=self.rep.device, copy=True)

@@ -52,13 +52,25 @@ class Undo:
             for p in group["params"]
             if p.grad is not None and id(p) not in quantized and not _is_zero(group)
         ]
+        places: list[int | None] = []
         for run in runs:
             follows = run.moves_codes and run.rep.parametrization.values_follow_codes
-            if run.moves_values or follows:
+            moves = run.moves_values or follows
+            places.append(len(self._tensors) if moves else None)
+            if moves:
                 self._tensors += run.rep.values.values()
                 self._tensors += [m for job in run.jobs for m in job.base.state.moments()]
         self._copies = torch._foreach_mul(self._tensors, 1) if self._tensors else []
+        self._places = places
         self._codes: list[Callable[[], None]] = []
+
+    def before(self, place: int) -> Representation:
+        """Return the present codes of a run, with the values from before the step."""
+        rep, first = self._runs[place].rep, self._places[place]
+        if first is None:
+            return rep
+        copies = self._copies[first : first + len(rep.values)]
+        return rep.with_values(dict(zip(rep.values, copies, strict=True)))
 
     def keep_codes(self, rep: Representation, moves: Moves) -> None:
         """Keep the codes of groups that are about to move.

@@ -14,7 +14,7 @@ from pvopt.metrics.matrices import WeightMetric, matrix_metrics
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Rounding
-from pvopt.rules.subspace import Decreases, Subspace
+from pvopt.rules.subspace import Subspace
 from pvopt.rules.trust_region import TrustRegion
 
 from .code_steps import CodeStep
@@ -22,10 +22,6 @@ from .moves import Moves
 from .searches import DenseSearch, GroupSearch, StackedSearch
 
 __all__ = ["v_step"]
-
-# Magnitudes that differ by less than this share of them are taken for equal: a hundred times the
-# rounding of a weight that an update is a thousandth of, in float32.
-_TIE = 1e-3
 
 
 def v_step(
@@ -113,7 +109,7 @@ def v_step(
     else:
         own_draws = draws.of_matrices(rep.count // weights)
         moved = step.run(rep, targets, None, own_draws, code_step, gradients, dense=False)
-    return moved.view(weights, -1).sum(1)
+    return moved if len(moved) == weights else moved.view(weights, -1).sum(1)
 
 
 @dataclass(frozen=True)
@@ -153,47 +149,34 @@ class _Step:
             "draws": draws,
             "code_step": code_step,
         }
-        decreases = None
         if dense:
             search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
-            if subspace.needs_decreases:
-                decreases = Decreases(search.bounds(), search.decreases)
         else:
             search = StackedSearch(rep, targets, **settings)
-        magnitudes = search.magnitudes
-        if gradients is not None and subspace.ranks:
-            magnitudes = _without_ties(magnitudes, rep, gradients)
-        groups = subspace.select(
-            magnitudes, draws, ordered=self.trust_region is not None, decreases=decreases
-        )
-        if search.coupled:  # the others must not be searched for company that stays
-            groups = groups[:, search.magnitudes[0, groups[0]] > 0]
+        ordered = self.trust_region is not None
+        groups, asked = search.select(subspace, ordered=ordered, gradients=gradients)
+        if search.coupled and asked is not None:  # others must not be searched for them: they stay
+            groups = groups[:, asked[0] > 0]
         if groups.shape[1] == 0:
             return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
         moves = search.moves(groups)
-        if not (search.coupled or rounding.takes_first):  # the nearest to a weight is its own
-            moves = moves.only((search.magnitudes.gather(1, groups) > 0).flatten())
-        found = moves
+        if not (search.coupled or rounding.takes_first or asked is None):
+            moves = moves.only((asked > 0).flatten())  # the nearest to a weight is its own
+        found = made = moves.counts(rep.count)
         if self.trust_region is not None:
             groups, moves = _within(self.trust_region, moves, search, groups)
+            made = moves.counts(rep.count)
         if code_step is not None:
             code_step.observe(groups, found, moves)
         if self.before_moves is not None:
             self.before_moves(rep, moves)
         moves.make_(rep)
-        return moves.moved.view(rep.count, -1).sum(1)
+        return made
 
 
 def stackable(rep: Representation, *, metric: object | None, subspace: Subspace) -> bool:
     """Tell whether several weights like one can take a V step together."""
     return metric is None and rep.space.trivial and not subspace.needs_decreases
-
-
-def _without_ties(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> Tensor:
-    """Let groups of larger gradient come first among those that ask for nearly equal changes."""
-    norms = torch.stack([rep.split(g.to(rep.dtype)).square().sum(1).sqrt() for g in gradients])
-    share = norms / (norms + norms.mean(1, keepdim=True)).clamp_min(torch.finfo(rep.dtype).tiny)
-    return magnitudes * (1 + _TIE * share)
 
 
 def _within(

@@ -15,17 +15,19 @@ from pvopt.fits.codebooks import fit_codebooks
 from pvopt.metrics.contract import Metric
 from pvopt_kernels.ops import (
     beam_search,
+    better_codes,
     decode,
     decode_into,
     decoded_sq_norms,
     matmul,
     stacked_codebook_grad,
 )
+from pvopt_kernels.ops import decode_groups as decode_some
 
 from .contract import Parametrization
 from .options import FitOptions
 from .preparation import prepare_fit, usual_size
-from .query import Query
+from .query import Candidates, Query
 from .representation import Representation
 from .storage import Storage
 
@@ -59,6 +61,7 @@ class Codebooks(Parametrization):
 
     stacks = True
     couples = True
+    pull_sums_all = True
 
     #: Combinations of the fit's last search, and its rounds before that.
     usual_fit_beam: ClassVar[int]
@@ -90,8 +93,7 @@ class Codebooks(Parametrization):
 
     def _books(self, rep: Representation) -> Tensor:
         """Return the codebooks of each weight, ``[count, M, K, group_size]``."""
-        books = rep.values["codebooks"]
-        return books.view(rep.count, self.num_codebooks, *books.shape[1:])
+        return rep.values_of_each("codebooks")
 
     def _scales_of(self, rep: Representation, groups: Tensor | None) -> Tensor:
         """Return the scale of each group, ``[n, 1]``."""
@@ -123,6 +125,9 @@ class Codebooks(Parametrization):
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Return the scaled sums of the groups' entries."""
+        if groups is not None and not torch.is_grad_enabled():
+            own = None if codes is None else codes.long()
+            return decode_some(groups, *self._stacked(rep), out_group=self.out_group, new_codes=own)
         if codes is None:
             if groups is None and rep.count == 1:  # every group as a run of a row
                 books, scales = rep.values["codebooks"], rep.values["scales"]
@@ -132,12 +137,8 @@ class Codebooks(Parametrization):
 
     def _stacked(self, rep: Representation) -> tuple[Tensor, Tensor, Tensor]:
         """Return codes, codebooks and scales of each weight, as the kernels take them."""
-        codes, scales = rep.codes["entries"], rep.values["scales"]
-        return (
-            codes.view(rep.count, -1, *codes.shape[1:]),
-            self._books(rep),
-            scales.view(rep.count, -1, scales.shape[1]),
-        )
+        codes, scales = rep.codes_of_each("entries"), rep.values_of_each("scales")
+        return codes, self._books(rep), scales
 
     def _matrices(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Return dense weights of any shape as matrices, which share their memory if possible."""
@@ -162,6 +163,24 @@ class Codebooks(Parametrization):
             if matrix.data_ptr() != weight.data_ptr():  # a convolution in channels_last
                 weight.copy_(matrix.view(weight.shape))
 
+    def candidates(self, query: Query) -> Candidates:
+        if query.count > 1 or query.metric is not None or query.groups is None:
+            return super().candidates(query)
+        codes, decoded, errors, current, present = better_codes(
+            query.target,
+            query.groups,
+            *self._stacked(query.rep),
+            beam_size=query.options.beam_size or self.usual_beam,
+            order=self._order(query),
+            out_group=self.out_group,
+        )
+        query.remember(current, present)
+        return Candidates(codes, errors, decoded)
+
+    def _order(self, query: Query) -> list[int]:
+        """Return the order in which a search visits the codebooks."""
+        return query.permutation(self.num_codebooks) if self.num_codebooks > 1 else [0]
+
     def search(self, query: Query) -> Tensor:
         """Beam search over the codebooks in random order (exact for a single codebook).
 
@@ -176,7 +195,7 @@ class Codebooks(Parametrization):
         if metric is not None and metric.couples:
             unscaled, books, weights = metric.map(unscaled), metric.map(books), None
         beam = query.options.beam_size or self.usual_beam
-        order = query.permutation(self.num_codebooks) if self.num_codebooks > 1 else [0]
+        order = self._order(query)
         return beam_search(
             unscaled,
             books[0] if rep.count == 1 else books,

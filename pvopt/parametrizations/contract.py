@@ -55,6 +55,8 @@ class Parametrization(ABC):
             by, it is.
         value_units: how large a relative step of one is, by name, where the size of the value
             itself says nothing about it.
+        pull_sums_all: whether :meth:`pull` adds every entry of a gradient to some entry of what it
+            returns, so that a gradient is finite if that is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
             ``pvopt.starts.parse_start`` reads it.
     """
@@ -66,6 +68,7 @@ class Parametrization(ABC):
     coupled_candidates: ClassVar[int] = 8
     values_follow_codes: ClassVar[bool] = False
     has_zero: ClassVar[bool] = True
+    pull_sums_all: ClassVar[bool] = False
     scaling: ClassVar[tuple[str, ...]] = ("scales",)
     value_units: ClassVar[Mapping[str, float]] = {}
     usual_start: ClassVar[str] = "aqlm"

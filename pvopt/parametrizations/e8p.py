@@ -98,6 +98,7 @@ class E8P(Parametrization):
             )
 
     stacks = True
+    pull_sums_all = True
     has_zero = False
 
     @property

@@ -69,6 +69,15 @@ class Query:
         """Return the present codes of the groups, ``[n, codes_per_group]`` int64."""
         return self._current
 
+    def remember(self, current: Tensor, present: Tensor) -> None:
+        """Keep what a search has found out on its way.
+
+        Args:
+            current: of :meth:`current`.
+            present: of :attr:`present`.
+        """
+        self.__dict__.update(_current=current, present=present)
+
     @cached_property
     def _current(self) -> Tensor:
         return self.rep.group_codes(self.groups).long()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,7 @@ class Representation:
     value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
     moving: dict[str, int] = field(init=False, repr=False)
     _num_matrices: int = field(init=False, repr=False)
+    _views: dict[Any, tuple[Any, Any]] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self, check: bool) -> None:
         self.shape = tuple(self.shape)
@@ -107,7 +109,7 @@ class Representation:
     def __getstate__(self) -> dict[str, Any]:
         # The copy of a weight does not bring along the stack that it lies in.
         own = {what: _unshared(self.__dict__[what]) for what in ("codes", "values")}
-        return self.__dict__ | own
+        return self.__dict__ | own | {"_views": {}}
 
     def _compare(
         self, what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
@@ -177,13 +179,76 @@ class Representation:
             groups: ``[n]`` distinct group numbers, or None for all in order.
             codes: ``[n, codes_per_group]``, those of all streams side by side.
         """
-        parts = codes.split(list(self.moving.values()), dim=1)
+        widths = list(self.moving.values())
+        parts = [codes] if len(widths) == 1 else codes.split(widths, dim=1)
         for (name, width), part in zip(self.moving.items(), parts, strict=True):
-            stream = self.codes[name].view(-1, width)
+            stream = self.codes[name]
+            stream = self._viewed(stream, (stream.numel() // width, width))
             if groups is None:
                 stream.copy_(part)
             else:
                 stream.index_copy_(0, groups, part.to(stream.dtype))
+
+    def codes_of_each(self, name: str) -> Tensor:
+        """Return a stream of codes as ``[count, *shape of one weight's]``, a view."""
+        return self._of_each(self.codes[name])
+
+    def values_of_each(self, name: str) -> Tensor:
+        """Return a value as ``[count, *shape of one weight's]``, a view."""
+        return self._of_each(self.values[name])
+
+    def _of_each(self, tensor: Tensor) -> Tensor:
+        return self._viewed(tensor, (self.count, len(tensor) // self.count, *tensor.shape[1:]))
+
+    def _viewed(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return self._known((id(tensor), shape), [tensor], lambda: tensor.view(shape))
+
+    def _known(self, key: Any, of: list[Tensor], make: Callable[[], Any]) -> Any:
+        """Return what was made of some tensors before, or make it.
+
+        A step asks for the same views again and again, and each is a call of torch.
+        """
+        modes = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
+        if modes or torch.compiler.is_compiling():
+            return make()
+        found = self._views.get(key)
+        if found is None or any(a is not b for a, b in zip(found[0], of, strict=True)):
+            found = self._views[key] = of, make()
+        return found[1]
+
+    def numbers(self, groups: Tensor) -> Tensor:
+        """Return the numbers of groups among those of all matrices, ``[matrices * n]``.
+
+        Args:
+            groups: ``[matrices, n]`` int64, numbers in each matrix.
+        """
+        if self._num_matrices == 1:
+            return groups.flatten()
+        size, device = self.layout.num_groups, groups.device
+        ends = 0, self.num_groups, size
+
+        def first() -> Tensor:
+            return torch.arange(*ends, device=device)[:, None]
+
+        return (groups + self._known(("first", device), [], first)).flatten()
+
+    def pieces(self, most: int, unit: int = 1) -> Sequence[Representation]:
+        """Return the weights of a stack in nearly equal pieces, as views.
+
+        Args:
+            most: units of a piece.
+            unit: weights that stay together.
+        """
+        units = self.count // unit
+        number = -(-units // most)
+        if number == 1:
+            return [self]
+        ends = [units * piece // number * unit for piece in range(number + 1)]
+
+        def cut() -> list[Representation]:
+            return [self.narrow(a, b - a) for a, b in itertools.pairwise(ends)]
+
+        return self._known(("pieces", number), [t for _, t in self.tensors()], cut)
 
     def check_codes(self, codes: Mapping[str, Tensor] | None = None) -> None:
         """Raise unless every code exists.
@@ -352,6 +417,12 @@ class Representation:
     def clone(self) -> Representation:
         """Return an independent copy."""
         return self.to()
+
+    def with_values(self, values: dict[str, Tensor]) -> Representation:
+        """Return a representation with the same codes, the very tensors, and other values."""
+        found = self._with(self.codes, values)
+        found._views = dict(self._views)
+        return found
 
     def _with(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
         return Representation(

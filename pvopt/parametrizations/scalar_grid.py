@@ -32,6 +32,7 @@ class ScalarGrid(Parametrization):
     """
 
     stacks = True
+    pull_sums_all = True
     has_levels = True
     usual_start = "gptq"
 

@@ -69,6 +69,7 @@ class SharedValues(Parametrization):
         check_integer("num_values", self.num_values, 1, 1 << 16)
 
     stacks = True
+    pull_sums_all = True
     has_levels = True
     scaling = ("values",)
 

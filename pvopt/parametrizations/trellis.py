@@ -118,6 +118,7 @@ class Trellis(Parametrization):
     in_group: int = 2
 
     stacks = True
+    pull_sums_all = True
     has_zero = False
     # Sequences near the best one differ in a few places: little for a metric to choose from.
     coupled_candidates = 1

@@ -2,8 +2,10 @@
 
 from .assign import assign
 from .beam_search import beam_search
+from .better_codes import better_codes
 from .codebook_grad import codebook_grad
 from .decode import decode
+from .decode_groups import decode_groups
 from .decode_into import decode_into
 from .decoded_sq_norms import decoded_sq_norms
 from .e8p_assign import e8p_assign
@@ -26,8 +28,10 @@ from .uniform_matmul import uniform_matmul
 __all__ = [
     "assign",
     "beam_search",
+    "better_codes",
     "codebook_grad",
     "decode",
+    "decode_groups",
     "decode_into",
     "decoded_sq_norms",
     "e8p_assign",

@@ -71,7 +71,7 @@ from pvopt.convex import (
 )
 
 STEPS = 12
-some = settings(max_examples=12, deadline=None, derandomize=True)
+some = settings(max_examples=6, deadline=None, derandomize=True)
 
 
 @dataclass(frozen=True)

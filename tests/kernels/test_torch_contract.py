@@ -71,6 +71,16 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
             {"beam_size": 4, "order": [1, 0], "metric": torch.ones(6, 4)},
         ),
     ],
+    "better_codes": [
+        lambda: (
+            (_draw(6, 4), torch.tensor([0, 5, 3, 7, 6, 10]), *_stack()),
+            {"beam_size": 3, "order": [1, 0]},
+        ),
+        lambda: (
+            (_draw(0, 4), torch.empty(0, dtype=torch.int64), *_stack()),
+            {"beam_size": 1, "order": [0], "out_group": 2},
+        ),
+    ],
     "codebook_grad": [
         lambda: ((_draw(3, 8), *_books()), {}),
         lambda: ((_draw(6, 4).bfloat16(), *_books()), {"out_group": 2}),
@@ -78,6 +88,13 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
     "decode": [
         lambda: (_books(True), {}),
         lambda: (_books(), {"out_group": 2}),
+    ],
+    "decode_groups": [
+        lambda: ((torch.tensor([0, 5, 3, 7, 6, 10]), *_stack()), {}),
+        lambda: (
+            (torch.tensor([1, 9]), *_stack()),
+            {"out_group": 2, "new_codes": _codes(2, 2, below=4)},
+        ),
     ],
     "decode_into": [
         lambda: ((_dense(3, 8), *_stack()), {}),

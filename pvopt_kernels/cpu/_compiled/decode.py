@@ -7,9 +7,9 @@ import functools
 from numba import prange
 
 from .parallel import ParallelLoop
-from .vectors import fence, item, load, memory, spread, stream, write
+from .vectors import fence, item, load, memory, spread, store, stream, write
 
-__all__ = ["decode_kernel"]
+__all__ = ["decode_groups_kernel", "decode_kernel"]
 
 
 @functools.cache
@@ -51,5 +51,28 @@ def decode_kernel(
                             place += in_group
             if streamed:
                 fence()
+
+    return ParallelLoop(kernel)
+
+
+@functools.cache
+def decode_groups_kernel(group_size: int, num_codebooks: int) -> ParallelLoop:
+    """Return the loop over some groups of all weights.
+
+    Its arguments are flat arrays: numbers of the groups, groups of a weight that are wanted, codes
+    of these groups, codebooks, entries of a codebook, scales, groups of a scale, output.
+    """
+
+    def kernel(groups, wanted, codes, books, entries, scales, per_scale, out, size, parts):
+        for part in prange(parts):
+            for n in range(size * part // parts, size * (part + 1) // parts):
+                first = (n // wanted) * num_codebooks * entries
+                code = first + item(codes, n * num_codebooks)
+                entry = load(books, code * group_size, group_size)
+                for m in range(1, num_codebooks):
+                    code = first + m * entries + item(codes, n * num_codebooks + m)
+                    entry = entry + load(books, code * group_size, group_size)
+                scale = scales[item(groups, n) // per_scale]
+                store(out, n * group_size, entry * spread(scale, group_size))
 
     return ParallelLoop(kernel)

@@ -1,0 +1,37 @@
+"""Which of the groups that ask for nearly equal changes come first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pvopt.parametrizations.representation import Representation
+
+__all__ = ["break_ties_"]
+
+# Magnitudes that differ by less than this share of them are taken for equal: a hundred times the
+# rounding of a weight that an update is a thousandth of, in float32.
+_TIE = 1e-3
+# Groups whose gradients are squared at once.
+_AT_ONCE = 1 << 14
+
+
+def break_ties_(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> None:
+    """Let groups of larger gradient come first among those that ask for nearly equal changes.
+
+    Args:
+        magnitudes: ``[weights, num_groups]``, changed in place.
+        rep: of the weights.
+        gradients: ``[*shape]`` of each.
+    """
+    norms = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
+    for row, gradient in zip(norms, gradients, strict=True):
+        groups = rep.split(gradient.to(rep.dtype))
+        for own, part in zip(row.split(_AT_ONCE), groups.split(_AT_ONCE), strict=True):
+            torch.sqrt(part.square().sum(1), out=own)
+    means = norms.mean(1)
+    for own, row, mean in zip(magnitudes, norms, means, strict=True):
+        sizes = (row + mean).clamp_min_(torch.finfo(rep.dtype).tiny)
+        own *= torch.div(row, sizes, out=sizes).mul_(_TIE).add_(1)
