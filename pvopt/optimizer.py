@@ -64,7 +64,8 @@ class PVOptimizer(Optimizer):
         b &\leftarrow (1 - \rho)\, b + \rho\, w && \text{latent decay}
 
     With :math:`\rho = 0`, the default, the latent weight :math:`b` collects all updates as in
-    straight-through estimation: one tensor more, and codes move whatever the learning rate is. With
+    straight-through estimation: one tensor more, and codes move whatever the learning rate is. It
+    begins at the decoded weight, or at the dense one if ``quantize_(keep_dense=True)`` kept it. With
     :math:`\rho = 1` none is kept (``b = w``) and :math:`w + s\,u` is rounded, with steps on codes
     that are :math:`s` times as long as on dense weights. Dense parameters always hold the decoded
     weights, so the model stays an ordinary module. Parameters without a representation are left
