@@ -65,7 +65,7 @@ class PVOptimizer(Optimizer):
 
     With :math:`\rho = 0`, the default, the latent weight :math:`b` collects all updates as in
     straight-through estimation: one tensor more, and codes move whatever the learning rate is. It
-    begins at the decoded weight, or at the dense one if ``quantize_(keep_dense=True)`` kept it. With
+    begins at the decoded weight, or at the dense one that ``quantize_(keep_dense=True)`` kept. With
     :math:`\rho = 1` none is kept (``b = w``) and :math:`w + s\,u` is rounded, with steps on codes
     that are :math:`s` times as long as on dense weights. Dense parameters always hold the decoded
     weights, so the model stays an ordinary module. Parameters without a representation are left
