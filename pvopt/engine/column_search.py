@@ -11,7 +11,7 @@ from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.rounding import Nearest, Rounding
 
-from .searches import DenseSearch
+from .dense_search import DenseSearch
 
 __all__ = ["row_metric_search"]
 

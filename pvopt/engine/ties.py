@@ -18,15 +18,26 @@ _TIE = 1e-3
 _AT_ONCE = 1 << 14
 
 
-def break_ties_(magnitudes: Tensor, rep: Representation, gradients: Sequence[Tensor]) -> None:
+def break_ties_(
+    magnitudes: Tensor,
+    rep: Representation,
+    gradients: Sequence[Tensor],
+    memory: Tensor | None = None,
+) -> Tensor:
     """Let groups of larger gradient come first among those that ask for nearly equal changes.
 
     Args:
         magnitudes: ``[weights, num_groups]``, changed in place.
         rep: of the weights.
         gradients: ``[*shape]`` of each.
+        memory: what an earlier call for as many weights or more returned.
+
+    Returns:
+        Memory that a later call can use: new memory would add to the holes of the heap.
     """
-    norms = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
+    if memory is None or len(memory) < len(magnitudes):
+        memory = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
+    norms = memory[: len(magnitudes)]
     for row, gradient in zip(norms, gradients, strict=True):
         groups = rep.split(gradient.to(rep.dtype))
         for own, part in zip(row.split(_AT_ONCE), groups.split(_AT_ONCE), strict=True):
@@ -35,3 +46,4 @@ def break_ties_(magnitudes: Tensor, rep: Representation, gradients: Sequence[Ten
     for own, row, mean in zip(magnitudes, norms, means, strict=True):
         sizes = (row + mean).clamp_min_(torch.finfo(rep.dtype).tiny)
         own *= torch.div(row, sizes, out=sizes).mul_(_TIE).add_(1)
+    return memory

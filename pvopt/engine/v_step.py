@@ -18,8 +18,10 @@ from pvopt.rules.subspace import Subspace
 from pvopt.rules.trust_region import TrustRegion
 
 from .code_steps import CodeStep
+from .dense_search import DenseSearch
 from .moves import Moves
-from .searches import DenseSearch, GroupSearch, StackedSearch
+from .searches import GroupSearch
+from .stacked_search import StackedSearch
 
 __all__ = ["v_step"]
 

@@ -23,6 +23,7 @@ from pvopt_kernels.ops import (
     stacked_codebook_grad,
 )
 from pvopt_kernels.ops import decode_groups as decode_some
+from pvopt_kernels.ops import largest_changes as farthest
 
 from .contract import Parametrization
 from .options import FitOptions
@@ -155,6 +156,12 @@ class Codebooks(Parametrization):
         return decoded_sq_norms(
             self._matrices(targets), *self._stacked(rep), out_group=self.out_group
         )
+
+    def largest_changes(
+        self, rep: Representation, targets: Sequence[Tensor], count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        stack = self._matrices(targets), *self._stacked(rep)
+        return farthest(*stack, count, out_group=self.out_group)
 
     def write_into(self, rep: Representation, weights: Sequence[Tensor]) -> None:
         matrices = self._matrices(weights)

@@ -13,7 +13,7 @@ from torch import Tensor
 from pvopt.core.layout import GroupLayout
 from pvopt.core.streams import CodeStream
 from pvopt.metrics.contract import GroupMetric, Metric
-from pvopt_kernels.ops import group_sq_norms
+from pvopt_kernels.ops import group_sq_norms, largest
 
 from .options import FitOptions
 from .query import Candidates, Query
@@ -26,6 +26,8 @@ __all__ = ["Parametrization"]
 # Weights of all candidates that are decoded at once: a column of a layer, which is then bound by
 # calls.
 _AT_ONCE = 1 << 17
+# Weights whose groups are compared at once: 64 MiB of norms where each is a group.
+_COMPARED = 1 << 24
 
 
 class Parametrization(ABC):
@@ -156,8 +158,9 @@ class Parametrization(ABC):
     def value_columns(self, shape: tuple[int, ...]) -> int | None:
         """Return how many neighbouring columns have values that are theirs alone.
 
-        Column ``j`` then belongs to ``value[:, j // value_columns]`` of every value, and a fit of
-        these columns alone gives the values that belong to them.
+        Column ``j`` then belongs to ``value[:, j // value_columns]`` of every value, and of every
+        stream of codes that does not move, and a fit of these columns alone gives those that
+        belong to them.
 
         Args:
             shape: of the weight.
@@ -336,6 +339,30 @@ class Parametrization(ABC):
             changes.append(group_sq_norms(goals, decoded, in_group=decoded.shape[1]))
             norms.append(decoded.square().sum())
         return torch.stack(changes), torch.stack(norms)
+
+    def largest_changes(
+        self, rep: Representation, targets: Sequence[Tensor], count: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return which groups are the farthest from their targets.
+
+        Args:
+            rep: codes and values; its space does not matter.
+            targets: ``[*inner_shape]`` for each weight.
+            count: how many groups of each weight.
+
+        Returns:
+            Norms of the differences ``[rep.count, count]``, the largest first, the numbers of the
+            groups, and the squared norms of the weights ``[rep.count]``.
+        """
+        found, start = [], 0
+        for part in rep.pieces(max(1, _COMPARED // math.prod(rep.inner_shape))):
+            changes, norms = self.change_norms(part, targets[start : start + part.count])
+            found.append((*largest(changes.sqrt_(), count), norms))
+            start += part.count
+        if len(found) == 1:
+            return found[0]
+        values, groups, norms = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return values, groups, norms
 
     def write_into(self, rep: Representation, weights: Sequence[Tensor]) -> None:
         """Write the decoded weights.

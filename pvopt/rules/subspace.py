@@ -19,6 +19,7 @@ __all__ = [
     "SUBSPACES",
     "AllGroups",
     "Decreases",
+    "Farthest",
     "Gain",
     "Greedy",
     "Proportional",
@@ -43,6 +44,19 @@ class Decreases:
     search: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, eq=False)
+class Farthest:
+    """The changes that groups ask for, of which only the largest are looked at.
+
+    Args:
+        num_groups: of each weight.
+        find: returns the groups ``[weights, n]`` of the ``n`` largest, in order.
+    """
+
+    num_groups: int
+    find: Callable[[int], Tensor]
+
+
 class Subspace(ABC):
     """Choose the coordinate subspace of one V step."""
 
@@ -50,6 +64,14 @@ class Subspace(ABC):
     needs_decreases: bool = False
     #: Whether the order of the magnitudes decides, so that ties have to mean something.
     ranks: bool = False
+    #: Whether :meth:`select` takes :class:`Farthest` in place of magnitudes: those of all groups of
+    #: all weights are then never kept together.
+    reads_largest: bool = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "select" in vars(cls) and "reads_largest" not in vars(cls):
+            cls.reads_largest = False  # another selection than the inherited one
 
     @abstractmethod
     def select(
@@ -153,15 +175,18 @@ class Greedy(_Fraction):
     """
 
     ranks = True
+    reads_largest = True
 
     def select(
         self,
-        magnitudes: Tensor,
+        magnitudes: Tensor | Farthest,
         draws: Draws | None = None,
         *,
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
+        if isinstance(magnitudes, Farthest):
+            return magnitudes.find(self.count(magnitudes.num_groups))
         return self._largest(magnitudes)
 
 

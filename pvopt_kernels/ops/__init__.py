@@ -14,6 +14,7 @@ from .gather_groups import gather_groups
 from .group_sq_norms import group_sq_norms
 from .hadamard import hadamard
 from .largest import largest
+from .largest_changes import largest_changes
 from .matmul import matmul
 from .scatter_groups import scatter_groups
 from .smallest import smallest
@@ -40,6 +41,7 @@ __all__ = [
     "group_sq_norms",
     "hadamard",
     "largest",
+    "largest_changes",
     "matmul",
     "scatter_groups",
     "smallest",

@@ -12,7 +12,7 @@ from pvopt_kernels.dispatch import call, implementation
 
 from ._codebooks import check_code_values, check_stack
 
-__all__ = ["decoded_sq_norms"]
+__all__ = ["decoded_sq_norms", "exact_dtype"]
 
 
 def decoded_sq_norms(
@@ -65,7 +65,7 @@ def _op(
     targets: list[Tensor], codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int
 ) -> tuple[Tensor, Tensor]:
     check_code_values(codes, codebooks)
-    wide = codebooks.new_empty(0, dtype=_exact(targets, codebooks))
+    wide = codebooks.new_empty(0, dtype=exact_dtype(targets, codebooks))
     run = implementation("decoded_sq_norms", wide)
     return run(targets, codes, codebooks, scales, out_group)
 
@@ -74,13 +74,13 @@ def _op(
 def _fake(
     targets: list[Tensor], codes: Tensor, codebooks: Tensor, scales: Tensor, out_group: int
 ) -> tuple[Tensor, Tensor]:
-    exact = _exact(targets, codebooks)
+    exact = exact_dtype(targets, codebooks)
     weights, rows, cols, _ = codes.shape
     changes = codebooks.new_empty(weights, rows * cols, dtype=exact)
     return changes, codebooks.new_empty(weights, dtype=exact)
 
 
-def _exact(targets: list[Tensor], codebooks: Tensor) -> torch.dtype:
+def exact_dtype(targets: list[Tensor], codebooks: Tensor) -> torch.dtype:
     """Return the widest of the dtypes and float32."""
     wide = codebooks.dtype == torch.float64 or any(t.dtype == torch.float64 for t in targets)
     return torch.float64 if wide else torch.float32

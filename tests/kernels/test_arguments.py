@@ -74,6 +74,7 @@ CALLS: dict[str, dict[str, Any]] = {
     "group_sq_norms": {"target": dense(), "weight": dense(), "out_group": 1, "in_group": 4},
     "hadamard": {"x": torch.ones(3, 8)},
     "largest": {"keys": torch.ones(3, 4), "k": 2},
+    "largest_changes": {"targets": [dense()], **stack(), "k": 3, "out_group": 1},
     "matmul": {"x": torch.ones(2, COLS * GROUP), **weight(), "out_group": 1},
     "scatter_groups": {
         "outs": [dense()],

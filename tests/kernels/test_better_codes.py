@@ -54,7 +54,7 @@ def test_the_best_codes_are_found(kind, device):
 def test_what_is_no_better_is_not_taken(kind, device):
     """Of equal entries the present one stays, and where the scale is 0 all are equal."""
     stack, groups = draw(3, device)
-    codes, books, scales = stack.args
+    _, books, scales = stack.args
     books[:, :, 1:] = books[:, :, :1]  # all entries alike
     scales[1] = 0
     target = torch.randn(len(groups), 4, generator=torch.Generator().manual_seed(4)).to(device)

@@ -121,6 +121,10 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
     ],
     "hadamard": [lambda: ((_draw(3, 8).requires_grad_(),), {})],
     "largest": [lambda: ((_draw(3, 40), 2), {})],
+    "largest_changes": [
+        lambda: ((_dense(3, 8), *_stack(), 2), {}),
+        lambda: (([t.double() for t in _dense(6, 4)], *_stack(), 3), {"out_group": 2}),
+    ],
     "matmul": [
         lambda: ((_draw(7, 8).requires_grad_(), *_books(True)), {}),
         lambda: ((_draw(2, 7, 6).half(), *_books(True)), {"out_group": 2, "transposed": True}),

@@ -27,7 +27,7 @@ from pvopt import (
     UniformGrid,
     v_step,
 )
-from pvopt.engine.searches import DenseSearch
+from pvopt.engine.dense_search import DenseSearch
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=3, deadline=None, derandomize=True)

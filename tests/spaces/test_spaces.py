@@ -43,7 +43,7 @@ from pvopt import (
     v_step,
 )
 from pvopt.core.layout import matrix_shape
-from pvopt.engine.searches import DenseSearch
+from pvopt.engine.dense_search import DenseSearch
 
 SEEDS = st.integers(0, 2**32 - 1)
 some = settings(max_examples=8, deadline=None, derandomize=True)
