@@ -118,6 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [case for case in CASES if settings.only in " ".join(case[:3])]
     means = []
     found = layers(settings.model, text, numbers, settings.tokens)
+    if settings.quick:
+        found = dict(list(found.items())[:2])
     for case in cases:
         rows = []
         for name, (weight, hessian) in found.items():

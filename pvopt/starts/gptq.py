@@ -58,8 +58,8 @@ class GPTQ(Start):
             not make it positive definite.
         activation_order: whether columns are visited in the order of decreasing diagonal of the
             Hessian: errors of high-energy inputs are passed on to low-energy ones. Otherwise from
-            left to right. Which inputs share a scale stays; :class:`pvopt.Permutation` groups them
-            by their energy.
+            left to right. Which inputs share a scale stays; in the space :class:`pvopt.Permutation`
+            those of like energy do, as with act-order's moving groups (``g_idx``).
         search_options: how hard the search of each block column tries.
         fit_options: how hard the fits of values try.
 

@@ -64,6 +64,7 @@ class IterativeOBS(OBS):
 
     Example:
         >>> from pvopt import Row, Sparse
+        >>> from pvopt.starts import OneShotOBS
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 8, generator=draws) @ torch.randn(8, 32, generator=draws)
         >>> weight, metric = torch.randn(16, 32, generator=draws), Row(inputs.T @ inputs)

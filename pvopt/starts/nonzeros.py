@@ -17,8 +17,8 @@ from pvopt.parametrizations.representation import Representation
 
 __all__ = ["round_nonzeros"]
 
-# Elements of the factors of one chunk of rows: 32 MiB of float64.
-_CHUNK_ELEMENTS = 1 << 22
+# Elements of the factors of one chunk of rows: 64 MiB of float64. Fewer pay for more calls.
+_CHUNK_ELEMENTS = 1 << 23
 
 
 def round_nonzeros(
@@ -66,16 +66,17 @@ def round_nonzeros(
     rep = inner.fit(rest.view(shape), metric=metric, options=options, generator=generator)
     draws = Draws.of(generator, rep.device)
     for part in _parts(support, hessian, rest.dtype):
+        inverse, everywhere = part.inverse(), bool(part.used.all())
         present = torch.where(part.used, rest[part.numbers], 0.0)  # [n, largest]
         for place in range(present.shape[1]):
-            used = part.used[:, place]
+            used = slice(None) if everywhere else part.used[:, place]
             groups, target = part.numbers[used, place], present[used, place, None]
             query = Query(target=target, rep=rep, groups=groups, draws=draws)
-            codes = inner.candidates(query).codes[:, 0]
+            codes = inner.search(query)[:, 0]
             error = target - inner.decode_groups(rep, groups, codes)
             rep.write_codes_(groups, codes)
             scaled = error * part.factor[used, place, place, None]
-            present[used, place + 1 :] -= scaled * part.inverse[used, place, place + 1 :]
+            present[used, place + 1 :] -= scaled * inverse[used, place, place + 1 :]
     return rep
 
 
@@ -87,13 +88,16 @@ class _Part:
         used: ``[n, largest]`` whether a nonzero is there.
         numbers: ``[n, largest]`` of the nonzeros among all; 0 where there is none.
         factor: ``[n, largest, largest]``, R.
-        inverse: its inverse.
     """
 
     used: Tensor
     numbers: Tensor
     factor: Tensor
-    inverse: Tensor
+
+    def inverse(self) -> Tensor:
+        """Return the inverse of R."""
+        eye = torch.eye(self.factor.shape[1]).to(self.factor)
+        return torch.linalg.solve_triangular(self.factor, eye.expand_as(self.factor), upper=True)
 
 
 def _parts(support: Tensor, hessian: Tensor, dtype: torch.dtype) -> Iterator[_Part]:
@@ -111,7 +115,5 @@ def _parts(support: Tensor, hessian: Tensor, dtype: torch.dtype) -> Iterator[_Pa
         matrix = hessian[back[:, :, None], back[:, None, :]] * (there[:, :, None] & there[:, None])
         matrix.diagonal(dim1=1, dim2=2).add_((~there).to(matrix))
         factor = torch.linalg.cholesky(matrix).flip(1, 2)
-        eye = torch.eye(largest, dtype=factor.dtype, device=factor.device).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=True)
         own = torch.where(used, numbers.gather(1, order), 0)
-        yield _Part(used, own, factor.to(dtype), inverse.to(dtype))
+        yield _Part(used, own, factor.to(dtype))

@@ -77,7 +77,7 @@ def test_codes_are_those_of_a_recursion_that_solves_afresh(inner, seed, ragged):
 @pytest.mark.parametrize("start", [OneShotOBS(), IterativeOBS()], ids=str)
 def test_errors_make_up_for_one_another(start, form):
     scheme, logs = parse_scheme(form), []
-    for seed in range(6):
+    for seed in range(4):
         weight, inputs = problem(seed, 8, 32)
         metric = Row(inputs.T @ inputs)
         rep = start.start(weight, scheme, metric=metric)
