@@ -25,9 +25,8 @@ from .writing import write_decoded_
 
 __all__ = ["Run", "runs_of"]
 
-# Weights that take a step together. Fewer need less memory and make more calls (benchmarks.step):
-# 15 a time, and 40 where the lengths of steps on codes are measured.
-_AT_ONCE, _MEASURED = 1 << 24, 1 << 26
+# Weights that take a step together: fewer make more calls (benchmarks.step).
+_AT_ONCE = 1 << 26
 # Weights that are searched together: 16 MiB each for targets, new and present weights and more.
 _SEARCHED = 1 << 22
 
@@ -189,8 +188,7 @@ def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterato
 
 
 def _at_once(job: Job) -> float:
-    most = _MEASURED if job.settings.measures_steps else _AT_ONCE
     if not job.half_steps.codes:
-        return most
+        return _AT_ONCE
     share = 1.0 if job.settings.fraction is None else job.settings.fraction
-    return min(most, _SEARCHED / share)
+    return min(_AT_ONCE, _SEARCHED / share)
