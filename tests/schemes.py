@@ -40,6 +40,7 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "shared": SharedValues(num_values=5),
     "grid": UniformGrid(bits=3, group_size=8),
     "grid-symmetric": UniformGrid(bits=2, symmetric=True),
+    "grid-zeros": UniformGrid(bits=2, group_size=8, integer_zeros=True),
     "binary": Binary(group_size=4),
     "ternary": Ternary(),
     "vector": VectorCodebook(bits=3, group_size=2),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 
 import pytest
+from stages import FirstAlone
 
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
+from benchmarks.init import __main__ as init
 from benchmarks.init.__main__ import main
 from benchmarks.init.lineup import ROWS
 from pvopt.llm import load_model
 from pvopt.selection.schemes import select_schemes
 
 
-def test_quick_run_keeps_every_row(tmp_path, capsys):
+def test_quick_run_keeps_every_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(init, "in_own_process", FirstAlone())
     file = tmp_path / "report.json"
     arguments = ["--quick", "--formats", "rtn-2,gptq-2", "--windows", "2", "--tuned-steps", "1"]
     arguments += ["--work", str(tmp_path / "work"), "--json", str(file)]

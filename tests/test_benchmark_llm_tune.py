@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 
 import pytest
+from stages import FirstAlone
 
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
+from benchmarks.llm_tune import __main__ as llm_tune
 from benchmarks.llm_tune.__main__ import main
 from benchmarks.llm_tune.experiment import Settings
 
 
-def test_quick_run_reports_rows_in_the_order_measured(tmp_path, capsys):
+def test_quick_run_reports_rows_in_the_order_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(llm_tune, "in_own_process", FirstAlone())
     file = tmp_path / "report.json"
     arguments = ["--quick", "--recipes", "ste,continuous_only", "--stop-after", "4"]
     assert main([*arguments, "--json", str(file), "--plots", str(tmp_path)]) == 0

@@ -57,6 +57,7 @@ FORMATS: list[Parametrization] = [
     SharedValues(num_values=5),
     UniformGrid(bits=2, group_size=4),
     UniformGrid(bits=3, symmetric=True),
+    UniformGrid(bits=2, group_size=4, integer_zeros=True),
     Binary(),
     Ternary(group_size=4),
     Sparse(density=0.5),

@@ -59,7 +59,9 @@ class Binary(ScalarGrid):
     num_codes = 2
     has_zero = False
 
-    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    def step_and_zero(
+        self, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]
+    ) -> tuple[Tensor, float]:
         """The levels are two scales apart around zero."""
         return 2 * values["scales"], 0.5
 

@@ -155,8 +155,9 @@ class Parametrization(ABC):
     def value_columns(self, shape: tuple[int, ...]) -> int | None:
         """Return how many neighbouring columns have values that are theirs alone.
 
-        Column ``j`` then belongs to ``value[:, j // value_columns]`` of every value, and a fit of
-        these columns alone gives the values that belong to them.
+        Column ``j`` then belongs to ``value[:, j // value_columns]`` of every value, and of every
+        stream of codes that does not move, and a fit of these columns alone gives those that
+        belong to them.
 
         Args:
             shape: of the weight.

@@ -22,7 +22,7 @@ from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .sparse_support import OnSupport, SparseSupport, spread
+from .sparse_support import NonzerosFit, OnSupport, SparseSupport, spread
 from .supports import best_supports
 
 __all__ = ["QuantizedNonzeros"]
@@ -210,6 +210,7 @@ class QuantizedNonzeros(OnSupport):
         metric: Metric | None = None,
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
+        fit: NonzerosFit | None = None,
     ) -> Representation:
         """Fit the inner parametrization to the nonzeros."""
         weight, importance, generator = prepare_fit(weight, metric, generator)
@@ -217,12 +218,15 @@ class QuantizedNonzeros(OnSupport):
         streams = self.streams(shape)
         mask = self.support.represent(weight, support).codes
         inner = self.nonzero_shape(shape)
-        found = self.inner.fit(
-            weight[support].view(inner),
-            metric=None if importance is None else Diagonal(importance[support].view(inner)),
-            options=options,
-            generator=generator,
-        )
+        if fit is not None:
+            found = fit(self.inner, inner)
+        else:
+            found = self.inner.fit(
+                weight[support].view(inner),
+                metric=None if importance is None else Diagonal(importance[support].view(inner)),
+                options=options,
+                generator=generator,
+            )
         codes = {n: c.reshape(streams[n].shape) for n, c in (mask | found.codes).items()}
         return Representation(self, codes, found.values, shape)
 

@@ -55,11 +55,14 @@ class ScalarGrid(Parametrization):
         return _GridStorage(self, shape)
 
     @abstractmethod
-    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | float]:
+    def step_and_zero(
+        self, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor | float]:
         """Return the distance of the levels and the zero point; differentiable in the values.
 
         Args:
             values: by name, as in a representation.
+            codes: alike; those that V steps do not move.
 
         Returns:
             Step ``[rows, columns / group_size]``, and the zero point of that shape or for all.
@@ -85,17 +88,20 @@ class ScalarGrid(Parametrization):
         return rows, columns // self._scale_size(shape)
 
     def _represent(
-        self, codes: Tensor, values: Mapping[str, Tensor], shape: tuple[int, ...]
+        self, levels: Tensor, found: Mapping[str, Tensor], shape: tuple[int, ...]
     ) -> Representation:
-        """Return a representation of codes and values of the right number."""
-        stream, sizes = self.streams(shape)["levels"], self.value_shapes(shape)
-        levels = codes.view(stream.shape).to(stream.dtype)
-        own = {name: values[name].reshape(size) for name, size in sizes.items()}
-        return Representation(self, {"levels": levels}, own, shape)
+        """Return a representation of levels, and of what else was found, in any shape."""
+        every = {"levels": levels, **found}
+        codes = {
+            name: every[name].reshape(stream.shape).to(stream.dtype)
+            for name, stream in self.streams(shape).items()
+        }
+        values = {n: found[n].reshape(size) for n, size in self.value_shapes(shape).items()}
+        return Representation(self, codes, values, shape)
 
     def _steps_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return step and zero point of each group of one weight, ``[n, 1]`` each."""
-        step, zero = self.step_and_zero(rep.values)
+        step, zero = self.step_and_zero(rep.values, rep.codes)
         size = self._scale_size(rep.inner_shape)
         # Rows are contiguous and a multiple of the size: the flat index divides.
         index = None if groups is None else groups.div(size, rounding_mode="floor")
@@ -140,7 +146,7 @@ class ScalarGrid(Parametrization):
 
 
 class _GridStorage(Storage):
-    """Codes of scalar grids at their real width, row by row, as the kernels read them."""
+    """Levels of scalar grids at their real width, row by row, as the kernels read them."""
 
     parametrization: ScalarGrid
 
@@ -150,19 +156,27 @@ class _GridStorage(Storage):
 
     def empty(self, device: torch.device | str | None) -> dict[str, Tensor]:
         size = row_bytes(self.shape[1], self._bits)
-        return {"levels": torch.zeros(self.shape[0], size, dtype=torch.uint8, device=device)}
+        levels = torch.zeros(self.shape[0], size, dtype=torch.uint8, device=device)
+        return {**super().empty(device), "levels": levels}
 
     def store(self, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"levels": pack_rows(codes["levels"].flatten(1), self._bits)}
+        levels = pack_rows(codes["levels"].flatten(1), self._bits)
+        return {**super().store(codes), "levels": levels}
 
     def read(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        return {"levels": unpack_rows(stored["levels"], self._bits, self.shape[1])[..., None]}
+        levels = unpack_rows(stored["levels"], self._bits, self.shape[1])[..., None]
+        return {"levels": levels, **self._read_fixed(stored)}
+
+    def _read_fixed(self, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the codes that V steps do not move."""
+        streams = self.parametrization.streams(self.shape).items()
+        return {n: s.unpack(stored[n], check=False) for n, s in streams if not s.moves}
 
     def multiply(
         self, x: Tensor, stored: Mapping[str, Tensor], values: Mapping[str, Tensor]
     ) -> Tensor:
         """Multiply without making the weight dense."""
-        step, zero = self.parametrization.step_and_zero(values)
+        step, zero = self.parametrization.step_and_zero(values, self._read_fixed(stored))
         bits = self._bits
         if not isinstance(zero, Tensor):
             zero = None if zero == (1 << bits) // 2 else torch.full_like(step, zero)

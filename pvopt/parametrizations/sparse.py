@@ -77,10 +77,6 @@ class Sparse(SparseSupport):
         if self.per not in ("row", "tensor"):
             raise ValueError(f"per must be 'row' or 'tensor', got {self.per!r}")
 
-    @property
-    def usual_start(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return "obs" if self.per == "tensor" else super().usual_start
-
     def streams(self, shape: tuple[int, ...]) -> dict[str, CodeStream]:
         """The mask, eight bits in a byte; the last byte of a group is filled up with zeros."""
         layout = self.layout(shape)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,7 +17,10 @@ from .query import Query
 from .representation import Representation
 from .supports import best_supports
 
-__all__ = ["OnSupport", "SparseSupport", "spread"]
+__all__ = ["NonzerosFit", "OnSupport", "SparseSupport", "spread"]
+
+#: Represents nonzeros, row after row, by their parametrization as a matrix of some shape.
+NonzerosFit = Callable[[Parametrization, tuple[int, int]], Representation]
 
 
 class OnSupport(Parametrization):
@@ -37,6 +40,7 @@ class OnSupport(Parametrization):
         metric: Metric | None = None,
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
+        fit: NonzerosFit | None = None,
     ) -> Representation:
         """Put the entries of a dense weight on a support into a representation.
 
@@ -46,6 +50,7 @@ class OnSupport(Parametrization):
             metric: whose diagonal weighs the squared errors of the nonzeros, or None for 1.
             options: how hard a fit of the nonzeros tries.
             generator: source of random draws.
+            fit: of nonzeros that are not free; None for that of their parametrization.
 
         Returns:
             Codes of the support, codes and values of the nonzeros.
@@ -105,6 +110,7 @@ class SparseSupport(OnSupport):
         metric: Metric | None = None,
         options: FitOptions | None = None,
         generator: torch.Generator | None = None,
+        fit: NonzerosFit | None = None,
     ) -> Representation:
         """Take the nonzeros as they are, whatever the metric."""
         shape = tuple(weight.shape)

@@ -64,7 +64,9 @@ class Ternary(ScalarGrid):
     num_codes = 3
     codes_per_word = 5
 
-    def step_and_zero(self, values: Mapping[str, Tensor]) -> tuple[Tensor, float]:
+    def step_and_zero(
+        self, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]
+    ) -> tuple[Tensor, float]:
         """The levels are a scale apart around zero."""
         return values["scales"], 1.0
 

@@ -4,12 +4,15 @@ from .aqlm import AQLM
 from .contract import STARTS, Start, parse_start, usual_start
 from .fit import Fit
 from .gptq import GPTQ
-from .obs import IterativeOBS, OneShotOBS
+from .iterative_obs import IterativeOBS
+from .lnq import LNQ
+from .obs import OneShotOBS
 from .refit import refit_support
 
 __all__ = [
     "AQLM",
     "GPTQ",
+    "LNQ",
     "STARTS",
     "Fit",
     "IterativeOBS",

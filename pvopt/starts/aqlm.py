@@ -18,6 +18,7 @@ from pvopt.parametrizations.options import FitOptions, SearchOptions
 from pvopt.parametrizations.representation import Representation
 
 from .contract import STARTS, Start
+from .damping import damped_cholesky
 from .gptq import GPTQ
 
 __all__ = ["AQLM"]
@@ -98,7 +99,7 @@ class AQLM(Start):
         # 0.091 with it, 0.099 without (k-means alone: 0.131).
         first = GPTQ(search_options=self.search_options, fit_options=self.fit_options)
         rep = first._start(weight, parametrization, metric, generator)
-        own = metric.damped(self.damping).normalized().to(weight.device, weight.dtype)
+        own = damped_cholesky(metric, self.damping)[0].normalized().to(weight.device, weight.dtype)
         error = float(own.squared_norm(rep.decode() - weight))
         for _ in range(self.max_rounds):
             row_metric_search(rep, weight, own, options=self.search_options, generator=generator)

@@ -20,6 +20,7 @@ from pvopt.parametrizations.query import Query
 from pvopt.parametrizations.representation import Representation
 
 from .contract import STARTS, Start
+from .damping import damped_cholesky
 from .fit import Fit
 
 __all__ = ["GPTQ"]
@@ -49,10 +50,12 @@ class GPTQ(Start):
     The recursion takes any parametrization: scalar grids, where it is GPTQ, and groups of several
     inputs, where it is the LDLQ of QuIP. Values that belong to some columns alone (the scales of a
     grid's group) are fitted when the first of these columns is reached, to what the columns have
-    become by then; other values are those of the weighted fit.
+    become by then, each counting by its :math:`R_{jj}^2`: what is left of an error once later
+    columns have made up for it. Other values are those of the weighted fit.
 
     Args:
-        damping: fraction of the Hessian's mean diagonal that is added to it.
+        damping: fraction of the Hessian's mean diagonal that is added to it; more where that does
+            not make it positive definite.
         activation_order: whether columns are visited in the order of decreasing diagonal of the
             Hessian: errors of high-energy inputs are passed on to low-energy ones. Otherwise from
             left to right. Which inputs share a scale stays; :class:`pvopt.Permutation` groups them
@@ -105,7 +108,7 @@ class GPTQ(Start):
             rep = fit._start(weight, parametrization, metric, generator)
         else:
             rep = _blank(weight, parametrization)
-        _Recursion(self, rep, weight, metric.damped(self.damping).hessian, generator).run()
+        _Recursion(self, rep, weight, metric, generator).run()
         return rep
 
 
@@ -128,7 +131,7 @@ class _Recursion:
         settings: of the start.
         rep: codes (and values) to set.
         weight: ``[*shape]``; not changed.
-        hessian: ``[in, in]`` float64, positive definite.
+        metric: of the inputs, in float64; not damped yet.
         generator: source of random draws.
     """
 
@@ -137,13 +140,13 @@ class _Recursion:
         settings: GPTQ,
         rep: Representation,
         weight: Tensor,
-        hessian: Tensor,
+        metric: Row,
         generator: torch.Generator,
     ) -> None:
         self.settings, self.rep, self.generator = settings, rep, generator
         self.layout = layout = rep.layout
         self.value_columns = rep.parametrization.value_columns(rep.shape)
-        energy = hessian.diagonal()
+        energy = metric.hessian.diagonal()
         order = torch.arange(layout.cols, device=weight.device)
         if settings.activation_order:
             of_blocks = energy.view(layout.cols, layout.in_group).sum(1)
@@ -152,11 +155,16 @@ class _Recursion:
         inside = torch.arange(layout.in_group, device=order.device)
         self.columns = (order[:, None] * layout.in_group + inside).flatten()  # [in], as visited
         self.places = self.columns.argsort()  # where a column is visited
-        factor, inverse = _factor(hessian[self.columns][:, self.columns])
+        # Upper triangular R with R R' = H is the lower factor of the reversed order.
+        lower = damped_cholesky(metric, settings.damping, self.columns.flip(0))[1]
+        factor = lower.flip(0, 1)
+        eye = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=True)
         self.factor, self.inverse = factor.to(weight.dtype), inverse.to(weight.dtype)
         # A copy, in the order of the visits.
-        self.weight = weight.view(-1, len(hessian))[:, self.columns]
-        self.energy = energy.to(weight.dtype)
+        self.weight = weight.view(-1, len(factor))[:, self.columns]
+        # What an error of a column costs once the columns after it have made up for it.
+        self.cost = factor.diagonal().square()
         self.rows = torch.arange(layout.rows, device=order.device)
 
     def run(self) -> None:
@@ -211,25 +219,14 @@ class _Recursion:
         present = self.weight[:, places]
         late = errors @ self.inverse[start : start + errors.shape[1], places]
         present = torch.where(places >= stop, present - late, present)
-        energy = self.energy[columns]
         fitted = self.rep.parametrization.fit(
             present,
-            metric=Diagonal((energy / energy.mean())[None]),
+            metric=Diagonal(self.cost[places][None]),
             options=self.settings.fit_options,
             generator=self.generator,
         )
         for name, value in self.rep.values.items():
             value[:, group : group + 1] = fitted.values[name]
-
-
-def _factor(metric: Tensor) -> tuple[Tensor, Tensor]:
-    """Return upper triangular ``R`` with ``R R' = metric``, and its inverse."""
-    lower, failed = torch.linalg.cholesky_ex(metric.flip(0, 1))
-    if failed:
-        raise ValueError(
-            "damping must be positive: the hessian is singular to rounding, some inputs depend "
-            "on others"
-        )
-    factor = lower.flip(0, 1)
-    eye = torch.eye(len(metric), dtype=metric.dtype, device=metric.device)
-    return factor, torch.linalg.solve_triangular(factor, eye, upper=True)
+        for name, stream in self.rep.streams.items():
+            if not stream.moves:
+                self.rep.codes[name][:, group : group + 1] = fitted.codes[name]

@@ -109,7 +109,10 @@ def few_of_many(draw):
     return SparseNM(nonzeros=draw(st.integers(1, size - 1)), group_size=size)
 
 
-GRIDS = st.builds(UniformGrid, bits=st.integers(1, 8), group_size=GROUPS, symmetric=st.booleans())
+BITS = st.integers(1, 8)
+GRIDS = st.builds(UniformGrid, bits=BITS, group_size=GROUPS, symmetric=st.booleans()) | st.builds(
+    UniformGrid, bits=BITS, group_size=GROUPS, integer_zeros=st.just(True)
+)
 SPARSE = st.builds(Sparse, density=SHARES, per=st.sampled_from(["row", "tensor"])) | few_of_many()
 QUANTIZED_SCALES = st.builds(
     QuantizedScales, inner=vectors() | additive() | lattices(), bits=st.integers(1, 8)
@@ -221,6 +224,7 @@ def test_schemes_are_named_and_described_losslessly(parametrization, space, view
     ("text", "scheme"),
     [
         ("grid:2g64", Scheme(UniformGrid(bits=2, group_size=64))),
+        ("grid:2g64z", Scheme(UniformGrid(bits=2, group_size=64, integer_zeros=True))),
         ("grid:2g64[symmetric=True]", Scheme(UniformGrid(bits=2, group_size=64, symmetric=True))),
         ("e8p:4[per_tensor=True]", Scheme(E8P(bits=4, per_tensor=True))),
         (

@@ -41,6 +41,7 @@ SETTINGS: dict[str, tuple[Parametrization | Scheme, tuple[int, ...]]] = {
     "grid": (UniformGrid(bits=2, group_size=3), (4, 6)),
     "grid-row": (UniformGrid(bits=3), (3, 5)),
     "grid-symmetric": (UniformGrid(bits=2, group_size=2, symmetric=True), (4, 6)),
+    "grid-zeros": (UniformGrid(bits=2, group_size=3, integer_zeros=True), (4, 6)),
     "grid-binary": (UniformGrid(bits=1), (3, 4)),
     "binary": (Binary(), (3, 5)),
     "binary-group": (Binary(group_size=3), (4, 6)),
@@ -140,20 +141,25 @@ def list_codes(parametrization: Parametrization, shape: tuple[int, ...]) -> Tens
     ranges = [
         range(stream.num_codes)
         for stream in parametrization.streams(shape).values()
+        if stream.moves
         for _ in range(stream.shape[2])
     ]
     return torch.tensor(list(itertools.product(*ranges)))
 
 
 def draw_codes(scheme: Scheme, shape: tuple[int, ...], generator: torch.Generator) -> list[Tensor]:
-    """Return codes of every stream, the permutation of a space last."""
+    """Return codes of every stream, those that do not move and a space's permutation last."""
     inner = scheme.space.inner_shape(shape)
     every = list_codes(scheme.parametrization, inner)
     count = scheme.parametrization.layout(inner).num_groups
     codes = every[torch.randint(len(every), (count,), generator=generator)]
-    streams = scheme.parametrization.streams(inner).values()
+    streams = [s for s in scheme.parametrization.streams(inner).values() if s.moves]
     parts = codes.split([stream.shape[2] for stream in streams], dim=1)
     found = [p.reshape(s.shape).to(s.dtype) for s, p in zip(streams, parts, strict=True)]
+    for stream in scheme.parametrization.streams(inner).values():
+        if not stream.moves:
+            drawn = torch.randint(stream.num_codes, stream.shape, generator=generator)
+            found.append(drawn.to(stream.dtype))
     for stream in scheme.space.streams(shape).values():
         found.append(torch.randperm(stream.count, generator=generator).to(stream.dtype))
     return found

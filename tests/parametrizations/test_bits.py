@@ -55,6 +55,12 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         # 24 codes of 2 bits, 8 scales and 8 zeros of 16
         (UniformGrid(bits=2, group_size=3), (4, 6), (24 * 2 + 16 * 16) / 24),
         (UniformGrid(bits=2, group_size=3, symmetric=True), (4, 6), (24 * 2 + 8 * 16) / 24),
+        # 24 codes of 3 bits, 8 scales of 16, 8 zero points of 3
+        (
+            UniformGrid(bits=3, group_size=3, integer_zeros=True),
+            (4, 6),
+            (24 * 3 + 8 * 16 + 8 * 3) / 24,
+        ),
         (UniformGrid(bits=4), (4, 6), (24 * 4 + 8 * 16) / 24),
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),

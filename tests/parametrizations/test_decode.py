@@ -48,6 +48,7 @@ def oracle(rep: Representation) -> np.ndarray:
         nonzeros = iter(oracle(Representation(p.inner, inner, rep.values, shape)).flatten())
         own = codes["support"]
         return sparse_oracle(p.support, own, nonzeros, rows, columns).reshape(rep.shape)
+    zeros = codes.pop("zeros", values.get("zeros"))
     (codes,) = codes.values()
     for i in range(rows):
         for j in range(columns):
@@ -55,7 +56,7 @@ def oracle(rep: Representation) -> np.ndarray:
                 out[i, j] = values["values"][codes[i, j, 0]]
             elif isinstance(p, UniformGrid):
                 s = j // (p.group_size or columns)
-                zero = 2 ** (p.bits - 1) if p.symmetric else values["zeros"][i, s]
+                zero = 2 ** (p.bits - 1) if p.symmetric else zeros[i, s]
                 out[i, j] = values["scales"][i, s] * (codes[i, j, 0] - zero)
             elif isinstance(p, Binary | Ternary):
                 levels = (-1, 1) if isinstance(p, Binary) else (-1, 0, 1)

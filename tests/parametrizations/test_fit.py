@@ -42,6 +42,7 @@ PARAMETRIZATIONS = [
     UniformGrid(bits=3),
     UniformGrid(bits=2, group_size=4, symmetric=True),
     UniformGrid(bits=1, symmetric=True),
+    UniformGrid(bits=2, group_size=4, integer_zeros=True),
     Binary(group_size=4),
     Ternary(),
     Sparse(density=0.5),

@@ -26,6 +26,7 @@ FORMATS = [
     UniformGrid(bits=2),
     UniformGrid(bits=3, group_size=4),
     UniformGrid(bits=2, group_size=4, symmetric=True),
+    UniformGrid(bits=2, group_size=4, integer_zeros=True),
     Ternary(group_size=4),
     SharedValues(num_values=4),
     VectorCodebook(bits=4, group_size=2),
@@ -53,7 +54,7 @@ def recursion(rep, weight, hessian, order):
     W, H, layout = weight.numpy(), hessian.numpy(), rep.layout
     n, m, g = W.shape[1], W.shape[0], layout.in_group
     fixed, quantized = [], np.zeros_like(W)
-    (stream,) = rep.streams.values()
+    (stream,) = (stream for stream in rep.streams.values() if stream.moves)
     codes = np.zeros(stream.shape, dtype=int)
     table = torch.arange(stream.num_codes)[:, None]  # every code
     for block in order:
@@ -95,7 +96,7 @@ def test_codes_are_those_of_a_recursion_that_solves_afresh(parametrization, acti
     if activation_order:
         energy = metric.diagonal().view(rep.layout.cols, -1).sum(1)
         order = energy.argsort(descending=True).tolist()
-    (codes,) = rep.codes.values()
+    codes = rep.codes[next(iter(rep.moving))]
     assert (codes.numpy() == recursion(rep, weight, metric, order)).all()
 
 
@@ -106,22 +107,22 @@ def nearest(rep, weight):
 
 
 @pytest.mark.parametrize(
-    ("parametrization", "allowance"),
+    ("parametrization", "columns", "allowance"),
     [
-        (UniformGrid(bits=2, group_size=4), 1.05),
-        (VectorCodebook(bits=3, group_size=2), 1.5),
+        (UniformGrid(bits=2, group_size=4), 16, 0.6),
+        (VectorCodebook(bits=3, group_size=2), 8, 1.5),
     ],
     ids=repr,
 )
-def test_two_hundred_draws_against_rounding_to_nearest(parametrization, allowance):
+def test_sixty_draws_against_rounding_to_nearest(parametrization, columns, allowance):
     """At least 95 % of the draws are better than rounding, no one is worse than the allowance.
 
     A grid is compared with its own fit, a codebook with the nearest codes of the same codebook:
     eight vectors leave later columns little to make up for an error with.
     """
     ratios = []
-    for seed in range(200):
-        weight, inputs = draw(seed, rows=8, columns=8)
+    for seed in range(60):
+        weight, inputs = draw(seed, rows=8, columns=columns)
         start = GPTQ(fit_options=FitOptions(iterations=0))
         rep = start.start(weight, parametrization, metric=Row(inputs.T @ inputs))
         grid = isinstance(parametrization, UniformGrid)
@@ -178,7 +179,3 @@ def test_wrong_settings_are_named():
         GPTQ(damping=-1)
     with pytest.raises(TypeError, match="activation_order must be a bool"):
         GPTQ(activation_order="yes")
-    weight, inputs = draw(0, tokens=3)
-    inputs[:, 4] = inputs[:, 3]
-    with pytest.raises(ValueError, match="damping must be positive: the hessian is singular"):
-        GPTQ(damping=0.0).start(weight, UniformGrid(bits=2), metric=Row(torch.ones(16, 16)))

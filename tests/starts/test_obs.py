@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import Row, Sparse, SparseNM, UniformGrid
-from pvopt.starts import Fit, IterativeOBS, OneShotOBS, obs, refit, refit_support
+from pvopt.starts import Fit, IterativeOBS, OneShotOBS, iterative_obs, refit, refit_support
 from pvopt.starts.pruning import PrunedRows
 from pvopt.starts.refit import polished, removal_costs_more
 
@@ -217,7 +217,7 @@ def test_single_precision_is_polished_to_least_squares(damping):
 
 @pytest.mark.parametrize(("missing", "steps"), [(100, 16), (17, 16), (16, 16), (5, 16), (9, 1)])
 def test_steps_shrink_and_remove_everything(missing, steps):
-    left = [obs._left(missing, step, steps) for step in range(max(missing, steps) + 1)]
+    left = [iterative_obs._left(missing, step, steps) for step in range(max(missing, steps) + 1)]
     sizes = -np.diff(left)
     assert left[0] == missing
     assert left[min(missing, steps)] == left[-1] == 0
@@ -337,7 +337,7 @@ def test_more_than_one_removal_in_a_step_and_chunks_of_rows(monkeypatch):
     weight, inputs = problem(5, 12, 64, 200)
     metric = Row(inputs.T @ inputs)
     whole = IterativeOBS().start(weight, ROW, metric=metric)
-    monkeypatch.setattr("pvopt.starts.obs._CHUNK_ELEMENTS", 5 * 32 * 64)
+    monkeypatch.setattr("pvopt.starts.iterative_obs._CHUNK_ELEMENTS", 5 * 32 * 64)
     parts = IterativeOBS().start(weight, ROW, metric=metric)
     assert torch.equal(parts.codes["support"], whole.codes["support"])
     torch.testing.assert_close(parts.decode(), whole.decode())
@@ -353,8 +353,6 @@ def test_single_precision_and_dead_inputs():
         assert single.dtype == torch.float32
         left, right = (float(metric.squared_norm(weight - r.decode())) for r in (single, double))
         assert left == pytest.approx(right, rel=0.1)
-    with pytest.raises(ValueError, match="damping must be larger"):
-        OneShotOBS(damping=0.0).start(weight, ROW, metric=metric)
     weight, inputs = problem(8, 6, 24, 100)
     inputs[:, 3] = 0.0  # costs nothing to remove
     for method in (OneShotOBS(), IterativeOBS()):
@@ -378,8 +376,6 @@ def test_what_cannot_be_started_is_refused_by_name():
     for method in (OneShotOBS(), IterativeOBS()):
         with pytest.raises(TypeError, match=rf"{type(method).__name__}.*sparse.*UniformGrid"):
             method.start(weight, UniformGrid(bits=2), metric=metric)
-    with pytest.raises(TypeError, match=r"IterativeOBS.*OneShotOBS takes them"):
-        IterativeOBS().start(weight, Sparse(density=0.5, per="tensor"), metric=metric)
 
 
 @pytest.mark.parametrize(

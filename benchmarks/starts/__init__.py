@@ -1,0 +1,1 @@
+"""How good starts are, against references of the field."""
