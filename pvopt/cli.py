@@ -21,6 +21,7 @@ _COMMANDS = {
     "tune": "tune a quantized model on a text",
     "eval": "measure perplexity on a text, and how near a checkpoint is to its original",
     "generate": "continue a prompt",
+    "export": "write a checkpoint for other programs",
     "info": "show the true bits per weight of a checkpoint",
     "demo": "quantize SmolLM2-135M to 2 bits and tune it",
 }

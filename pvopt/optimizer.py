@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
+from pvopt.engine.agreement import WeightsChangedError
 from pvopt.engine.base_contract import (
     check_base,
     check_moment,
@@ -63,7 +64,8 @@ class PVOptimizer(Optimizer):
         b &\leftarrow (1 - \rho)\, b + \rho\, w && \text{latent decay}
 
     With :math:`\rho = 0`, the default, the latent weight :math:`b` collects all updates as in
-    straight-through estimation: one tensor more, and codes move whatever the learning rate is. With
+    straight-through estimation: one tensor more, and codes move whatever the learning rate is. It
+    begins at the decoded weight, or at the dense one that ``quantize_(keep_dense=True)`` kept. With
     :math:`\rho = 1` none is kept (``b = w``) and :math:`w + s\,u` is rounded, with steps on codes
     that are :math:`s` times as long as on dense weights. Dense parameters always hold the decoded
     weights, so the model stays an ordinary module. Parameters without a representation are left
@@ -227,10 +229,13 @@ class PVOptimizer(Optimizer):
             for p in group["params"]:
                 if id(p) not in bindings:
                     continue
-                state = bindings[id(p)].state
+                state, start = bindings[id(p)].state, bindings[id(p)].start
                 if settings.keeps_latent:
-                    state.latent()
-                elif settings.measures_steps:
+                    state.begin_latent(start)
+                    continue
+                if start is not None:
+                    start.forget()
+                if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
                     state.code_memory(rule.count(state.rep.layout.num_groups))
 
@@ -254,13 +259,16 @@ class PVOptimizer(Optimizer):
 
     def bindings_by_id(self) -> dict[int, Binding]:
         """Return the quantized weights by the ``id`` of their present parameters."""
-        found = {}
+        found: dict[int, Binding] = {}
         for binding in self._bindings:
             parameter = binding.parameter
             check_parameter(binding.name, parameter, binding.rep.shape)
-            found[id(parameter)] = binding
-        if len(found) < len(self._bindings):
-            raise ValueError("representations must name each parameter once")
+            other = found.setdefault(id(parameter), binding)
+            if other is not binding:
+                raise WeightsChangedError(
+                    f"{other.name!r} and {binding.name!r} are one parameter now, and have codes "
+                    "of their own: tie weights before quantize_"
+                )
         return found
 
     @torch.no_grad()

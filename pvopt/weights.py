@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pvopt.engine.agreement import WeightsChangedError, check_decoded, differs
 from pvopt.engine.base_contract import check_parameter
 from pvopt.engine.broadcast import broadcast_
+from pvopt.engine.dense_start import DenseStart
 from pvopt.engine.refit import refitted
 from pvopt.engine.writing import write_decoded_
 from pvopt.metrics.matrices import WeightMetric
@@ -45,6 +46,8 @@ class QuantizedWeights(Mapping[str, Representation]):
         model: the module that holds the dense weights.
         representations: one representation for each quantized parameter, by any of its names.
         reasons: why other parameters are dense, by name, for :meth:`coverage`.
+        dense: weights that representations were fitted to, by name, for an optimizer's latent
+            weights to begin at; kept, not copied, until one takes them.
 
     Raises:
         ValueError: if a name is no parameter of the model, two names are those of one parameter, or
@@ -64,6 +67,7 @@ class QuantizedWeights(Mapping[str, Representation]):
         representations: Mapping[str, Representation],
         *,
         reasons: Mapping[str, str] | None = None,
+        dense: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.model = model
         self._representations = dict(representations)
@@ -81,6 +85,14 @@ class QuantizedWeights(Mapping[str, Representation]):
                     f"representation of {name!r} must have shape {list(named[name].shape)}, "
                     f"got {list(rep.shape)}"
                 )
+        for name, weight in (dense or {}).items():
+            rep = self._representations.get(name)
+            if rep is None or weight.shape != rep.shape:
+                raise ValueError(
+                    f"dense must hold weights of the shapes of representations, got one of "
+                    f"{list(weight.shape)} for {name!r}"
+                )
+        self._starts = {n: DenseStart.of(w, self[n]) for n, w in (dense or {}).items()}
 
     def __getitem__(self, name: str) -> Representation:
         return self._representations[name]
@@ -105,6 +117,15 @@ class QuantizedWeights(Mapping[str, Representation]):
                 "replaced it, as pruning, weight norm, adapters and removed layers do. Do that "
                 "before quantize_, or undo it (prune.remove), then weights.refit_()"
             ) from error
+
+    def start(self, name: str) -> DenseStart | None:
+        """Return the dense weight that a latent weight is to begin at, if it was kept."""
+        return self._starts.get(name)
+
+    def forget_dense(self) -> None:
+        """Free the dense weights that were kept for an optimizer."""
+        for start in self._starts.values():
+            start.forget()
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the quantized weights' parameters, in order."""
@@ -232,7 +253,7 @@ class QuantizedWeights(Mapping[str, Representation]):
 
         ``DistributedDataParallel`` lets all processes begin with the parameters of the first;
         codes and values are not parameters. Call it where processes may have quantized different
-        weights, before the first step.
+        weights, before the first step. Dense weights that were kept are forgotten.
 
         Args:
             source: rank of the process whose codes and values all are to have.
@@ -243,6 +264,7 @@ class QuantizedWeights(Mapping[str, Representation]):
             ValueError: in every process, if weights or settings differ; nothing is changed then.
         """
         broadcast_(self, source, group)
+        self.forget_dense()  # the processes' own, and codes must not part again
         self.write_()
 
     def coverage(self) -> Coverage:
@@ -268,6 +290,7 @@ def quantize_(
     options: FitOptions | None = None,
     seed: int = 0,
     progress: Callable[[list[str]], Iterable[str]] | None = None,
+    keep_dense: bool = False,
 ) -> QuantizedWeights:
     """Fit representations to weights of a model and write the decoded weights in place.
 
@@ -288,6 +311,8 @@ def quantize_(
         options: how hard a fit tries.
         seed: of the generators that fits draw from, one per weight.
         progress: wraps the list of names, for instance ``tqdm.tqdm``.
+        keep_dense: whether the dense weights are kept until an optimizer takes them: latent weights
+            then begin at them instead of at the codes. A second copy of the weights until then.
 
     Returns:
         The representations by parameter name; :meth:`QuantizedWeights.coverage` says what was
@@ -307,11 +332,13 @@ def quantize_(
     selection = select_schemes(model, spec, exclude)
     chosen = selection.chosen
     named = dict(model.named_parameters())
+    for name in chosen:
+        _check_memory(name, named[name])
     metrics = metrics or {}
     unknown = sorted(set(metrics) - set(chosen))
     if unknown:
         raise ValueError(f"metrics names weights that are not quantized: {unknown}")
-    representations = {}
+    representations, dense = {}, {}
     names = list(chosen)
     for name in names if progress is None else progress(names):
         weight = named[name].detach()
@@ -322,11 +349,24 @@ def quantize_(
             )
         except ValueError as error:
             raise ValueError(f"cannot quantize {name!r}: {error}") from error
+        if keep_dense:
+            dense[name] = weight.clone(memory_format=torch.contiguous_format)
         logger.debug("quantized %s with %s", name, chosen[name])
-    weights = QuantizedWeights(model, representations, reasons=selection.left)
+    weights = QuantizedWeights(model, representations, reasons=selection.left, dense=dense)
     weights.write_()
     _report(weights, selection)
     return weights
+
+
+def _check_memory(name: str, weight: Tensor) -> None:
+    """Raise a ValueError unless a weight can be read, and each entry be written by itself."""
+    if weight.is_meta:
+        raise ValueError(f"cannot quantize {name!r}: it is on the meta device, load it first")
+    if any(n > 1 and step == 0 for n, step in zip(weight.shape, weight.stride(), strict=True)):
+        raise ValueError(
+            f"cannot quantize {name!r}: entries share memory (expand), give it memory of its own "
+            "(clone)"
+        )
 
 
 def _report(weights: QuantizedWeights, selection: Selection[Scheme]) -> None:

@@ -110,7 +110,7 @@ def test_weights_of_a_shape_take_a_step_with_the_same_calls():
         optimizer.step()
         found.append(calls_of(optimizer.step))
     names = {name for name in found[0].by_name if name.startswith("pvopt.")}
-    assert {"pvopt.decode_into.default", "pvopt.beam_search.default"} <= names
+    assert {"pvopt.decode_into.default", "pvopt.better_codes.default"} <= names
     assert all(found[0].by_name[name] == found[1].by_name[name] for name in names)
 
 

@@ -505,6 +505,29 @@ def test_the_library_does_not_print(tmp_path, text, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_checkpoint_is_exported_tuned_there_and_exported_again(tmp_path, capsys):
+    start, served, run = tmp_path / "start", tmp_path / "served", tmp_path / "run"
+    tiny = ["--model", "tiny-llama"]
+    assert main(["quantize", *tiny, "--format", "grid:2g16s", "--out", str(start)]) == 0
+    export = ["export", "--checkpoint", str(start), "--to", "compressed-tensors", "--out"]
+    assert main([*export, str(served), "--dtype", "bfloat16"]) == 0
+    output = capsys.readouterr()
+    assert f"vllm serve {served}" in output.out
+    assert "values were rounded to torch.bfloat16" in output.err
+    tune = ["tune", "--checkpoint", str(served), "--steps", "1", "--out", str(run)]
+    assert main(tune) == 2
+    assert "does not name its original; give it by --model" in capsys.readouterr().err
+    small = ["--batch", "1", "--length", "16", "--eval-windows", "1"]
+    assert main([*tune, *tiny, *small]) == 0
+    again = ["export", "--checkpoint", str(run), "--to", "compressed-tensors", "--out", str(served)]
+    assert main(again) == 0
+    assert "bfloat16" in capsys.readouterr().out
+    assert main(["info", "--checkpoint", str(served)]) == 2
+    assert "is in the format compressed-tensors" in capsys.readouterr().err
+    assert main([*export, str(start)]) == 2
+    assert "it is not replaced" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_run_after_its_step_and_saves(tmp_path, text, number):
     flags = tune_flags(text, tmp_path, steps=1_000_000, eval_every=3)

@@ -17,10 +17,13 @@ import pvopt
 from benchmarks.recipes.peers import lsq, parq
 from benchmarks.recipes.tasks import TASKS, Batch, Task
 
-__all__ = ["METHODS", "RECIPES", "measure"]
+__all__ = ["DENSE_START", "METHODS", "RECIPES", "measure"]
 
+#: The default after ``quantize_(keep_dense=True)``.
+DENSE_START = "dense start"
 RECIPES: dict[str, Callable[..., pvopt.PVOptimizer]] = {
     "default": pvopt.PVOptimizer,
+    DENSE_START: pvopt.PVOptimizer,
     "ste": pvopt.ste,
     "subspace_pv_ste": pvopt.subspace_pv_ste,
     "subspace_pv": pvopt.subspace_pv,
@@ -92,7 +95,8 @@ def measure(name: str, method: str, seed: int, *, steps: int, split: str) -> dic
         optimizer = parq(model, names, task.lr, steps)
     else:
         spec = {weight: task.parametrization for weight in names}
-        weights = pvopt.quantize_(model, spec, exclude=())
+        keep = method == DENSE_START
+        weights = pvopt.quantize_(model, spec, exclude=(), keep_dense=keep)
         codes = sum(rep.num_groups for rep in weights.values())
         if method in RECIPES:
             optimizer = RECIPES[method](Adam(model.parameters(), lr=task.lr), weights)

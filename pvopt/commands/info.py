@@ -20,10 +20,13 @@ def add_parser(commands: Any, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print a table of all weights and the sums."""
-    from pvopt.formats import storage_report
+    from pvopt.formats import FORMATS, storage_report
     from pvopt.tuning import find_checkpoint
 
     folder = find_checkpoint(args.checkpoint)
+    kind = FORMATS.reader(folder).name if folder.is_dir() else "native"
+    if kind != "native":
+        raise ValueError(f"{folder} is in the format {kind}, info shows our own checkpoints")
     report = storage_report(folder)
     rows = [
         [

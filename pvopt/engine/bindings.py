@@ -14,6 +14,7 @@ from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
 from .agreement import Seen
+from .dense_start import DenseStart
 from .state import WeightState
 
 __all__ = ["Binding", "NamedRepresentations", "bindings_of", "check_owners"]
@@ -31,6 +32,7 @@ class Binding:
         find: returns its present parameter.
         rep: its codes and values.
         state: what the optimizer keeps for it.
+        start: the dense weight that a latent weight begins at, if it was kept.
 
     Attributes:
         joined: whether it has taken a step or a state was loaded, so that its state is shown.
@@ -41,6 +43,7 @@ class Binding:
     find: Callable[[], nn.Parameter]
     rep: Representation
     state: WeightState
+    start: DenseStart | None = None
     joined: bool = field(default=False, init=False)
     seen: Seen | None = field(default=None, init=False)
 
@@ -77,6 +80,10 @@ class NamedRepresentations(Protocol):
 
     def values(self) -> ValuesView[Representation]:
         """Return the representations."""
+        ...
+
+    def start(self, name: str) -> DenseStart | None:
+        """Return the dense weight that representations were fitted to, if it was kept."""
         ...
 
     def __len__(self) -> int: ...
@@ -118,7 +125,8 @@ def bindings_of(
     if isinstance(representations, NamedRepresentations):
         for name, rep in representations.items():
             find = partial(representations.parameter, name)
-            yield Binding(name, find, rep, WeightState(rep, rule, name))
+            state = WeightState(rep, rule, name)
+            yield Binding(name, find, rep, state, representations.start(name))
         return
     for number, (parameter, rep) in enumerate(representations.items()):
         find = partial(_itself, parameter)

@@ -66,6 +66,7 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
         moments: dict[str, list[Tensor]] = {kind: [] for kind in rule.moments}
         lrs: list[float] = []
         numbers: list[int] = []
+        units: list[float | None] = []
         for step in together:
             counted = [state.count_values_step() for state in step.states]
             pulled = step.rep.pull(step.gradients) if step.pulled is None else step.pulled
@@ -79,7 +80,8 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
                     tensors += [state.moment(kind, name) for state in step.states]
                 lrs += step.lrs
                 numbers += counted
-        rule.update_(values, gradients, moments, lrs, numbers)
+                units += [step.rep.parametrization.value_units.get(name)] * count
+        rule.update_(values, gradients, moments, lrs, numbers, units)
 
 
 def _of_each(step: ValueStep, name: str, value: Tensor) -> Sequence[Tensor]:

@@ -25,6 +25,11 @@ from .writing import write_decoded_
 
 __all__ = ["Run", "runs_of"]
 
+# Weights that take a step together: fewer make more calls (benchmarks.step).
+_AT_ONCE = 1 << 26
+# Weights that are searched together: 16 MiB each for targets, new and present weights and more.
+_SEARCHED = 1 << 22
+
 
 @dataclass(eq=False)
 class Run:
@@ -173,12 +178,17 @@ def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterato
         job = jobs[place]
         return None if job is None else (job.key, 0 if together else place)
 
-    def share(place: int) -> float:
+    def at_once(place: int) -> float:
         job = jobs[place]
-        if job is None or not job.half_steps.codes:
-            return 0.0
-        return 1.0 if job.settings.fraction is None else job.settings.fraction
+        return 0 if job is None else _at_once(job)
 
-    for start, count in stack.runs(key, share):
+    for start, count in stack.runs(key, at_once):
         found = [job for job in jobs[start : start + count] if job is not None]
         yield Run(stack.part(start, count), found)
+
+
+def _at_once(job: Job) -> float:
+    if not job.half_steps.codes:
+        return _AT_ONCE
+    share = 1.0 if job.settings.fraction is None else job.settings.fraction
+    return min(_AT_ONCE, _SEARCHED / share)

@@ -17,10 +17,6 @@ from .bindings import Binding
 
 __all__ = ["Stack", "stacks_of"]
 
-# Weights that take a step together: fewer would make more calls (benchmarks.step).
-_AT_ONCE = 1 << 26
-# Weights that are searched together: 16 MiB each for targets, new and present weights and more.
-_SEARCHED = 1 << 22
 # Bytes that codes and values leave behind when they move into a stack, as holes of some KiB.
 _WORTH_RELEASING = 1 << 23
 
@@ -68,13 +64,13 @@ class Stack:
         return self._parts[start, count]
 
     def runs(
-        self, key: Callable[[int], Hashable | None], share: Callable[[int], float]
+        self, key: Callable[[int], Hashable | None], at_once: Callable[[int], float]
     ) -> Iterator[tuple[int, int]]:
         """Cut the stack into neighbours with equal keys, not too many together.
 
         Args:
             key: of the weight in a place; None leaves the weight out.
-            share: of its groups that are searched; alike for equal keys.
+            at_once: how many entries the weights together have at most, by one of them.
 
         Yields:
             First place and number of weights.
@@ -84,8 +80,7 @@ class Stack:
             run = list(places)
             if found is None:
                 continue
-            at_once = min(_AT_ONCE, _SEARCHED / max(share(run[0]), _SEARCHED / _AT_ONCE))
-            most = max(1, int(at_once / math.prod(self.rep.shape)))
+            most = max(1, int(at_once(run[0]) / math.prod(self.rep.shape)))
             for start in range(0, len(run), most):
                 yield run[start], min(most, len(run) - start)
 

@@ -14,6 +14,7 @@ from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
 from .code_memory import CodeMemory, Share
+from .dense_start import DenseStart
 
 __all__ = ["WeightState"]
 
@@ -57,11 +58,13 @@ class WeightState(dict[str, Any]):
         self.rep, self.rule = rep, rule
         self._staged: Share | None = None
         self._share: Share | None = None
+        self._start: DenseStart | None = None  # of the latent weight, before the first step
         self.complete()
 
     def __reduce__(self) -> tuple[Any, ...]:
         shared = dict(self.rep.tensors())  # a copy has those of its own representation
-        return _restored, (self.rep, self.rule, {k: v for k, v in self.items() if k not in shared})
+        own = {k: v for k, v in self.items() if k not in shared}
+        return _restored, (self.rep, self.rule, own, self._start)
 
     def complete(self) -> None:
         """Add what is missing, and point at the representation's present tensors."""
@@ -94,6 +97,7 @@ class WeightState(dict[str, Any]):
         """Count a step of the weight, of a learning rate."""
         self[_STEP] += 1
         self[_LARGEST_LR] = max(lr, self[_LARGEST_LR])
+        self._start = None
         if self._staged is not None:
             parts = self._staged.own.tensors()
             self.update({_CODE_STEP + name: part for name, part in parts.items()})
@@ -125,7 +129,7 @@ class WeightState(dict[str, Any]):
         self[_VALUES_STEP] = 0
         for moment in self.moments():
             moment.zero_()
-        if _LATENT in self:
+        if _LATENT in self and not self._at_dense:
             self[_LATENT].copy_(self.rep.decode())
         if _CODE_STEP + "changes" in self:  # lengths stay; there is no last move to learn from
             self[_CODE_STEP + "changes"].zero_()
@@ -135,6 +139,22 @@ class WeightState(dict[str, Any]):
         """Return what is kept beside a value."""
         return self[_moment(kind, name)]
 
+    @property
+    def _at_dense(self) -> bool:
+        """Whether the latent weight is the dense one of the present codes and values."""
+        return self._start is not None and self._start.is_of(self.rep, self[_LATENT])
+
+    def begin_latent(self, start: DenseStart | None) -> None:
+        """Let there be a latent weight.
+
+        Args:
+            start: where it begins; None for the decoded weight.
+        """
+        dense = None if start is None or _LATENT in self else start.take(self.rep)
+        if dense is not None:
+            self[_LATENT], self._start = dense, start
+        self.latent()
+
     def latent(self) -> Tensor:
         """Return the latent weight ``[*shape]``, at first the decoded weight."""
         if _LATENT not in self:
@@ -143,6 +163,7 @@ class WeightState(dict[str, Any]):
 
     def drop_latent(self) -> None:
         """Forget the latent weight, if there is one."""
+        self._start = None
         self.pop(_LATENT, None)
 
     def code_memory(self, selected: int = 0) -> CodeMemory:
@@ -241,7 +262,7 @@ class WeightState(dict[str, Any]):
         self.update({key: int(saved.get(key, 0)) for key in (_STEP, _VALUES_STEP)})
         self[_NAME] = name
         self[_LARGEST_LR] = float(saved.get(_LARGEST_LR, 0.0))
-        self._staged = None
+        self._staged = self._start = None
         kept = [_CODE_STEP + name for name in _MEMORY_PARTS]
         for key in (*self._moving(), _LATENT, *(kept if kept[0] in saved else ())):
             if key in saved:
@@ -253,7 +274,10 @@ def _moment(kind: str, name: str) -> str:
     return f"moments.{kind}.{name}"
 
 
-def _restored(rep: Representation, rule: ValueOptimizer, items: dict[str, Any]) -> WeightState:
+def _restored(
+    rep: Representation, rule: ValueOptimizer, items: dict[str, Any], start: DenseStart | None
+) -> WeightState:
     state = WeightState(rep, rule)
     state.update(items)
+    state._start = start
     return state

@@ -4,7 +4,9 @@
 is lossless for every representation, and the only one that training can be resumed from.
 """
 
-from .checkpoints import load, load_tokenizer, save
+from . import compressed_tensors as _compressed_tensors  # noqa: F401, it registers itself
+from . import dense as _dense  # noqa: F401, alike
+from .checkpoints import load, load_tokenizer, read_metadata, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
 from .errors import CheckpointError
 from .folders import complete_folder
@@ -13,7 +15,6 @@ from .native import (
     WeightStorage,
     load_representations,
     load_training_state,
-    read_metadata,
     save_representations,
     storage_report,
 )

@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .folders import read_complete, replaced_folder
 from .transformers_files import read_tokenizer
 
-__all__ = ["load", "load_tokenizer", "save"]
+__all__ = ["load", "load_tokenizer", "read_metadata", "save"]
 
 
 def save(
@@ -133,3 +133,25 @@ def load_tokenizer(folder: str | Path) -> Any:
             return read_tokenizer(files)
 
     return read_complete(folder, read)
+
+
+def read_metadata(folder: str | Path) -> dict[str, Any]:
+    """Read the metadata of a checkpoint, without any tensor.
+
+    Args:
+        folder: as given to :func:`save`.
+
+    Returns:
+        What was given to :func:`save`; nothing where the format keeps none.
+
+    Raises:
+        CheckpointError: if the folder is no checkpoint.
+
+    Example:
+        >>> import tempfile, pvopt
+        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
+        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
+        >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
+        {'text': 'pydoc'}
+    """
+    return read_complete(folder, lambda path: FORMATS.reader(path).metadata(path))

@@ -67,6 +67,17 @@ class Reader(ABC):
                 the model is unchanged then.
         """
 
+    def metadata(self, folder: Path) -> dict[str, Any]:
+        """Read what was kept with a model, without any tensor.
+
+        Args:
+            folder: an existing one that matches.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        return {}
+
     def transformers_files(self, folder: Path) -> AbstractContextManager[Path]:
         """Give a folder with the files of transformers, checked as far as the format allows.
 

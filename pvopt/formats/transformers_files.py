@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,15 +49,19 @@ def is_language_model(model: nn.Module) -> bool:
     return hasattr(getattr(model, "config", None), "save_pretrained")
 
 
-def write_transformers_files(folder: Path, model: nn.Module, tokenizer: Any = None) -> None:
+def write_transformers_files(
+    folder: Path,
+    model: nn.Module,
+    tokenizer: Any = None,
+    quantization: Mapping[str, Any] | None = _METHOD,
+) -> None:
     """Write what transformers needs to rebuild a model; nothing for models of another kind.
-
-    The configuration says ``quant_method: pvopt``.
 
     Args:
         folder: where to.
         model: any module; those of transformers have ``config`` and ``generation_config``.
         tokenizer: with ``save_pretrained``, or None.
+        quantization: what the configuration says of how the model is quantized; None for nothing.
     """
     for part in (
         getattr(model, "config", None),
@@ -70,7 +74,10 @@ def write_transformers_files(folder: Path, model: nn.Module, tokenizer: Any = No
     file = folder / CONFIG
     if is_language_model(model) and file.is_file():
         config = json.loads(file.read_text(encoding="utf-8"))
-        text = json.dumps({**config, "quantization_config": _METHOD}, indent=2)
+        config.pop("quantization_config", None)
+        if quantization is not None:
+            config["quantization_config"] = quantization
+        text = json.dumps(config, indent=2)
         file.write_text(text + "\n", encoding="utf-8")
 
 
@@ -222,7 +229,7 @@ def _config(folder: Path) -> Any:
         config: Any = AutoConfig.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
-    if getattr(config, "quantization_config", None) == _METHOD:
+    if hasattr(config, "quantization_config"):
         del config.quantization_config  # the rebuilt model is a dense one
     return config
 

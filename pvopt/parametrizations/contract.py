@@ -55,6 +55,8 @@ class Parametrization(ABC):
             zero cannot be started: its scales would be 0, and hardly move again.
         scaling: names of the values in which the decoded weight is linear: what they are multiplied
             by, it is.
+        value_units: how large a relative step of one is, by name, where the size of the value
+            itself says nothing about it.
         pull_sums_all: whether :meth:`pull` adds every entry of a gradient to some entry of what it
             returns, so that a gradient is finite if that is.
         usual_start: short name of the start that suits it where the layer's inputs are known, as
@@ -70,6 +72,7 @@ class Parametrization(ABC):
     has_zero: ClassVar[bool] = True
     pull_sums_all: ClassVar[bool] = False
     scaling: ClassVar[tuple[str, ...]] = ("scales",)
+    value_units: ClassVar[Mapping[str, float]] = {}
     usual_start: ClassVar[str] = "aqlm"
 
     @abstractmethod

@@ -107,6 +107,10 @@ class QuantizedNonzeros(OnSupport):
         return self.inner.scaling
 
     @property
+    def value_units(self) -> Mapping[str, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.inner.value_units
+
+    @property
     def stacks(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.inner.stacks
 

@@ -183,7 +183,7 @@ class Representation:
         parts = [codes] if len(widths) == 1 else codes.split(widths, dim=1)
         for (name, width), part in zip(self.moving.items(), parts, strict=True):
             stream = self.codes[name]
-            stream = self._viewed(stream, (stream.numel() // width, width))
+            stream = self._viewed(f"codes.{name}", stream, (stream.numel() // width, width))
             if groups is None:
                 stream.copy_(part)
             else:
@@ -191,17 +191,18 @@ class Representation:
 
     def codes_of_each(self, name: str) -> Tensor:
         """Return a stream of codes as ``[count, *shape of one weight's]``, a view."""
-        return self._of_each(self.codes[name])
+        return self._of_each(f"codes.{name}", self.codes[name])
 
     def values_of_each(self, name: str) -> Tensor:
         """Return a value as ``[count, *shape of one weight's]``, a view."""
-        return self._of_each(self.values[name])
+        return self._of_each(f"values.{name}", self.values[name])
 
-    def _of_each(self, tensor: Tensor) -> Tensor:
-        return self._viewed(tensor, (self.count, len(tensor) // self.count, *tensor.shape[1:]))
+    def _of_each(self, name: str, tensor: Tensor) -> Tensor:
+        shape = (self.count, len(tensor) // self.count, *tensor.shape[1:])
+        return self._viewed(name, tensor, shape)
 
-    def _viewed(self, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return self._known((id(tensor), shape), [tensor], lambda: tensor.view(shape))
+    def _viewed(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+        return self._known((name, shape), [tensor], lambda: tensor.view(shape))
 
     def _known(self, key: Any, of: list[Tensor], make: Callable[[], Any]) -> Any:
         """Return what was made of some tensors before, or make it.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,10 @@ from .representation import Representation
 from .scalar_grid import ScalarGrid
 
 __all__ = ["UniformGrid"]
+
+# In levels. A zero point moves all weights of a group alike, and with them the layer's outputs, as
+# inputs seldom have the mean 0; its own size grows with the number of levels.
+_UNIT_OF_ZEROS = 0.25
 
 
 # Ranges that are tried, as shares of min..max: at 2 bits the best one of Gaussian weights is about
@@ -94,6 +99,8 @@ class UniformGrid(ScalarGrid):
     group_size: int | None = None
     symmetric: bool = False
     integer_zeros: bool = False
+
+    value_units: ClassVar[Mapping[str, float]] = {"zeros": _UNIT_OF_ZEROS}
 
     def __post_init__(self) -> None:
         check_integer("bits", self.bits, 1, 8)

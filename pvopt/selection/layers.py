@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import is_parametrized
 
 from pvopt.core.views import MatrixView
@@ -84,6 +85,9 @@ def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
     Args:
         model: any module.
 
+    Raises:
+        ValueError: for a parameter whose shape is not known yet.
+
     Example:
         >>> model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 3), nn.LSTM(3, 5))
         >>> found = layer_weights(model)
@@ -92,6 +96,8 @@ def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
     """
     aliases: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
+        if isinstance(parameter, UninitializedParameter):
+            raise ValueError(f"{name!r} has no shape yet: call the model on a batch first")
         aliases.setdefault(id(parameter), []).append(name)
     places: dict[int, list[Place]] = {}
     for name, module in model.named_modules():

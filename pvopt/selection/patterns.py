@@ -53,6 +53,8 @@ def select(
         ValueError: if a pattern means no weight; the message says what it comes close to.
     """
     patterns = dict(settings) if isinstance(settings, Mapping) else {"*": settings}
+    if not patterns:
+        raise ValueError(f"{argument} must have a pattern, got none")
     for pattern, setting in patterns.items():
         if not isinstance(setting, kinds):
             names = " or ".join(kind.__name__ for kind in kinds)
@@ -147,7 +149,8 @@ def _hint(
     for module in modules:
         vectors += [name for name in named if name.rpartition(".")[0] == module]
     if vectors:
-        return f"{pattern!r}: {_few([repr(v) for v in vectors])} is no matrix"
+        listed = _few([repr(name) for name in dict.fromkeys(vectors)])
+        return f"{pattern!r}: {listed} is no matrix of real numbers"
     words: dict[str, None] = dict.fromkeys(found.weights)
     for weight in found.weights.values():
         words |= dict.fromkeys(weight.aliases)

@@ -21,6 +21,7 @@ from pvopt import (
     WeightsChangedError,
     formats,
     layers,
+    quantize_,
     ste,
 )
 
@@ -159,6 +160,18 @@ def test_the_representations_of_another_model_are_refused(make_setup):
         formats.save("unused", other, setup.weights)
 
 
+def test_weights_that_were_tied_since_are_named(assert_same):
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    weights = quantize_(model, UniformGrid(bits=2))
+    optimizer = ste(torch.optim.SGD(model.parameters(), lr=0.1), weights)
+    before = weights.snapshot()
+    model[1].weight = model[0].weight
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(WeightsChangedError, match=r"'0.weight' and '1.weight' are one"):
+        optimizer.step()
+    assert_same(weights.snapshot(), before)
+
+
 @pytest.mark.parametrize("change", ["prune", "resize", "to_quantized"])
 def test_a_weight_that_has_gone_is_named(make_setup, change):
     setup = make_setup()
@@ -209,7 +222,8 @@ def test_the_best_epoch_comes_back_with_its_codes(make_setup, assert_same, tmp_p
     run(setup, optimizer, 1)
     for name, p, _ in optimizer.named_representations():
         latent = optimizer.state[p]["pv.latent"]
-        torch.testing.assert_close(latent, decoded[name], atol=1e-5, rtol=0)
+        # Adam's longest update is (1 - 0.9) / (1 - 0.999) ** 0.5 = 3.2 rates of 1e-6.
+        torch.testing.assert_close(latent, decoded[name], atol=4e-6, rtol=0)
         assert optimizer.state[p]["pv.values_step"] == 1
 
 

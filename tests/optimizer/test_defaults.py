@@ -14,7 +14,9 @@ from pvopt import (
     AdamValues,
     Greedy,
     PVOptimizer,
+    QuantizedNonzeros,
     SharedValues,
+    SparseNM,
     UniformGrid,
     VectorCodebook,
     naive_pv,
@@ -103,14 +105,17 @@ def test_codes_settle_with_the_learning_rate():
     model, *data = problem()
     weights = quantize_(model, UniformGrid(bits=2))
     base = torch.optim.Adam(model.parameters(), lr=3e-3)
-    optimizer = subspace_pv(base, weights, subspace=Greedy(0.1), trust_ratio=0.3)
+    # Values that move slowly, so that the moves are those that the measured length asks for.
+    values = AdamValues(lr_ratio=1.0)
+    optimizer = subspace_pv(base, weights, subspace=Greedy(0.1), trust_ratio=0.3, values=values)
     schedule = torch.optim.lr_scheduler.LinearLR(base, 1.0, 0.0, total_iters=100)
     changed = []
     for _ in range(102):
         train(model, optimizer, data, 1)
         changed.append(optimizer.report.changed_groups)
         schedule.step()
-    assert sum(changed[20:60]) > 2 * sum(changed[-42:-2])
+    # Of equally many steps; seeds and orders of summation give ratios from 1.8 to 3.1.
+    assert sum(changed[20:60]) > 1.5 * sum(changed[-42:-2])
     assert changed[-2:] == [0, 0]
 
 
@@ -176,16 +181,39 @@ def test_relative_rates_of_values_have_a_limit(lr):
         optimizer.step()
         schedule.step()
         change = (rep.values["scales"] - before).abs().max() / before.square().mean().sqrt()
-        # the limit, and the shape of the schedule below it
-        assert float(change) == pytest.approx(0.01 / (1 + step), rel=0.3)
+        # The limit, and the shape of the schedule below it. The gradient changes with the scales,
+        # by about 1 % a step, so Adam's quotient of moments stays that close to 1.
+        assert float(change) == pytest.approx(0.01 / (1 + step), rel=0.02)
 
 
 def test_values_of_zero_leave_zero():
     rule = AdamValues()
     value = torch.zeros(3)
     moments = {name: [torch.zeros(3)] for name in rule.moments}
-    rule.update_([value], [torch.tensor([1.0, -1.0, 0.0])], moments, [0.1], [1])
+    rule.update_([value], [torch.tensor([1.0, -1.0, 0.0])], moments, [0.1], [1], [None])
     torch.testing.assert_close(value, torch.tensor([-1e-5, 1e-5, 0.0]))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_zero_points_move_by_levels_and_not_by_their_own_size(bits, sparse):
+    """At 8 bits a zero point is near 127: a hundredth of that would be more than a level."""
+    weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+    grid = UniformGrid(bits=bits)
+    support = SparseNM(nonzeros=2, group_size=4)
+    rep = (QuantizedNonzeros(support=support, inner=grid) if sparse else grid).fit(weight.detach())
+    weight.data.copy_(rep.decode())
+    base = torch.optim.SGD([{"params": [weight], "freeze_codes": True}], lr=1.0)
+    optimizer = PVOptimizer(base, {weight: rep})
+    before = {name: value.clone() for name, value in rep.values.items()}
+    weight.grad = torch.ones(4, 16) * (1 + weight.detach())
+    optimizer.step()
+    moved = {name: (rep.values[name] - before[name]).abs() for name in before}
+    # Adam's first steps are of the rate's length, here at its limit: 0.01 of a unit.
+    # float32 knows a number near 127 to 8e-6.
+    torch.testing.assert_close(moved["zeros"], torch.full((4, 1), 0.0025), rtol=1e-2, atol=0)
+    size = before["scales"].square().mean().sqrt()
+    torch.testing.assert_close(moved["scales"], size.expand(4, 1) * 0.01)
 
 
 @pytest.mark.parametrize("name", ["eps", "max_rate", "floor"])

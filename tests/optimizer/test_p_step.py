@@ -70,7 +70,7 @@ def test_no_more_values_move_at_once_than_allowed(monkeypatch):
     sizes = []
 
     class Watched(SGDValues):
-        def update_(self, values, gradients, moments, lrs, steps) -> None:
+        def update_(self, values, gradients, moments, lrs, steps, units) -> None:
             sizes.append([value.numel() for value in values])
 
     monkeypatch.setattr(pstep, "_AT_ONCE", 8)

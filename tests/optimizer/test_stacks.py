@@ -35,6 +35,8 @@ from pvopt import (
     VectorCodebook,
     quantize_,
 )
+from pvopt.engine import runs, stacked_search, ties
+from pvopt.parametrizations import contract
 
 KINDS: dict[str, Parametrization] = {
     "values": SharedValues(num_values=4),
@@ -122,6 +124,45 @@ def test_a_weight_steps_in_a_stack_as_it_does_alone(assert_same, kind, rules):
         assert torch.equal(p, q)
         assert_same(dict(optimizer.state[p]), dict(other.state[q]))
         assert changed[name] == other.report.changed[name]
+
+
+@pytest.mark.parametrize("rules", list(RULES))
+def test_pieces_of_a_stack_make_no_difference(assert_same, monkeypatch, rules):
+    """How many weights are compared, ranked and searched together is a matter of memory."""
+    whole, pieces = make(), make()
+    one, two = (layers.optimizer(**RULES[rules]) for layers in (whole, pieces))
+    whole.run(one, 3)
+    size = SHAPE[0] * SHAPE[1]
+    monkeypatch.setattr(stacked_search, "_COMPARED", 2 * size)
+    monkeypatch.setattr(stacked_search, "_RANKED", size)
+    monkeypatch.setattr(runs, "_SEARCHED", 3 * size)
+    monkeypatch.setattr(ties, "_AT_ONCE", 3)
+    pieces.run(two, 3)
+    assert_same(one.state_dict(), two.state_dict())
+    assert one.report.changed == two.report.changed
+
+
+class Resorted(Greedy):
+    """Selects as Greedy does, from all magnitudes."""
+
+    def select(self, magnitudes: Any, *args: Any, **options: Any) -> Tensor:
+        assert isinstance(magnitudes, Tensor)
+        return super().select(magnitudes, *args, **options)
+
+
+@pytest.mark.parametrize("kind", ["sums", "grid", "sparse"])
+@pytest.mark.parametrize("rounding", [Nearest(), Forced()])
+def test_the_largest_changes_are_those_of_all(assert_same, monkeypatch, kind, rounding):
+    monkeypatch.setattr(contract, "_COMPARED", 2 * SHAPE[0] * SHAPE[1])
+    one, two = make(kind), make(kind)
+    options = {"rounding": rounding, "trust_ratio": 0.5, "latent_decay": 0.5}
+    largest = one.optimizer(subspace=Greedy(0.3), **options)
+    of_all = two.optimizer(subspace=Resorted(0.3), **options)
+    assert Greedy.reads_largest
+    assert not Resorted.reads_largest
+    one.run(largest, 3)
+    two.run(of_all, 3)
+    assert_same(largest.state_dict(), of_all.state_dict())
 
 
 def test_weights_of_one_shape_and_scheme_share_tensors_others_do_not():

@@ -145,3 +145,37 @@ def test_a_parameter_that_is_gone_is_named():
     nn.utils.parametrizations.weight_norm(own["layer"])
     with pytest.raises(ValueError, match=r"no parameter 'layer.weight' any more.*weight norm"):
         weights.write_()
+
+
+def meta() -> nn.Module:
+    with torch.device("meta"):
+        return nn.Linear(4, 4)
+
+
+def expanded() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.randn(1, 4).expand(4, 4))
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (lambda: nn.LazyLinear(4), "'1.weight' has no shape yet: call the model"),
+        (meta, "cannot quantize '1.weight': it is on the meta device"),
+        (expanded, r"cannot quantize '1.weight': entries share memory \(expand\)"),
+        (lambda: nn.Linear(4, 4, dtype=torch.complex64), "'1.weight', '1.bias' is no matrix of"),
+    ],
+    ids=["lazy", "meta", "expanded", "complex"],
+)
+def test_weights_without_numbers_of_their_own_are_named(layer, words):
+    model = nn.Sequential(nn.Linear(4, 4), layer())
+    before = model[0].weight.detach().clone()
+    with pytest.raises(ValueError, match=words):
+        quantize_(model, {"0": P, "1": P})
+    assert torch.equal(model[0].weight, before)
+
+
+def test_no_pattern_at_all_is_refused():
+    with pytest.raises(ValueError, match="spec must have a pattern, got none"):
+        quantize_(nn.Linear(4, 4), {})

@@ -1,6 +1,6 @@
 """Our own format: a folder with packed codes, values and the other weights of a model."""
 
-from .native import Native, load_training_state, read_metadata
+from .native import Native, load_training_state
 from .representations import load_representations, save_representations
 from .storage import StorageReport, WeightStorage, storage_report
 
@@ -10,7 +10,6 @@ __all__ = [
     "WeightStorage",
     "load_representations",
     "load_training_state",
-    "read_metadata",
     "save_representations",
     "storage_report",
 ]

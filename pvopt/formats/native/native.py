@@ -33,7 +33,7 @@ from .tensors import (
 )
 from .training_state import STATE, STATE_TENSORS, read_state, write_state
 
-__all__ = ["Native", "load_training_state", "read_metadata"]
+__all__ = ["Native", "load_training_state"]
 
 # What systems leave in folders: a lock, a Finder's view, a file that is open elsewhere.
 _NOBODYS = (".lock", ".DS_Store", ".nfs")
@@ -102,6 +102,9 @@ class Native(Reader, Writer):
                 yield Path(scratch)
             except CheckpointError as error:
                 raise CheckpointError(str(error).replace(scratch, str(folder))) from error
+
+    def metadata(self, folder: Path) -> dict[str, Any]:
+        return dict(Manifest.read(folder).metadata)
 
     def read(self, folder: Path, model: nn.Module | None) -> Checkpoint:
         keep_dtypes = model is not None
@@ -236,26 +239,3 @@ def load_training_state(folder: str | Path) -> dict[str, Any]:
             return read_state(path, manifest)
 
     return read_complete(folder, read)
-
-
-def read_metadata(folder: str | Path) -> dict[str, Any]:
-    """Read the metadata of a checkpoint, without any tensor.
-
-    Args:
-        folder: as given to :func:`save`.
-
-    Returns:
-        What was given to :func:`save`.
-
-    Raises:
-        CheckpointError: if the folder is no checkpoint.
-
-    Example:
-        >>> import tempfile, pvopt
-        >>> from pvopt.formats import save
-        >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
-        >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
-        >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
-        {'text': 'pydoc'}
-    """
-    return dict(read_complete(folder, Manifest.read).metadata)

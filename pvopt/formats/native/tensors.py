@@ -144,7 +144,12 @@ def unpacked(
     return rep
 
 
-def write_tensors(folder: Path, tensors: Mapping[str, Tensor], name: str = TENSORS) -> Path:
+def write_tensors(
+    folder: Path,
+    tensors: Mapping[str, Tensor],
+    name: str = TENSORS,
+    metadata: dict[str, str] | None = None,
+) -> Path:
     """Write a file of tensors.
 
     Raises:
@@ -154,7 +159,7 @@ def write_tensors(folder: Path, tensors: Mapping[str, Tensor], name: str = TENSO
     file.touch()  # safetensors lets the owner alone read
     mode = file.stat().st_mode
     try:
-        save_file(dict(tensors), str(file))
+        save_file(dict(tensors), str(file), metadata)
     except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: cannot be written ({error})") from error
     file.chmod(mode)

@@ -1,0 +1,5 @@
+"""Files of compressed-tensors, which transformers and servers load."""
+
+from .compressed_tensors import CompressedTensors
+
+__all__ = ["CompressedTensors"]
