@@ -101,7 +101,7 @@ def test_unknown_starts_are_refused(tmp_path, text, capsys):
         ("vq:8g4", "aqlm"),
         ("sparse:50%", "iterative-obs"),
         ("2:4", "iterative-obs"),
-        ("sparse:50%:tensor", "obs"),
+        ("sparse:50%:tensor", "iterative-obs"),
     ],
 )
 def test_the_usual_start_can_start_its_format(text, start):
