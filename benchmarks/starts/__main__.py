@@ -62,15 +62,18 @@ def layers(model: str, text: str, blocks: Sequence[int], tokens: int) -> dict[st
     ids = ids[: len(ids) // length * length].view(-1, length)
     found: dict[str, list] = {}
 
-    def add(name: str, module: torch.nn.Linear, inputs: tuple[Tensor, ...]) -> None:
+    def add(name: str, module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
         rows = inputs[0].flatten(0, 1).double()
         found.setdefault(name, [module.weight, 0])[1] += rows.T @ rows
+
+    def hook(name: str) -> Callable[[torch.nn.Module, tuple[Tensor, ...]], None]:
+        return lambda module, inputs: add(name, module, inputs)
 
     for number in blocks:
         for name, module in loaded.model.model.layers[number].named_modules():
             if isinstance(module, torch.nn.Linear):
                 place = f"{number}.{name.rpartition('.')[2]}"
-                module.register_forward_pre_hook(lambda m, x, place=place: add(place, m, x))
+                module.register_forward_pre_hook(hook(place))
     for row in ids:
         loaded.model.model(row[None], use_cache=False)
     return {name: (weight.detach().clone(), xx) for name, (weight, xx) in found.items()}
@@ -100,7 +103,7 @@ def compare(case: tuple[str, str, str, Reference], weight: Tensor, hessian: Tens
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison and print it."""
-    own = parser("starts", __doc__.splitlines()[0])
+    own = parser("starts", (__doc__ or "").partition("\n")[0])
     own.add_argument("--model", default="smollm2", help="as pvopt.llm.load_model takes it")
     own.add_argument("--text", type=Path, help="calibration text, a file")
     own.add_argument("--tokens", type=int, default=8192, help="of the text")

@@ -91,6 +91,7 @@ def reference_gptq(
         _grid(p, bits, symmetric=symmetric, search=search) for p in weight.double().split(group, 1)
     ]
     result = torch.zeros_like(rest)
+    scale, zero = found[0]
     for place, column in enumerate(visits.tolist()):
         if order and not moving:
             scale, zero = found[column // group]
@@ -133,6 +134,8 @@ def sparse_gpt(
     upper, rest = _upper(_damped(hessian)), weight.double().clone()
     columns, result = len(hessian), torch.zeros_like(weight, dtype=torch.float64)
     size = pattern[1] if pattern else block
+    mask = torch.ones_like(weight, dtype=torch.bool)
+    scale = zero = torch.ones_like(rest[:, :1])
     for place in range(columns):
         if place % size == 0:
             here = slice(place, place + size)

@@ -464,3 +464,20 @@ def test_effort_changes_what_is_found_and_not_what_it_is(p):
         )
     assert error(moved, target) < error(careful, target)
     assert moved.scheme == careful.scheme
+
+
+@pytest.mark.parametrize(("flag", "zeros"), [("symmetric", [2]), ("integer_zeros", [0, 1, 2, 3])])
+def test_grids_that_hold_zero_are_nearly_the_best_of_all_codes(flag, zeros):
+    """Every code of five weights, every zero point, the best scale in closed form."""
+    weight = gaussian(3, 60, 5, dtype=torch.float64) + 0.4
+    codes = torch.tensor(list(itertools.product(range(4), repeat=5)), dtype=torch.float64)
+    levels = torch.cat([codes - zero for zero in zeros])
+    energy = levels.square().sum(1)
+    gains = torch.where(energy > 0, (weight @ levels.T).square() / energy, 0.0)
+    best = weight.square().sum(1) - gains.amax(1)
+    rep = UniformGrid(bits=2, **{flag: True}).fit(weight)
+    found = (rep.decode() - weight).square().sum(1)
+    assert bool((found >= best - 1e-9).all())
+    assert float(found.sum()) < 1.1 * float(best.sum())
+    if flag == "symmetric":  # the level more is on either side
+        assert bool((rep.values["scales"] > 0).any() and (rep.values["scales"] < 0).any())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pvopt import (
     AdditiveCodebooks,
+    Diagonal,
     FitOptions,
     Query,
     Row,
@@ -153,6 +154,19 @@ def test_any_multiple_of_the_hessian_will_do(seed, unit):
     expected = GPTQ().start(weight, grid, metric=Row(hessian))
     rep = GPTQ().start(weight, grid, metric=Row(unit * hessian))
     torch.testing.assert_close(rep.decode(), expected.decode())
+
+
+@pytest.mark.parametrize("flag", ["symmetric", "integer_zeros"])
+def test_values_count_what_is_left_of_an_error_once_later_columns_made_up_for_it(flag):
+    weight, inputs = draw(2)
+    metric, grid = Row(inputs.T @ inputs), UniformGrid(bits=2, group_size=4, **{flag: True})
+    rep = GPTQ(activation_order=False).start(weight, grid, metric=metric)
+    hessian = metric.damped(0.01).hessian.numpy()
+    left = [1 / np.linalg.inv(hessian[j:, j:])[0, 0] for j in range(4)]
+    expected = grid.fit(weight[:, :4], metric=Diagonal(torch.tensor([left])))
+    torch.testing.assert_close(rep.values["scales"][:, :1], expected.values["scales"])
+    if flag == "integer_zeros":
+        assert torch.equal(rep.codes["zeros"][:, :1], expected.codes["zeros"])
 
 
 def test_batches_of_columns_do_not_matter(monkeypatch):
