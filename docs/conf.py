@@ -44,6 +44,7 @@ nitpick_ignore_regex = [
     # Shared bases, and what only the library constructs: no pages of their own.
     ("py:class", r"pvopt\.engine\.bindings\.Binding"),
     ("py:class", r"pvopt\.engine\.code_steps\.CodeStep"),
+    ("py:class", r"pvopt\.engine\.dense_start\.DenseStart"),
     ("py:class", r"pvopt\.engine\.merged_state\.MergedState"),
     ("py:class", r"pvopt\.engine\.moves\.Moves"),
     ("py:class", r"pvopt\.formats\.contract\.Format"),
@@ -53,5 +54,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
     ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),
+    ("py:class", r"pvopt\.rules\.subspace\.Farthest"),
+    ("py:class", r"pvopt\.starts\.obs\.OBS"),
     ("py:class", r"pvopt\.calibration\.capture\.BlockCall"),
 ]

@@ -108,6 +108,7 @@ class QuantizedNonzeros(OnSupport):
 
     @property
     def value_units(self) -> Mapping[str, float]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Those of the nonzeros' format."""
         return self.inner.value_units
 
     @property
