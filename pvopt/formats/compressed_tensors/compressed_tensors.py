@@ -106,9 +106,10 @@ class CompressedTensors(Reader, Writer):
             if model is None:
                 with self.transformers_files(folder) as files:
                     count = len(reps) + len(others)
-                    _fill(folder, model_skeleton(files, count), reps, others, None)
+                    _check_fits(folder, model_skeleton(files, count), reps, others)
                     model = rebuild_model(files, _common_dtype(reps, others))
-            _fill(folder, model, reps, others, keep_dtypes)
+            _check_fits(folder, model, reps, others)
+        _fill(model, reps, others, keep_dtypes=keep_dtypes)
         reps = {n: rep.to(model.get_parameter(n).device) for n, rep in reps.items()}
         weights = QuantizedWeights(model, reps)
         weights.write_()
@@ -174,23 +175,13 @@ def _common_dtype(reps: Mapping[str, Representation], others: Mapping[str, Tenso
     return next((kind for kind in kinds if kind.is_floating_point), torch.float32)
 
 
-def _fill(
+def _check_fits(
     folder: Path,
     model: nn.Module,
     reps: Mapping[str, Representation],
     others: Mapping[str, Tensor],
-    keep_dtypes: bool | None,
 ) -> None:
-    """Check that everything fits a model, then fill in what is not quantized.
-
-    Args:
-        folder: for messages.
-        model: the module.
-        reps: quantized weights by name.
-        others: the other tensors by name.
-        keep_dtypes: whether tensors keep the model's dtypes or take the stored ones; None fills
-            nothing.
-    """
+    """Raise unless the folder has exactly the tensors of a model."""
     state = model.state_dict(keep_vars=True)
     shapes = {name: tuple(t.shape) for name, t in others.items()}
     shapes |= {name: tuple(rep.shape) for name, rep in reps.items()}
@@ -205,13 +196,21 @@ def _fill(
             raise CheckpointError(
                 f"{folder}: {name} has shape {list(shape)}, the model's {list(state[name].shape)}"
             )
-    if keep_dtypes is None:
-        return
-    with torch.no_grad():
-        for name, tensor in others.items():
-            if not keep_dtypes:
-                state[name].data = state[name].data.to(tensor.dtype)
-            state[name].copy_(tensor)
-        for name, rep in reps.items():
-            if not keep_dtypes:
-                state[name].data = state[name].data.to(rep.dtype)
+
+
+@torch.no_grad()
+def _fill(
+    model: nn.Module,
+    reps: Mapping[str, Representation],
+    others: Mapping[str, Tensor],
+    *,
+    keep_dtypes: bool,
+) -> None:
+    """Fill in what is not quantized; give all tensors the stored dtypes, or keep the model's."""
+    state = model.state_dict(keep_vars=True)
+    if not keep_dtypes:
+        kinds = {n: rep.dtype for n, rep in reps.items()} | {n: t.dtype for n, t in others.items()}
+        for name, dtype in kinds.items():
+            state[name].data = state[name].data.to(dtype)
+    for name, tensor in others.items():
+        state[name].copy_(tensor)
