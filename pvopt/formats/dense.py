@@ -7,8 +7,9 @@ from pathlib import Path
 
 from .contract import FORMATS, Checkpoint, Writer
 from .exports import EXPORT, foreign_files, write_export
+from .models import unsupported_model
 from .shards import untied, write_shards
-from .transformers_files import is_language_model, write_transformers_files
+from .transformers_files import write_transformers_files
 
 __all__ = ["Dense"]
 
@@ -21,11 +22,7 @@ class Dense(Writer):
     marker = EXPORT
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
-        if not is_language_model(checkpoint.model):
-            return f"only models of transformers can, got {type(checkpoint.model).__name__}"
-        if checkpoint.training_state is not None:
-            return "it has no place for a training state"
-        return None
+        return unsupported_model(checkpoint)
 
     def foreign(self, folder: Path) -> Collection[str]:
         return foreign_files(folder)

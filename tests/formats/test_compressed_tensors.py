@@ -164,7 +164,7 @@ def plain() -> Any:
         (with_spec("grid:1s"), "grids of one bit cannot be stored"),
         (with_spec("had+grid:2s"), "its space Rotation"),
         (joined, r"'model.layers.0.self_attn.q_proj' and .*_proj' are stored in different ways"),
-        (two_dtypes, "its scales are torch.float16 and the layer's weight torch.float32"),
+        (two_dtypes, "its values are torch.float16 and the layer's weight torch.float32"),
         (plain, "only models of transformers can, got Linear"),
     ],
 )
