@@ -16,6 +16,7 @@ __all__ = ["add_parser", "run"]
 
 # How to load a folder of each format.
 _NEXT = {
+    "aqlm": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
     "compressed-tensors": "vllm serve {folder}",
     "dense": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
 }

@@ -4,7 +4,8 @@
 is lossless for every representation, and the only one that training can be resumed from.
 """
 
-from . import compressed_tensors as _compressed_tensors  # noqa: F401, it registers itself
+from . import aqlm as _aqlm  # noqa: F401, it registers itself
+from . import compressed_tensors as _compressed_tensors  # noqa: F401, alike
 from . import dense as _dense  # noqa: F401, alike
 from .checkpoints import load, load_tokenizer, read_metadata, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,17 @@ from pvopt.weights import QuantizedWeights
 from .contract import Checkpoint
 from .errors import CheckpointError
 from .exports import settings_copied
-from .transformers_files import is_language_model, model_skeleton, rebuild_model
+from .files import read_json
+from .transformers_files import CONFIG, is_language_model, model_skeleton, rebuild_model
 
-__all__ = ["WEIGHT", "dense_layers", "filled", "unsupported_model", "unsupported_weight"]
+__all__ = [
+    "WEIGHT",
+    "dense_layers",
+    "filled",
+    "quantization_settings",
+    "unsupported_model",
+    "unsupported_weight",
+]
 
 #: What the name of a layer's weight ends with.
 WEIGHT = ".weight"
@@ -49,6 +58,16 @@ def unsupported_weight(model: nn.Module, name: str, rep: Representation) -> str 
             "told apart: give both one dtype (rep.to, or pvopt export)"
         )
     return None
+
+
+def quantization_settings(folder: Path) -> Mapping[str, Any] | None:
+    """Return what a folder's configuration says of quantization; None where nothing can be read."""
+    try:
+        config = read_json(folder, CONFIG, strict=False)
+    except CheckpointError:
+        return None
+    found = config.get("quantization_config") if isinstance(config, dict) else None
+    return found if isinstance(found, dict) else None
 
 
 def dense_layers(model: nn.Module, weights: QuantizedWeights) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from exports import IDS, in_dtype, logits, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutating import bounded, edits, replacements
@@ -21,34 +22,8 @@ from pvopt.formats.compressed_tensors.layers import read_layer, write_layer
 
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 
-from pvopt.llm import load_model
-
 FORMATS = ["grid:2g16s", "grid:3g16z", "grid:4s", "grid:8g8z", "ternary:g16", "binary"]
-IDS = torch.arange(40)[None]
 MUTATIONS = int(os.environ.get("PVOPT_MUTATIONS", "300"))
-
-
-def tiny(spec: Any, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, pvopt.QuantizedWeights]:
-    """Return a small Llama with quantized layers, everything in one dtype."""
-    model = load_model("tiny-llama").model.to(dtype)
-    model.config.dtype = dtype
-    if isinstance(spec, str):
-        spec = pvopt.parse_scheme(spec)
-    weights = pvopt.quantize_(model, spec, options=pvopt.FitOptions(iterations=1))
-    return model, in_dtype(weights, dtype)
-
-
-def in_dtype(weights: pvopt.QuantizedWeights, dtype: torch.dtype) -> pvopt.QuantizedWeights:
-    """Return the weights with values of a dtype, written."""
-    reps = {name: rep.to(dtype=dtype) for name, rep in weights.items()}
-    weights = pvopt.QuantizedWeights(weights.model, reps)
-    weights.write_()
-    return weights
-
-
-def logits(model: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(IDS).logits
 
 
 @pytest.mark.parametrize("text", FORMATS)

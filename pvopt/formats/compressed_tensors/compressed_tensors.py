@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from pvopt.formats.contract import FORMATS, Checkpoint, Reader, Writer
 from pvopt.formats.errors import CheckpointError
 from pvopt.formats.exports import EXPORT, foreign_files, settings_copied, write_export
-from pvopt.formats.files import read_json
 from pvopt.formats.folders import one_generation
 from pvopt.formats.models import (
     WEIGHT,
     dense_layers,
     filled,
+    quantization_settings,
     unsupported_model,
     unsupported_weight,
 )
 from pvopt.formats.shards import read_shards, untied, write_shards
-from pvopt.formats.transformers_files import CONFIG, write_transformers_files
+from pvopt.formats.transformers_files import write_transformers_files
 from pvopt.parametrizations.representation import Representation
 
 from .integer_grids import IntegerGrid, StoredGrid, stored_grid
@@ -49,12 +49,8 @@ class CompressedTensors(Reader, Writer):
     marker = EXPORT
 
     def match(self, folder: Path) -> bool:
-        try:
-            config = read_json(folder, CONFIG, strict=False)
-        except CheckpointError:
-            return False
-        found = config.get("quantization_config") if isinstance(config, dict) else None
-        return isinstance(found, dict) and found.get("quant_method") == METHOD
+        found = quantization_settings(folder)
+        return found is not None and found.get("quant_method") == METHOD
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         reason = unsupported_model(checkpoint)
@@ -95,7 +91,7 @@ class CompressedTensors(Reader, Writer):
 
     def read(self, folder: Path, model: nn.Module | None) -> Checkpoint:
         with one_generation(folder):
-            config = read_json(folder, CONFIG, strict=False)["quantization_config"]
+            config = quantization_settings(folder) or {}
             tensors = read_shards(folder)
             reps = _representations(folder, config, tensors)
             others = {n: t for n, t in tensors.items() if not n.endswith(PARTS)}
