@@ -35,6 +35,8 @@ def unsupported_model(checkpoint: Checkpoint) -> str | None:
     """Return why a model cannot be told to other programs, or None."""
     if not is_language_model(checkpoint.model):
         return f"only models of transformers can, got {type(checkpoint.model).__name__}"
+    if not checkpoint.weights:
+        return "it has no quantized weight"
     if checkpoint.training_state is not None:
         return "it has no place for a training state"
     return None
