@@ -164,17 +164,21 @@ class Formats:
         """The files by which folders are known to be ours."""
         return {f.marker for f in self._formats.values() if isinstance(f, Writer)}
 
+    @property
+    def readers(self) -> list[Reader]:
+        """The formats that can be read, in order."""
+        return [f for f in self._formats.values() if isinstance(f, Reader)]
+
     def reader(self, folder: Path) -> Reader:
         """Return the reader that a folder matches.
 
         Raises:
             CheckpointError: if there is none.
         """
-        readers = [f for f in self._formats.values() if isinstance(f, Reader)]
-        for reader in readers:
+        for reader in self.readers:
             if reader.match(folder):
                 return reader
-        names = ", ".join(reader.name for reader in readers)
+        names = ", ".join(reader.name for reader in self.readers)
         raise CheckpointError(f"{folder}: has none of the formats that can be read: {names}")
 
     def writer(self, name: str) -> Writer:

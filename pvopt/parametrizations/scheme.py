@@ -252,7 +252,7 @@ def parse_scheme(text: str) -> Scheme:
 
     Example:
         >>> parse_scheme("grid:2g64s").parametrization
-        UniformGrid(bits=2, group_size=64, symmetric=True)
+        UniformGrid(bits=2, group_size=64, symmetric=True, integer_zeros=False)
         >>> parse_scheme("had+e8p:3").space
         Rotation(seed=0, block=None)
     """

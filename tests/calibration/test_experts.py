@@ -100,9 +100,13 @@ def test_whole_models_are_calibrated_resumed_and_better(kind, tmp_path):
     for name, rep in first.weights.items():
         assert torch.equal(rep.decode(), again.weights[name].decode())
     name = "model.layers.0.mlp.experts.down_proj"
-    fitted = quantize_(make(kind), {name: GRID})[name].decode()
+    # Codes are those of the fit. Values need not be: once the layers before are quantized, tokens
+    # may reach other experts, and fine-tuning sees them.
+    fitted, found = quantize_(make(kind), {name: GRID})[name], first.weights[name]
     untouched = [int(n[:-1].rpartition("[")[2]) for n in first.without_tokens if name in n]
-    assert torch.equal(first.weights[name].decode()[untouched], fitted[untouched])
+    for expert in untouched:
+        own = [rep.codes["levels"].chunk(len(rep.decode()))[expert] for rep in (found, fitted)]
+        assert torch.equal(*own)
 
 
 @pytest.mark.parametrize("way", ["linear", "matmul", "bmm", "bias"])

@@ -222,7 +222,7 @@ def test_another_format_is_written_by_name_and_recognized(plain, tmp_path):
     assert [file.name for file in folder.iterdir()] == ["plain.txt"]
     assert list(load(folder, network()).weights) == ["0.weight", "1.weight"]
     save(folder, model, weights, format="plain")  # replaces its own
-    assert list(FORMATS) == ["native", "plain"]
+    assert [*FORMATS][-1] == "plain"
     with pytest.raises(CheckpointError, match=r"is not a checkpoint \(it has no pvopt.json\)"):
         save(folder, model, weights)
 

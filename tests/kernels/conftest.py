@@ -164,6 +164,9 @@ def guard_bands(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
         dtype, device = dtype or tensor.dtype, device or tensor.device
         return guarded(*size, dtype=dtype, device=device, **options)
 
+    # The first time, torch looks up by which functions tensors get a default device, and remembers.
+    with torch.device("cpu"):
+        torch.zeros(0)
     monkeypatch.setattr(torch, "empty", guarded)
     monkeypatch.setattr(torch, "empty_like", like)
     monkeypatch.setattr(Tensor, "new_empty", new)

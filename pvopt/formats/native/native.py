@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +54,7 @@ class Native(Reader, Writer):
     marker = MANIFEST
 
     def match(self, folder: Path) -> bool:
-        return (folder / MANIFEST).is_file()
+        return os.path.lexists(folder / MANIFEST)  # what is no file is refused on reading
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         for name, rep in checkpoint.weights.items():
