@@ -13,7 +13,7 @@ from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.vector_codebook import VectorCodebook
 
-__all__ = ["CODES", "PARTS", "codebooks_of", "codebooks_of_settings", "read_layer", "write_layer"]
+__all__ = ["PARTS", "codebooks_of", "codebooks_of_settings", "read_layer", "write_layer"]
 
 #: What the name of a layer is followed by.
 CODES = ".codes"

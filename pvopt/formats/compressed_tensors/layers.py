@@ -11,7 +11,7 @@ from pvopt_kernels import pack_rows, unpack_rows
 
 from .integer_grids import IntegerGrid, StoredGrid
 
-__all__ = ["PACKED", "PARTS", "read_layer", "write_layer"]
+__all__ = ["PARTS", "read_layer", "write_layer"]
 
 #: What the name of a layer is followed by.
 PACKED = ".weight_packed"

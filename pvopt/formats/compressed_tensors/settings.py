@@ -8,10 +8,8 @@ from typing import Any
 
 from .integer_grids import StoredGrid
 
-__all__ = ["METHOD", "grid_of_layer", "quantization_config", "split_apart"]
+__all__ = ["grid_of_layer", "quantization_config", "split_apart"]
 
-#: ``quant_method`` of such a model.
-METHOD = "compressed-tensors"
 _FORMAT = "pack-quantized"
 # Of a pattern: the time it takes grows with the name's length to this power.
 _MOST_STARS = 3
@@ -20,7 +18,7 @@ _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def quantization_config(grids: Mapping[str, StoredGrid], dense: Iterable[str]) -> dict[str, Any]:
-    """Return the settings of a model.
+    """Return the settings of a model, without ``quant_method``.
 
     Args:
         grids: how layers are stored, by their names.
@@ -42,7 +40,6 @@ def quantization_config(grids: Mapping[str, StoredGrid], dense: Iterable[str]) -
         targets = ["Linear"] if len(alike) == 1 else layers
         groups[f"group_{number}"] = {"targets": targets, "weights": weights}
     return {
-        "quant_method": METHOD,
         "format": _FORMAT,
         "quantization_status": "compressed",
         "config_groups": groups,
