@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from pvopt.spaces.contract import Space
 from pvopt.spaces.identity import identity
 
 from .scheme import SPACE, Scheme
+from .view_memory import ViewMemory
 
 if TYPE_CHECKING:
     from .contract import Parametrization
@@ -83,7 +84,7 @@ class Representation:
     value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
     moving: dict[str, int] = field(init=False, repr=False)
     _num_matrices: int = field(init=False, repr=False)
-    _views: dict[Any, tuple[Any, Any]] = field(init=False, repr=False, default_factory=dict)
+    _views: ViewMemory = field(init=False, repr=False, default_factory=ViewMemory)
 
     def __post_init__(self, check: bool) -> None:
         self.shape = tuple(self.shape)
@@ -109,7 +110,7 @@ class Representation:
     def __getstate__(self) -> dict[str, Any]:
         # The copy of a weight does not bring along the stack that it lies in.
         own = {what: _unshared(self.__dict__[what]) for what in ("codes", "values")}
-        return self.__dict__ | own | {"_views": {}}
+        return self.__dict__ | own | {"_views": ViewMemory()}
 
     def _compare(
         self, what: str, found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]]
@@ -202,20 +203,7 @@ class Representation:
         return self._viewed(name, tensor, shape)
 
     def _viewed(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-        return self._known((name, shape), [tensor], lambda: tensor.view(shape))
-
-    def _known(self, key: Any, of: list[Tensor], make: Callable[[], Any]) -> Any:
-        """Return what was made of some tensors before, or make it.
-
-        A step asks for the same views again and again, and each is a call of torch.
-        """
-        modes = torch.is_grad_enabled() or torch.is_inference_mode_enabled()
-        if modes or torch.compiler.is_compiling():
-            return make()
-        found = self._views.get(key)
-        if found is None or any(a is not b for a, b in zip(found[0], of, strict=True)):
-            found = self._views[key] = of, make()
-        return found[1]
+        return self._views.get((name, shape), [tensor], lambda: tensor.view(shape))
 
     def numbers(self, groups: Tensor) -> Tensor:
         """Return the numbers of groups among those of all matrices, ``[matrices * n]``.
@@ -231,7 +219,7 @@ class Representation:
         def first() -> Tensor:
             return torch.arange(*ends, device=device)[:, None]
 
-        return (groups + self._known(("first", device), [], first)).flatten()
+        return (groups + self._views.get(("first", device), [], first)).flatten()
 
     def pieces(self, most: int, unit: int = 1) -> Sequence[Representation]:
         """Return the weights of a stack in nearly equal pieces, as views.
@@ -249,7 +237,7 @@ class Representation:
         def cut() -> list[Representation]:
             return [self.narrow(a, b - a) for a, b in itertools.pairwise(ends)]
 
-        return self._known(("pieces", number), [t for _, t in self.tensors()], cut)
+        return self._views.get(("pieces", number), [t for _, t in self.tensors()], cut)
 
     def check_codes(self, codes: Mapping[str, Tensor] | None = None) -> None:
         """Raise unless every code exists.
@@ -422,7 +410,7 @@ class Representation:
     def with_values(self, values: dict[str, Tensor]) -> Representation:
         """Return a representation with the same codes, the very tensors, and other values."""
         found = self._with(self.codes, values)
-        found._views = dict(self._views)
+        found._views = self._views.copy()
         return found
 
     def _with(self, codes: dict[str, Tensor], values: dict[str, Tensor]) -> Representation:
