@@ -10,11 +10,12 @@ import time
 
 import pytest
 import torch
+from exports import in_dtype, tiny
 from safetensors.torch import load_file
 
 from pvopt import NonFiniteGradientError, recipes
 from pvopt.cli import main
-from pvopt.formats import load_training_state, read_metadata, storage_report
+from pvopt.formats import load_training_state, read_metadata, save, storage_report
 from pvopt.llm import load_model, perplexity, split_text
 from pvopt.tuning import (
     Inputs,
@@ -526,6 +527,21 @@ def test_a_checkpoint_is_exported_tuned_there_and_exported_again(tmp_path, capsy
     assert "is in the format compressed-tensors" in capsys.readouterr().err
     assert main([*export, str(start)]) == 2
     assert "it is not replaced" in capsys.readouterr().err
+
+
+def test_an_export_rounds_nothing_unasked(tmp_path, capsys):
+    model, weights = tiny("grid:2s")
+    narrow = in_dtype(weights, torch.bfloat16)
+    start = save(tmp_path / "start", model, narrow)
+    export = ["export", "--checkpoint", str(start), "--to", "dense", "--out", str(tmp_path / "x")]
+    assert main(export) == 0
+    output = capsys.readouterr()
+    assert output.out.splitlines()[0].endswith(" bytes, float32")
+    assert "rounded" not in output.err
+    assert main([*export, "--dtype", "bfloat16"]) == 0
+    assert "so were all other weights: quantized ones change by at most 0.0e+00" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING, Any
 
 from .common import note
@@ -10,6 +11,7 @@ from .common import note
 if TYPE_CHECKING:
     import torch
 
+    from pvopt import QuantizedWeights
     from pvopt.formats import Checkpoint
 
 __all__ = ["add_parser", "run"]
@@ -35,7 +37,7 @@ def add_parser(commands: Any, help: str) -> None:
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
-        help="of scales and of all weights that are not quantized; default: that of the scales",
+        help="of scales and of all weights that are not quantized; default: one that holds them",
     )
     parser.set_defaults(run=run)
 
@@ -49,7 +51,9 @@ def run(args: argparse.Namespace) -> int:
 
     folder = find_checkpoint(args.checkpoint)
     checkpoint = formats.load(folder)
-    dtype = getattr(torch, args.dtype) if args.dtype else _common_dtype(checkpoint)
+    dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all
+    if args.dtype:
+        dtype = getattr(torch, args.dtype)
     weights = _in_one_dtype(checkpoint, dtype)
     tokenizer = _tokenizer(folder)
     out = formats.save(args.out, weights.model, weights, format=args.to, tokenizer=tokenizer)
@@ -59,28 +63,30 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _common_dtype(checkpoint: Checkpoint) -> torch.dtype:
-    """Return the widest dtype of codebooks and scales."""
-    return max((rep.dtype for rep in checkpoint.weights.values()), key=lambda kind: kind.itemsize)
+def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
+    """Return the dtypes of values and of all weights that are not quantized."""
+    weights, state = checkpoint.weights, checkpoint.model.state_dict()
+    others = {t.dtype for n, t in state.items() if n not in weights and t.is_floating_point()}
+    return others | {rep.dtype for rep in weights.values()}
 
 
-def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> Any:
+def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> QuantizedWeights:
     """Return model and weights with everything floating in one dtype; say what was rounded."""
+    import torch
+
     from pvopt import QuantizedWeights
 
-    model = checkpoint.model.to(dtype)
-    config: Any = getattr(model, "config", None)
-    if config is not None:
-        config.dtype = dtype
-    reps, change = {}, 0.0
-    for name, rep in checkpoint.weights.items():
-        reps[name] = rep.to(dtype=dtype)
-        before, after = rep.decode(), reps[name].decode().to(rep.dtype)
-        change = max(change, float((after - before).norm() / before.norm().clamp_min(1e-30)))
-    if change > 0:
+    rounds = any(torch.promote_types(kind, dtype) != dtype for kind in _dtypes(checkpoint))
+    reps = {name: rep.to(dtype=dtype) for name, rep in checkpoint.weights.items()}
+    if rounds:
+        pairs = ((rep.decode(), reps[name].decode()) for name, rep in checkpoint.weights.items())
+        changes = [float((b - a).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs]
         note(
-            f"values were rounded to {dtype}: weights change by at most {change:.1e} of their norm"
+            f"values were rounded to {dtype}, and so were all other weights: quantized ones change "
+            f"by at most {max(changes):.1e} of their norm"
         )
+    model: Any = checkpoint.model.to(dtype)
+    model.config.dtype = dtype
     weights = QuantizedWeights(model, reps)
     weights.write_()
     return weights
