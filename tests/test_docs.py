@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import doctest
 import inspect
 import re
+import runpy
 import sys
+import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 import api_pages  # noqa: E402
 
 PUBLIC = [n for n in api_pages.public_names() if n.home == n.package]
+WITHOUT_PAGE = [p for _, p in runpy.run_path(str(DOCS / "conf.py"))["nitpick_ignore_regex"]]
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"])
 
 
@@ -70,6 +75,34 @@ def test_new_methods_are_explained(public):
             continue  # a field whose default is a function, or what a dataclass makes
         overrides = any(_declares(base, name) for base in public.thing.__mro__[1:])
         assert overrides or function.__doc__, f"{public.name}.{name} has no docstring"
+
+
+def _classes_named(annotation: Any) -> Iterator[type]:
+    if isinstance(annotation, type):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _classes_named(argument)
+
+
+def _classes_shown(thing: type) -> Iterator[type]:
+    """What the reference page of a class links to: its bases and its methods' annotations."""
+    yield from thing.__bases__
+    for name, member in vars(thing).items():
+        function = inspect.unwrap(getattr(member, "fget", getattr(member, "__func__", member)))
+        if name.startswith("_") or not inspect.isfunction(function):
+            continue
+        with contextlib.suppress(NameError):  # imported for the type checker alone
+            for annotation in typing.get_type_hints(function).values():
+                yield from _classes_named(annotation)
+
+
+@pytest.mark.parametrize("public", CLASSES, ids=lambda n: f"{n.package}.{n.name}")
+def test_pages_of_classes_link_to_public_classes(public):
+    """The build of the documentation would fail, minutes later."""
+    documented = {n.thing for n in CLASSES}
+    ours = {c for c in _classes_shown(public.thing) if c.__module__.startswith("pvopt")}
+    without_page = {f"{c.__module__}.{c.__qualname__}" for c in ours - documented}
+    assert {c for c in without_page if not any(re.fullmatch(p, c) for p in WITHOUT_PAGE)} == set()
 
 
 def test_every_name_of_the_stub_is_documented():

@@ -11,6 +11,7 @@ from .checkpoints import load, load_tokenizer, read_metadata, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
 from .errors import CheckpointError
 from .folders import complete_folder
+from .layerwise import LayerFormat
 from .native import (
     StorageReport,
     WeightStorage,
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Formats",
+    "LayerFormat",
     "Reader",
     "StorageReport",
     "WeightStorage",

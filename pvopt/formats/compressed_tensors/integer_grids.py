@@ -29,6 +29,11 @@ class StoredGrid:
         symmetric: whether the zero point is :math:`2^{b-1}` for all.
         factor: :math:`a`.
         offset: :math:`c`.
+
+    Example:
+        >>> ternary = StoredGrid(bits=2, group_size=64, offset=1)
+        >>> ternary.parametrization
+        UniformGrid(bits=2, group_size=64, symmetric=True, integer_zeros=False)
     """
 
     bits: int
