@@ -25,6 +25,7 @@ _OPTIONS = {
     "tokens": int,
     "windows": int,
     "precision": str,
+    "end_loss": float,
     "fine_tune": int,
     "tuned_steps": int,
 }

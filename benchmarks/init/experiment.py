@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity
 from pvopt import formats
-from pvopt.calibration import FineTuning, calibrate_
+from pvopt.calibration import EndLoss, FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
@@ -33,6 +33,7 @@ class Settings:
         context, windows: of the evaluation.
         precision: of the evaluation: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where
             native).
+        end_loss: power of :class:`pvopt.calibration.EndLoss`; None: tokens count alike.
         fine_tune: epochs of block-wise fine-tuning.
         tuned_steps: steps of PV-tuning for the formats of about 2 bits; 0: none.
         seed: of the starts.
@@ -46,6 +47,7 @@ class Settings:
     context: int = 1024
     windows: int = 24
     precision: str = "auto"
+    end_loss: float | None = None
     fine_tune: int = 0
     tuned_steps: int = 0
     seed: int = 0
@@ -99,6 +101,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         calibration,
         row.build(loaded.model),
         row.parsed_start(),
+        end_loss=None if settings.end_loss is None else EndLoss(power=settings.end_loss),
         fine_tuning=FineTuning(epochs=settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )
