@@ -56,7 +56,7 @@ def text_quality(
     """
     near = compare(model, load_model(source).model, tokens, **_windows(settings))
     return {
-        "ppl": text_perplexity(settings, model, tokens),
+        "ppl": near.perplexity,
         "kl": near.divergence,
         "top1": near.agreement,
     }
