@@ -20,6 +20,7 @@ __all__ = ["add_parser", "run"]
 _NEXT = {
     "aqlm": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
     "compressed-tensors": "vllm serve {folder}",
+    "gptq": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
     "dense": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
 }
 _DTYPES = ("float32", "float16", "bfloat16")

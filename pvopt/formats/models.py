@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.parametrizations.representation import Representation
+from pvopt.spaces.contract import Space
 from pvopt.weights import QuantizedWeights
 
 from .contract import Checkpoint
@@ -42,8 +43,17 @@ def unsupported_model(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def unsupported_weight(model: nn.Module, name: str, rep: Representation) -> str | None:
-    """Return why a weight cannot be told, whatever its codes stand for, or None."""
+def unsupported_weight(
+    model: nn.Module, name: str, rep: Representation, spaces: tuple[type[Space], ...] = ()
+) -> str | None:
+    """Return why a weight cannot be told, whatever its codes stand for, or None.
+
+    Args:
+        model: that it belongs to.
+        name: of the parameter.
+        rep: codes and values.
+        spaces: that can be told, besides the trivial one.
+    """
     parameter = model.get_parameter(name)
     if not name.endswith(WEIGHT) or not isinstance(
         model.get_submodule(name.removesuffix(WEIGHT)), nn.Linear
@@ -52,7 +62,7 @@ def unsupported_weight(model: nn.Module, name: str, rep: Representation) -> str 
     uses = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
     if len(uses) > 1:
         return f"it is tied to {uses[1]!r}, which cannot be told"
-    if not (rep.view.plain and rep.space.trivial):
+    if not (rep.view.plain and (rep.space.trivial or isinstance(rep.space, spaces))):
         return f"its space {rep.space} cannot be stored"
     if rep.dtype != parameter.dtype:
         return (
