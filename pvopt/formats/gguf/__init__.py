@@ -1,0 +1,5 @@
+"""Files of llama.cpp."""
+
+from .gguf import GGUF
+
+__all__ = ["GGUF"]
