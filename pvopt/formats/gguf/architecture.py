@@ -30,7 +30,9 @@ def unsupported_config(config: Any) -> str | None:
         config: of transformers.
     """
     if config.model_type not in _KINDS:
-        return f"only models of the kinds {', '.join(_KINDS)} can be written, not {config.model_type}"
+        return (
+            f"only models of the kinds {', '.join(_KINDS)} can be written, not {config.model_type}"
+        )
     if config.hidden_act != "silu":
         return f"hidden_act must be 'silu', got {config.hidden_act!r}"
     kind = _rope(config).get("rope_type", "default")
@@ -92,7 +94,9 @@ def config_of(
     heads, width = sizes["num_attention_heads"], sizes["hidden_size"]
     if heads % sizes["num_key_value_heads"]:
         raise ValueError("llama.attention.head_count must be a multiple of head_count_kv")
-    size = _size({"llama.attention.key_length": width // heads, **settings}, "llama.attention.key_length")
+    size = _size(
+        {"llama.attention.key_length": width // heads, **settings}, "llama.attention.key_length"
+    )
     for key in ("attention.value_length", "rope.dimension_count"):
         if settings.get(f"llama.{key}", size) != size:
             raise ValueError(f"llama.{key} must be {size}, as attention.key_length is")

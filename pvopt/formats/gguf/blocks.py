@@ -85,7 +85,9 @@ class BlockType:
         if int(numbers.max()) >= len(self.levels):
             raise ValueError(f"blocks of {self.name} have no code {int(numbers.max())}")
         integers = numbers.to(torch.int16) * self.levels.step + self.levels.start
-        scales = halves.contiguous().view(torch.float16).reshape(len(rows), -1, halves.shape[1] // 2)
+        scales = (
+            halves.contiguous().view(torch.float16).reshape(len(rows), -1, halves.shape[1] // 2)
+        )
         return Blocks(
             integers.reshape(len(rows), -1),
             scales[..., 0].contiguous(),

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pvopt.formats.contract import FORMATS, Checkpoint, Reader, Writer
@@ -27,9 +28,8 @@ from .tensors import read_tensor
 from .tokenizers import tokenizer_of
 from .writing import unwritable, write_file
 
-__all__ = ["GGUF"]
+__all__ = ["GGUF", "holds_gguf"]
 
-_SUFFIX = ".gguf"
 _FILE = "model.gguf"
 
 
@@ -51,12 +51,12 @@ class GGUF(Reader, Writer):
     """
 
     name = "gguf"
+    suffix = ".gguf"
     marker = EXPORT
+    decodes_in = torch.float32
 
     def match(self, folder: Path) -> bool:
-        if folder.is_dir():
-            return any(entry.suffix == _SUFFIX for entry in folder.iterdir())
-        return folder.suffix == _SUFFIX
+        return any(entry.suffix == self.suffix for entry in folder.iterdir())
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         return unwritable(checkpoint)
@@ -96,9 +96,7 @@ class GGUF(Reader, Writer):
                 name = name_in_model(theirs)
                 if name is None:
                     raise ValueError(f"{theirs!r} is no tensor of a Llama that is read")
-                heads = heads_of(
-                    name, config["num_attention_heads"], config["num_key_value_heads"]
-                )
+                heads = heads_of(name, config["num_attention_heads"], config["num_key_value_heads"])
                 found = read_tensor(container, theirs, heads)
                 if isinstance(found, Representation):
                     reps[name] = found
@@ -111,9 +109,21 @@ class GGUF(Reader, Writer):
         return filled(container.file, model, reps, others, _config_folder(container))
 
 
+def holds_gguf(path: Path) -> bool:
+    """Tell whether a path is that of a GGUF file, or of a folder whose model is in one.
+
+    Example:
+        >>> holds_gguf(Path("model.gguf"))  # there is none
+        False
+    """
+    if not path.is_dir():
+        return path.suffix == GGUF.suffix and path.exists()
+    return not (path / CONFIG).exists() and GGUF().match(path)
+
+
 def _open(path: Path) -> Container:
     if path.is_dir():
-        files = sorted(entry.name for entry in path.iterdir() if entry.suffix == _SUFFIX)
+        files = sorted(entry.name for entry in path.iterdir() if entry.suffix == GGUF.suffix)
         if len(files) != 1:
             raise CheckpointError(
                 f"{path}: holds {len(files)} GGUF files ({', '.join(files[:3])} ...); name one"

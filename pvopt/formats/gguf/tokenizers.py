@@ -54,9 +54,11 @@ def tokenizer_settings(tokenizer: Any, vocabulary: int) -> dict[str, Any]:
         raise ValueError("only tokenizers of the library tokenizers can be written")
     content = json.loads(backend.to_str())
     model = content["model"]
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]] if (
-        model["type"] == "BPE"
-    ) else None
+    merges = (
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+        if (model["type"] == "BPE")
+        else None
+    )
     if merges is None or model.get("byte_fallback") or content["normalizer"] is not None:
         raise ValueError("only tokenizers that merge bytes (byte-level BPE) can be written")
     tokens = _tokens(model["vocab"], content["added_tokens"], vocabulary)

@@ -91,9 +91,7 @@ def _entry(name: str, tensor: Tensor, kind: BlockType | torch.dtype) -> TensorEn
     return TensorEntry(name=theirs, number=number, shape=tuple(tensor.shape), size=size)
 
 
-def _packed(
-    file: Path, name: str, rep: Representation, kind: BlockType, weight: Tensor
-) -> Tensor:
+def _packed(file: Path, name: str, rep: Representation, kind: BlockType, weight: Tensor) -> Tensor:
     """Return the rows of a weight in blocks; they decode to it."""
     rows = kind.pack(blocks_of(rep.to("cpu"), kind))
     back = representation_of(kind, kind.unpack(rows)).decode()
@@ -108,8 +106,6 @@ def _packed(
 def _settings(config: Any, tokenizer: Any) -> dict[str, Any]:
     """Return all settings of a file."""
     found: dict[str, Any] = {"general.architecture": "llama", "general.type": "model"}
-    if isinstance(config.name_or_path, str) and config.name_or_path:
-        found["general.name"] = Path(config.name_or_path).name
     found |= {f"llama.{key}": value for key, value in settings_of(config).items()}
     vocabulary = tokenizer_settings(tokenizer, config.vocab_size)
     found |= {f"tokenizer.{key}": value for key, value in vocabulary.items()}
