@@ -112,7 +112,7 @@ class _Parser:
     """A place in a file; whatever is read lies in the file."""
 
     def __init__(self, file: Path, content: np.ndarray) -> None:
-        self._file, self._content, self._view = file, content, memoryview(content)
+        self._file, self._content, self._view = file, content, content.data
         self._at = 0
 
     def parse(self) -> Container:
@@ -145,7 +145,7 @@ class _Parser:
             place = start + tensor.offset
             room = max(0, end - place)
             placed[name] = replace(tensor, offset=place, room=room, last=not placed)
-            end = place
+            end = min(end, place)
         return dict(reversed(placed.items()))
 
     def _take(self, count: int) -> memoryview:
