@@ -47,6 +47,16 @@ STORED = {
 }
 
 
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
 def wide(spec: Any) -> tuple[Any, pvopt.QuantizedWeights]:
     """Return a Llama with rows of 256, of one layer, and scales that float16 has."""
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -59,7 +69,7 @@ def wide(spec: Any) -> tuple[Any, pvopt.QuantizedWeights]:
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=128,
-        rope_theta=500.0,
+        rope_parameters=LLAMA3,
         rms_norm_eps=1e-4,
         tie_word_embeddings=False,
     )
@@ -192,13 +202,28 @@ def test_a_model_is_filled_in_place(tmp_path):
     assert torch.equal(logits(other), logits(model))
 
 
-@pytest.mark.parametrize("make", [small, wide])
-def test_transformers_computes_the_same_logits(tmp_path, make):
+def test_llamas_rotate_slowly_where_they_did(tmp_path):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from pvopt.formats.gguf.positions import frequency_factors
+
+    model, weights = wide("grid:4g32s")
+    theirs, _ = ROPE_INIT_FUNCTIONS["llama3"](model.config, "cpu")
+    usual = 5e4 ** -(torch.arange(0, 64, 2) / 64)
+    factors = frequency_factors(LLAMA3, 64)
+    torch.testing.assert_close(usual / factors, theirs)
+    assert len(set(factors.tolist())) > 3  # fast, slow and between
+    back = load(written(tmp_path / "x", model, weights)).model
+    assert back.config.rope_parameters == LLAMA3
+    assert torch.equal(logits(back), logits(model))
+
+
+def test_transformers_computes_the_same_logits(tmp_path):
     """Another reader of names, settings and the order of rows; it knows no type 42."""
     pytest.importorskip("gguf", reason="the package gguf is missing")
     from transformers import AutoModelForCausalLM, GgufConfig
 
-    model, weights = make("grid:4g32s")
+    model, weights = small("grid:4g32s")
     file = written(tmp_path / "x", model, weights, tokenizer=tokenizer())
     theirs: Any = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True)
@@ -338,6 +363,7 @@ def plain() -> Any:
         (changed_config(model_type="gpt2"), "only models of the kinds llama, mistral .* not gpt2"),
         (changed_config(hidden_act="gelu"), "hidden_act must be 'silu', got 'gelu'"),
         (changed_config(rope_parameters={"rope_type": "yarn"}), "not by 'yarn'"),
+        (changed_config(rope_parameters=LLAMA3 | {"low_freq_factor": 2}), "must be rotated as in"),
         (changed_config(sliding_window=8), "must see all before it, not a window of 8"),
         (changed_config(tie_word_embeddings=False), "its configuration says otherwise"),
         (changed_config(vocab_size=200), "has token 258, and the model embeddings of 200"),

@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-__all__ = ["config_of", "settings_of", "unsupported_config"]
+from .positions import parameters_of, unsupported_positions
+
+__all__ = ["config_of", "head_size", "rotation_of", "settings_of", "unsupported_config"]
 
 _KINDS = ("llama", "mistral")
 # Settings of a file, each with what the configuration calls it.
@@ -35,9 +38,9 @@ def unsupported_config(config: Any) -> str | None:
         )
     if config.hidden_act != "silu":
         return f"hidden_act must be 'silu', got {config.hidden_act!r}"
-    kind = _rope(config).get("rope_type", "default")
-    if kind != "default":
-        return f"positions must be rotated as usual (rope_type 'default'), not by {kind!r}"
+    reason = unsupported_positions(rotation_of(config))
+    if reason is not None:
+        return reason
     window = getattr(config, "sliding_window", None)
     if window is not None and window < config.max_position_embeddings:
         return f"each position must see all before it, not a window of {window}"
@@ -47,28 +50,34 @@ def unsupported_config(config: Any) -> str | None:
 def settings_of(config: Any) -> dict[str, int | float]:
     """Return the settings of a file, without ``llama.`` in front."""
     found: dict[str, int | float] = {key: getattr(config, ours) for key, ours in _SIZES.items()}
-    size = _head_size(config)
+    size = head_size(config)
     return found | {
         "attention.key_length": size,
         "attention.value_length": size,
         "rope.dimension_count": size,
         "vocab_size": config.vocab_size,
         _EPSILON: float(config.rms_norm_eps),
-        _THETA: float(_rope(config)["rope_theta"]),
+        _THETA: float(rotation_of(config)["rope_theta"]),
     }
 
 
-def _rope(config: Any) -> Mapping[str, Any]:
+def rotation_of(config: Any) -> Mapping[str, Any]:
+    """Return how a model rotates, as its configuration has it."""
     return config.rope_parameters or {}
 
 
-def _head_size(config: Any) -> int:
+def head_size(config: Any) -> int:
+    """Return the size of an attention head."""
     size = getattr(config, "head_dim", None)
     return size or config.hidden_size // config.num_attention_heads
 
 
 def config_of(
-    settings: Mapping[str, Any], vocabulary: int, biased: Callable[[str], bool], tied: bool
+    settings: Mapping[str, Any],
+    vocabulary: int,
+    biased: Callable[[str], bool],
+    tied: bool,
+    factors: Tensor | None = None,
 ) -> dict[str, Any]:
     """Return ``config.json`` of the model in a file.
 
@@ -77,6 +86,7 @@ def config_of(
         vocabulary: rows of its embeddings.
         biased: whether there is a bias in the layers whose names have this in them.
         tied: whether embeddings are the output matrix, too.
+        factors: that frequencies are divided by, or None.
 
     Raises:
         ValueError: if a setting is missing or out of range, or the model is no plain Llama.
@@ -109,10 +119,9 @@ def config_of(
         "head_dim": size,
         "vocab_size": vocabulary,
         "rms_norm_eps": _real(settings, f"llama.{_EPSILON}", 1e-5),
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": _real(settings, f"llama.{_THETA}", 10000.0),
-        },
+        "rope_parameters": parameters_of(
+            _real(settings, f"llama.{_THETA}", 10000.0), size, factors
+        ),
         "attention_bias": biased("attn"),
         "mlp_bias": biased("ffn"),
         "tie_word_embeddings": tied,

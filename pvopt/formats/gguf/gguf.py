@@ -24,6 +24,7 @@ from pvopt.parametrizations.representation import Representation
 from .architecture import config_of
 from .container import Container, read_container
 from .names import heads_of, name_in_model
+from .positions import FACTORS
 from .tensors import read_tensor
 from .tokenizers import tokenizer_of
 from .writing import unwritable, write_file
@@ -93,6 +94,8 @@ class GGUF(Reader, Writer):
             reps: dict[str, Representation] = {}
             others: dict[str, Tensor] = {}
             for theirs in container.tensors:
+                if theirs == FACTORS:
+                    continue
                 name = name_in_model(theirs)
                 if name is None:
                     raise ValueError(f"{theirs!r} is no tensor of a Llama that is read")
@@ -144,11 +147,15 @@ def _config(container: Container) -> dict[str, Any]:
     if embeddings is None:
         raise ValueError("it has no tensor 'token_embd.weight'")
     biased = [name for name in names if name.endswith(".bias")]
+    factors = read_tensor(container, FACTORS, None) if FACTORS in names else None
+    if isinstance(factors, Representation):
+        raise ValueError(f"{FACTORS} must be numbers, got blocks")
     return config_of(
         container.settings,
         embeddings.shape[0],
         lambda part: any(f".{part}_" in name for name in biased),
         "output.weight" not in names,
+        factors,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ from pvopt.formats.models import unsupported_model
 from pvopt.formats.shards import untied
 from pvopt.parametrizations.representation import Representation
 
-from .architecture import settings_of, unsupported_config
+from .architecture import head_size, rotation_of, settings_of, unsupported_config
 from .blocks import BlockType
 from .container_writer import TensorEntry, write_container
 from .names import heads_of, interleaved, name_in_file
+from .positions import FACTORS, frequency_factors
 from .representations import blocks_of, fitting_type, representation_of
 from .tensors import DENSE, narrowest
 from .tokenizers import tokenizer_settings
@@ -78,7 +80,13 @@ def write_file(file: Path, checkpoint: Checkpoint) -> None:
             yield interleaved(content, heads)
 
     table = [_entry(name, tensor, stored[name]) for name, tensor in tensors.items()]
-    write_container(file, _settings(config, checkpoint.tokenizer), table, contents())
+    written = contents()
+    factors = frequency_factors(rotation_of(config), head_size(config))
+    if factors is not None:
+        shape, size = tuple(factors.shape), factors.nbytes
+        table.append(TensorEntry(name=FACTORS, number=DENSE[factors.dtype], shape=shape, size=size))
+        written = itertools.chain(written, [factors])
+    write_container(file, _settings(config, checkpoint.tokenizer), table, written)
 
 
 def _entry(name: str, tensor: Tensor, kind: BlockType | torch.dtype) -> TensorEntry:
