@@ -23,6 +23,7 @@ class LlamaCpp:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
         settings.warmup = settings.fit_params = False
         settings.cache_type_k = settings.cache_type_v = peer.ggml_type.GGML_TYPE_F32
+        settings.flash_attn_type = peer.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.verbosity = -1
         self._server = peer.Server(settings)
 

@@ -78,7 +78,8 @@ def wide(spec: Any) -> tuple[Any, pvopt.QuantizedWeights]:
         model = LlamaForCausalLM(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.copy_(torch.randn(parameter.shape) / parameter.shape[-1] ** 0.5)
+                if parameter.dim() == 2:
+                    parameter.copy_(torch.randn(parameter.shape) / 16)
     return quantized(model, spec)
 
 
