@@ -34,7 +34,9 @@ def add_parser(commands: Any, help: str) -> None:
     parser.example = (
         "pvopt quantize --model smollm2 --format grid:3g64 --calibration train.txt --out runs/start"
     )
-    parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
+    parser.add_argument(
+        "--model", required=True, help="folder, GGUF file, hub id, smollm2 or tiny-llama"
+    )
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument(
         "--overwrite", action="store_true", help="delete the checkpoint or the run in --out"

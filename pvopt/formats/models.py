@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -96,21 +97,23 @@ def filled(
     model: nn.Module | None,
     reps: Mapping[str, Representation],
     others: Mapping[str, Tensor],
+    settings: AbstractContextManager[Path] | None = None,
 ) -> Checkpoint:
     """Fill a model with what a folder holds; nothing is changed if something does not fit.
 
     Args:
-        folder: with the files of transformers.
+        folder: that is read.
         model: to fill in place, keeping its dtypes and devices; None rebuilds the folder's.
         reps: quantized weights by name.
         others: the other tensors by name.
+        settings: gives a folder with the files of transformers; None takes those of ``folder``.
 
     Raises:
         CheckpointError: if the model cannot be rebuilt, or has other tensors.
     """
     keep_dtypes = model is not None
     if model is None:
-        with settings_copied(folder) as files:
+        with settings or settings_copied(folder) as files:
             _check_fits(folder, model_skeleton(files, len(reps) + len(others)), reps, others)
             model = rebuild_model(files, _common_dtype(reps, others))
     _check_fits(folder, model, reps, others)
