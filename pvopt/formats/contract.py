@@ -99,6 +99,9 @@ class Writer(ABC):
     #: A file of every such folder. A folder without it is not replaced.
     marker: ClassVar[str]
 
+    #: How to load a folder, in a line that ``{folder}`` is filled into.
+    usage: ClassVar[str] = ""
+
     @abstractmethod
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         """Return why a model cannot be written losslessly in this format, or None if it can.
@@ -162,12 +165,17 @@ class Formats:
     @property
     def markers(self) -> set[str]:
         """The files by which folders are known to be ours."""
-        return {f.marker for f in self._formats.values() if isinstance(f, Writer)}
+        return {writer.marker for writer in self.writers}
 
     @property
     def readers(self) -> list[Reader]:
         """The formats that can be read, in order."""
         return [f for f in self._formats.values() if isinstance(f, Reader)]
+
+    @property
+    def writers(self) -> list[Writer]:
+        """The formats that can be written, in order."""
+        return [f for f in self._formats.values() if isinstance(f, Writer)]
 
     def reader(self, folder: Path) -> Reader:
         """Return the reader that a folder matches.
@@ -189,7 +197,7 @@ class Formats:
         """
         found = self._formats.get(name)
         if not isinstance(found, Writer):
-            names = ", ".join(n for n, f in self._formats.items() if isinstance(f, Writer))
+            names = ", ".join(writer.name for writer in self.writers)
             raise ValueError(f"format {name!r} cannot be written; known are {names}")
         return found
 
