@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import types
 import typing
@@ -153,7 +154,7 @@ def train(trainer: Trainer, stop: StopRequest, *, log_to: str | None = None) -> 
     )
     for path in (trainer.checkpoint, trainer.records.path):
         print(path)
-    print(f"next: python -m pvopt report {trainer.folder}")
+    print(f"next: python -m pvopt report {shlex.quote(str(trainer.folder))}")
 
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -21,15 +21,14 @@ from pvopt.llm import (
     LanguageModel,
     PerplexityResult,
     TokenBatches,
-    compare,
     distillation_loss,
     hidden_states,
     language_loss,
     output_head,
-    perplexity,
 )
 from pvopt.weights import QuantizedWeights
 
+from .evaluation import Evaluation
 from .optimizers import build_optimizer
 from .records import RecordsFile, StepRecord, first_and_last
 from .settings import TuneSettings, autocast_dtype, computing_dtype
@@ -104,6 +103,7 @@ class Trainer:
         self._changed: Counter[str] = Counter()  # groups by weight, since the last record
         self._batches = batches
         self.eval_tokens = eval_tokens
+        self._evaluation = Evaluation(eval_tokens, settings)
         self._device = next(student.model.parameters()).device
         self._autocast_dtype = autocast_dtype(settings.dtype)
         own = next(p.dtype for p in student.model.parameters() if p.is_floating_point())
@@ -189,7 +189,7 @@ class Trainer:
         while True:
             try:
                 if self._evaluate_if_due(stop, on_evaluation):
-                    saved = None  # the checkpoint tells the perplexity
+                    saved = None
             except _Stopped:
                 break
             if self.step >= self.settings.steps or stop():
@@ -199,7 +199,8 @@ class Trainer:
             self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
-            if self.settings.checkpoint_is_due(self.step, time.monotonic() - saved_at):
+            due = self.settings.checkpoint_is_due(self.step, time.monotonic() - saved_at)
+            if due and self.step < self.settings.steps:  # the last one tells the perplexity
                 self.save()
                 saved, saved_at = self.step, time.monotonic()
         if saved != self.step:
@@ -292,19 +293,12 @@ class Trainer:
             if stop():
                 raise _Stopped
 
-        measure = {
-            "context_length": self.settings.context_length,
-            "max_windows": self.settings.eval_windows,
-            "autocast_dtype": self._autocast_dtype,
-            "progress": check,
-        }
         for name, model in wanted:
             start = time.perf_counter()
-            result = perplexity(model, self.eval_tokens, **measure)
-            found = asdict(result)
-            if name == "student" and at_an_end and self._comparable():
-                near = compare(model, self.teacher, self.eval_tokens, **measure)
-                found |= {"divergence": near.divergence, "agreement": near.agreement}
+            result = self._evaluation.perplexity(model, check)
+            found: dict[str, Any] = asdict(result)
+            if name == "student" and at_an_end:
+                found |= self._evaluation.nearness(model, self.teacher, check)
             if name == "student":
                 self._record_changes()
                 errors = weight_errors(self.weights, self.teacher)
@@ -320,11 +314,6 @@ class Trainer:
             if on_evaluation is not None:
                 on_evaluation(self.step, name, result)
         return bool(wanted)
-
-    def _comparable(self) -> bool:
-        """Tell whether teacher and student predict the same tokens."""
-        sizes = [len(head.weight) for head in (self._teacher_head, output_head(self.student.model))]
-        return sizes[0] == sizes[1]
 
     def _record_changes(self) -> None:
         """Record what the codes did since this was last done."""
