@@ -137,6 +137,8 @@ _EVERY = [
     ["eval", "--model", "tiny-llama"],
     ["generate", "--model", "tiny-llama", "--prompt", "so"],
     ["info", "--checkpoint", "x"],
+    ["export", "--checkpoint", "x", "--to", "dense", "--out", "y"],
+    ["report", "x", "--out", "y"],
     ["demo", "--model", "tiny-llama", "--out", "x"],
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from .common import add_device, choose_device, note, original_of
+from .common import add_device, choose_device, note, original_of, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,12 @@ def _samples(args: argparse.Namespace, runs: list[ReportedRun]) -> list[Sample]:
         if name not in originals:
             originals.append(name)
     for name in originals:
-        samples += _continued(args, f"original: {name}", load_model(name, device=device), device)
+        try:
+            original = load_model(name, device=device)
+        except (ValueError, OSError, ImportError) as error:
+            note(f"no sample of the original {name}: {shortened(str(error), 300)}")
+            continue
+        samples += _continued(args, f"original: {name}", original, device)
     return samples
 
 

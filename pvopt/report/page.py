@@ -124,4 +124,4 @@ def _vega() -> str:
     import vl_convert
 
     release = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return vl_convert.javascript_bundle(vl_version=release).replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle(None, release).replace("</script", "<\\/script")
