@@ -8,7 +8,7 @@ CONSTRAINTS ?= constraints/tested.txt
 # bring several GB of CUDA libraries. `make TORCH=torch` takes the newest.
 TORCH ?= $(shell grep '^torch==' $(CONSTRAINTS))
 # What is installed beside what pvopt itself needs.
-EXTRAS ?= llm,cpu,kernels,peers,dev,docs
+EXTRAS ?= llm,cpu,kernels,report,tensorboard,peers,dev,docs
 # Test processes; each computes on one thread.
 JOBS ?= 2
 
@@ -71,7 +71,7 @@ test-newest:
 # torch, .venv-oldest takes 7 GB. Old Triton's interpreter uses what NumPy has deprecated, and
 # loaders of exports need newer releases of torch.
 test-oldest:
-	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt EXTRAS=llm,cpu,kernels,dev,docs \
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints/oldest.txt EXTRAS=llm,cpu,kernels,report,tensorboard,dev,docs \
 		PYTEST="-W 'ignore:Conversion of an array with ndim:DeprecationWarning' $(PYTEST)"
 
 NO_GPU := no GPU: torch.cuda.is_available() is False (with a CPU build of torch: make gpu VENV=.venv-gpu TORCH=torch)

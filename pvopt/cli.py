@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +23,7 @@ _COMMANDS = {
     "eval": "measure perplexity on a text, and how near a checkpoint is to its original",
     "generate": "continue a prompt",
     "export": "write a checkpoint for other programs",
+    "report": "draw runs and checkpoints on one page",
     "info": "show the true bits per weight of a checkpoint",
     "demo": "quantize SmolLM2-135M to 2 bits and tune it",
 }
@@ -68,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = _parser().parse_args(argv)
+        args.command_line = shlex.join(["python", "-m", "pvopt", *argv])
         return args.run(args)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -290,6 +290,7 @@ def quantize_(
     options: FitOptions | None = None,
     seed: int = 0,
     progress: Callable[[list[str]], Iterable[str]] | None = None,
+    on_fit: Callable[[str, Tensor, Representation], None] | None = None,
     keep_dense: bool = False,
 ) -> QuantizedWeights:
     """Fit representations to weights of a model and write the decoded weights in place.
@@ -311,6 +312,7 @@ def quantize_(
         options: how hard a fit tries.
         seed: of the generators that fits draw from, one per weight.
         progress: wraps the list of names, for instance ``tqdm.tqdm``.
+        on_fit: called after each fit with the name, the dense weight and its representation.
         keep_dense: whether the dense weights are kept until an optimizer takes them: latent weights
             then begin at them instead of at the codes. A second copy of the weights until then.
 
@@ -349,6 +351,8 @@ def quantize_(
             )
         except ValueError as error:
             raise ValueError(f"cannot quantize {name!r}: {error}") from error
+        if on_fit is not None:
+            on_fit(name, weight, representations[name])
         if keep_dense:
             dense[name] = weight.clone(memory_format=torch.contiguous_format)
         logger.debug("quantized %s with %s", name, chosen[name])

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -83,6 +86,16 @@ def start(text, out, **settings):
     return start_run(inputs, TuneSettings(**{**SMALL, **settings}), out)
 
 
+def last_loss(trainer):
+    return [r["loss"] for r in trainer.records.read() if r["kind"] == "step"][-1]
+
+
+def kinds_of(run):
+    """Count the records of each kind."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    return Counter(json.loads(line)["kind"] for line in lines)
+
+
 def flat(value, path=""):
     """Name every leaf of nested dictionaries and lists."""
     if isinstance(value, dict | list | tuple):
@@ -105,12 +118,19 @@ def assert_same_runs(one, other, *, settings=True):
             assert torch.equal(value, second[name]), name
         elif settings or not name.startswith("/settings"):
             assert value == second[name], name
-    metrics = []
+    metrics, changes = [], []
     for run in (one, other):
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        changed = Counter()
+        for line in lines:  # one whenever the run was saved
+            changed.update(line.get("changed", {}))
+        changes.append(changed)
+        lines = [line for line in lines if line["kind"] not in ("start", "codes")]
         kept = ("kind", "step", "model", "loss", "changed_groups", "lr_factor", "perplexity")
         metrics.append([{key: line.get(key) for key in kept} for line in lines])
     assert metrics[0] == metrics[1]
+    assert changes[0] == changes[1]
+    assert sum(changes[0].values()) == sum(line["changed_groups"] or 0 for line in metrics[0])
 
 
 @pytest.mark.parametrize(("dtype", "count"), ALL_PAIRS)
@@ -164,7 +184,7 @@ def test_quantize_info_eval(tmp_path, text, capsys, threads, dtype, count):
 
 
 @pytest.mark.parametrize(("dtype", "count"), ALL_PAIRS)
-def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys, threads, dtype, count):
+def test_tune_writes_metrics_and_a_checkpoint(tmp_path, text, capsys, threads, dtype, count):
     threads(count)
     out = tmp_path / "run"
     flags = tune_flags(text, out, steps=3, eval_every=2, micro_batch=1, seed=4, beam=2, dtype=dtype)
@@ -173,25 +193,38 @@ def test_tune_writes_metrics_curves_and_a_checkpoint(tmp_path, text, capsys, thr
     shown = capsys.readouterr()
     records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [(r["kind"], r["step"], r.get("model")) for r in records] == [
+        ("start", 0, None),
         ("evaluation", 0, "teacher"),
+        ("errors", 0, None),
         ("evaluation", 0, "student"),
         ("step", 1, None),
         ("step", 2, None),
+        ("codes", 2, None),
+        ("errors", 2, None),
         ("evaluation", 2, "student"),
         ("step", 3, None),
+        ("codes", 3, None),
+        ("errors", 3, None),
         ("evaluation", 3, "student"),
     ]
     evaluations = [record for record in records if record["kind"] == "evaluation"]
     assert {(r["context_length"], r["dtype"]) for r in evaluations} == {(32, dtype)}
-    assert records[-2]["changed_groups"] > 0
+    steps = [record for record in records if record["kind"] == "step"]
+    assert steps[-1]["changed_groups"] > 0
+    assert sum(records[-3]["changed"].values()) == steps[-1]["changed_groups"]
+    compared = [record for record in evaluations if "divergence" in record]
+    assert [(r["step"], r["model"]) for r in compared] == [(0, "student"), (3, "student")]
     assert f"{records[-1]['perplexity']:.5g}" in shown.out
     assert f"32 tokens of context, up to 3 windows, {dtype}\n" in shown.out
     assert "tokens/s" in shown.err
     assert "codes changed" in shown.err
-    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     student, _, metadata = load_student(out)
     assert metadata["step"] == 3
     assert metadata["inputs"]["text"] == text
+    assert [e["perplexity"] for e in metadata["evaluations"]] == [
+        evaluations[place]["perplexity"] for place in (0, 1, -1)
+    ]
+    assert metadata["commands"] == [shlex.join(["python", "-m", "pvopt", *flags])]
     assert metadata["settings"]["beam"] == 2
     assert resume_run(out).optimizer.search.beam_size == 2
     assert load_training_state(out / "checkpoint")["step"] == 3
@@ -239,11 +272,12 @@ def test_another_processor_computes_as_the_one_that_started(
     assert main(flags) == 0
     lines = [json.loads(line) for line in (onward / "metrics.jsonl").read_text().splitlines()]
     assert [line["dtype"] for line in lines if "dtype" in line] == [dtype] * 3
-    assert lines[1]["nll_per_token"] == logged["nll_per_token"]
+    first = next(line for line in lines if line.get("model") == "student")
+    assert first["nll_per_token"] == logged["nll_per_token"]
     # Also when it is resumed.
     assert main(["tune", "--resume", "--out", str(parts), "--steps", "4", "--eval-every", "0"]) == 0
     lines = (parts / "metrics.jsonl").read_text().splitlines()
-    kept = [line for line in lines if '"evaluation", "step": 2' not in line]
+    kept = [line for line in lines if not re.search('"(evaluation|errors)", "step": 2', line)]
     (parts / "metrics.jsonl").write_text("\n".join(kept))
     assert_same_runs(whole, parts, settings=False)
 
@@ -353,7 +387,7 @@ def test_micro_batches_add_up_to_the_batch(tmp_path, text):
     for micro in (1, 2, 4):
         trainer = start(text, tmp_path / str(micro), steps=1, batch=4, micro_batch=micro)
         trainer.run()
-        losses.append(trainer.records.read()[-2]["loss"])
+        losses.append(last_loss(trainer))
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-5)
 
 
@@ -362,7 +396,7 @@ def test_losses_differ_and_the_temperature_matters(tmp_path, text):
     for number, settings in enumerate(({}, {"loss": "ce"}, {"temperature": 3.0})):
         trainer = start(text, tmp_path / str(number), steps=1, **settings)
         trainer.run()
-        found.append(trainer.records.read()[-2]["loss"])
+        found.append(last_loss(trainer))
     assert len({round(loss, 4) for loss in found}) == 3
 
 
@@ -423,7 +457,7 @@ def test_a_run_is_not_overwritten_unless_asked(tmp_path, text, capsys):
     assert main(flags) == 2
     assert "holds a run already" in capsys.readouterr().err
     assert main([*flags, "--overwrite"]) == 0
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    assert kinds_of(tmp_path) == {"evaluation": 3, "step": 1, "errors": 2, "codes": 1, "start": 1}
 
 
 def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
@@ -432,7 +466,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
     assert main([*resume, "--lr", "1", "--text", "pydoc"]) == 2
     assert "--lr, --text: a resumed run keeps its settings" in capsys.readouterr().err
     assert main(resume) == 0  # nothing is left to do
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    assert kinds_of(tmp_path) == {"evaluation": 3, "step": 1, "errors": 2, "codes": 1, "start": 2}
 
 
 @pytest.mark.parametrize(
@@ -594,7 +628,6 @@ def test_a_signal_ends_the_run_after_its_step_and_saves(tmp_path, text, number):
     trainer = resume_run(tmp_path)
     assert trainer.step == max(steps)
     assert b"stopped after step %d and saved" % trainer.step in errors
-    assert (tmp_path / "curves.png").exists()
 
 
 @pytest.mark.parametrize(("native", "count"), [(False, 1), (True, 2)])
@@ -626,7 +659,9 @@ def test_module_runs():
     assert "quantize" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["quantize", "tune", "eval", "info", "demo", "generate"])
+@pytest.mark.parametrize(
+    "command", ["quantize", "tune", "eval", "info", "demo", "generate", "report"]
+)
 def test_every_command_explains_itself(command, capsys):
     """Also where a help text has a percent sign, which argparse would format."""
     with pytest.raises(SystemExit) as stop:
@@ -642,7 +677,7 @@ def test_a_killed_replacement_leaves_a_run_that_can_be_found(tmp_path, text):
     trainer = resume_run(tmp_path, steps=2)
     trainer.run()
     found = {path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")}
-    assert found == {"checkpoint", "curves.png", "metrics.jsonl"}
+    assert found == {"checkpoint", "metrics.jsonl"}
 
 
 def test_a_checkpoint_is_no_source_for_load_model(tmp_path):

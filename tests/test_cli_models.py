@@ -137,6 +137,8 @@ _EVERY = [
     ["eval", "--model", "tiny-llama"],
     ["generate", "--model", "tiny-llama", "--prompt", "so"],
     ["info", "--checkpoint", "x"],
+    ["export", "--checkpoint", "x", "--to", "dense", "--out", "y"],
+    ["report", "x", "--out", "y"],
     ["demo", "--model", "tiny-llama", "--out", "x"],
 ]
 
@@ -158,13 +160,37 @@ def without(packages, commands, where):
 
 
 def test_without_extras_every_command_names_the_extra(tmp_path):
-    packages = [*_LLM, "tqdm", "matplotlib", "numba", "triton"]
+    packages = [*_LLM, "tqdm", "numba", "triton"]
     (helped, _), *others = without(packages, [["--help"], *_EVERY], tmp_path)
     assert helped == 0
     for code, error in others:
         assert code == 2, error
         assert len(error.strip().splitlines()) == 1, error
         assert "which is not installed: pip install 'pvopt[llm]'" in error
+
+
+@pytest.mark.parametrize(
+    ("packages", "command", "extra"),
+    [
+        (["altair"], ["report", "x"], "report"),
+        (["vl_convert"], ["report", "x"], "report"),
+        (
+            ["tensorboard"],
+            ["tune", "--model", "x", "--out", "x", "--log-to", "tensorboard"],
+            "tensorboard",
+        ),
+    ],
+)
+def test_without_the_packages_of_pages_and_logs_their_extra_is_named(
+    tmp_path, monkeypatch, capsys, packages, command, extra
+):
+    monkeypatch.chdir(tmp_path)
+    for package in packages:
+        monkeypatch.setitem(sys.modules, package, None)
+    shown = run(capsys, *command, code=2)
+    assert f"needs the package {packages[0]}, which is not installed" in shown
+    assert f"pip install 'pvopt[{extra}]'" in shown
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_kernels_everything_works(tmp_path, text):
@@ -180,9 +206,11 @@ def test_every_package_of_the_extras_is_known():
 
     project = Path(__file__).parents[1] / "pyproject.toml"
     extras = tomllib.loads(project.read_text())["project"]["optional-dependencies"]
-    for extra in ("llm", "cpu", "kernels"):
+    modules = {"vl-convert-python": "vl_convert"}
+    for extra in ("llm", "cpu", "kernels", "report", "tensorboard"):
         for requirement in extras[extra]:
             package = requirement.partition(">")[0]
+            package = modules.get(package, package)
             found = missing_package(ModuleNotFoundError("", name=f"{package}.part"))
             assert found is not None
             assert f"pvopt[{extra}]" in found

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[1]
 
 _PACKAGES = """
 from importlib.util import find_spec
-print([name for name in ("transformers", "numba", "triton", "sphinx") if find_spec(name)])
+names = ("transformers", "numba", "triton", "sphinx", "altair", "tensorboard")
+print([name for name in names if find_spec(name)])
 """
 # What a user tries first, in one process: their own loop, the help, a command.
 _TRIED = """
@@ -100,10 +101,11 @@ def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, check=True)
 
 
-@pytest.mark.parametrize("extra", [None, "llm", "cpu", "kernels", "docs"])
+@pytest.mark.parametrize("extra", [None, "llm", "cpu", "kernels", "docs", "report", "tensorboard"])
 def test_each_extra_brings_what_it_is_for(wheel, tmp_path, extra):
     folder = environment(tmp_path / "environment", wheel, extra)
     brought = {"llm": ["transformers"], "cpu": ["numba"], "kernels": ["triton"], "docs": ["sphinx"]}
+    brought |= {"report": ["altair"], "tensorboard": ["tensorboard"]}
     assert python(folder, _PACKAGES).stdout.strip() == str(brought.get(extra, []))
 
 
@@ -121,13 +123,13 @@ def test_the_extra_llm_brings_the_command_line(wheel, tmp_path):
     assert "pip install" not in tried.stdout + tried.stderr
 
 
-def test_the_wheel_holds_everything_typed(wheel):
+def test_the_wheel_holds_everything(wheel):
     for package in ("pvopt", "pvopt_kernels"):
         own, there = (
             {
                 p.relative_to(base)
                 for p in (base / package).rglob("*")
-                if p.suffix in (".py", ".pyi")
+                if p.suffix in (".py", ".pyi", ".jinja")
             }
             for base in (ROOT, wheel)
         )

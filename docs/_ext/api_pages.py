@@ -34,7 +34,7 @@ _FIRST_SECTIONS = (
 )
 
 # Their --help goes into the page on the command line.
-COMMANDS = ("quantize", "tune", "eval", "generate", "export", "info", "demo")
+COMMANDS = ("quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
 
 
 @dataclass(frozen=True)

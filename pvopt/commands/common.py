@@ -21,6 +21,7 @@ __all__ = [
     "open_source",
     "original_of",
     "prepare_dtype",
+    "remember_command",
     "shortened",
 ]
 
@@ -118,6 +119,13 @@ def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
             "--model"
         )
     return model
+
+
+def remember_command(metadata: dict[str, Any], args: argparse.Namespace) -> None:
+    """Add the command line to those that a checkpoint was made with."""
+    before = metadata.get("commands")
+    commands = list(before) if isinstance(before, list) else []
+    metadata["commands"] = [*commands, args.command_line]
 
 
 def shortened(message: str, limit: int = 600) -> str:

@@ -6,6 +6,7 @@ import argparse
 import time
 from typing import Any
 
+from .common import remember_command
 from .tables import names_bar, print_table
 from .tune import train
 
@@ -51,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     trainer = start_run(
         inputs, settings, args.out, overwrite=True, resumable=False, progress=names_bar
     )
+    remember_command(trainer.metadata, args)
     quantized_s = time.perf_counter() - start
     with StopRequest() as stop:
         train(trainer, stop)

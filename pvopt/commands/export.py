@@ -6,7 +6,7 @@ import argparse
 import functools
 from typing import TYPE_CHECKING, Any
 
-from .common import note
+from .common import note, remember_command
 
 if TYPE_CHECKING:
     import torch
@@ -16,25 +16,20 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-# How to load a folder of each format.
-_NEXT = {
-    "aqlm": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
-    "compressed-tensors": "vllm serve {folder}",
-    "gguf": "llama-server --model {folder}/model.gguf",
-    "gptq": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
-    "dense": 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")',
-}
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
 def add_parser(commands: Any, help: str) -> None:
     """Add the command to the command line."""
+    from pvopt.formats import FORMATS
+
+    formats = sorted(w.name for w in FORMATS.writers if w.name != "native")
     parser = commands.add_parser("export", help=help)
     parser.example = "pvopt export --checkpoint runs/tuned --to compressed-tensors --out served"
     parser.add_argument(
         "--checkpoint", required=True, help="folder written by quantize or tune, or a run"
     )
-    parser.add_argument("--to", required=True, choices=sorted(_NEXT), help="the format")
+    parser.add_argument("--to", required=True, choices=formats, help="the format")
     parser.add_argument("--out", required=True, help="folder to write; an older export is replaced")
     parser.add_argument(
         "--dtype",
@@ -58,10 +53,20 @@ def run(args: argparse.Namespace) -> int:
         dtype = getattr(torch, args.dtype)
     weights = _in_one_dtype(checkpoint, dtype, formats.FORMATS.writer(args.to).decodes_in)
     tokenizer = _tokenizer(folder)
-    out = formats.save(args.out, weights.model, weights, format=args.to, tokenizer=tokenizer)
+    metadata = {**checkpoint.metadata}
+    remember_command(metadata, args)
+    out = formats.save(
+        args.out,
+        weights.model,
+        weights,
+        format=args.to,
+        tokenizer=tokenizer,
+        metadata=metadata,
+        card=True,
+    )
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {args.to}, {size:,} bytes, {str(dtype).removeprefix('torch.')}")
-    print(f"next: {_NEXT[args.to].format(folder=out)}")
+    print(f"next: {formats.FORMATS.writer(args.to).usage.format(folder=out)}")
     return 0
 
 

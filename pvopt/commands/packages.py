@@ -14,10 +14,11 @@ _EXTRAS = {
         "safetensors",
         "filelock",
         "tqdm",
-        "matplotlib",
     ),
     "cpu": ("numba", "llvmlite"),
     "kernels": ("triton",),
+    "report": ("altair", "vl_convert"),
+    "tensorboard": ("tensorboard",),
 }
 _OTHERS = ("datasets", "lm_eval")
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
 
-from .common import add_device, choose_device, note
+from .common import add_device, choose_device, note, remember_command
 from .tables import names_bar, progress_bar
 
 if TYPE_CHECKING:
-    from pvopt import QuantizedWeights, Scheme
+    from torch import Tensor
+
+    from pvopt import QuantizedWeights, Representation, Scheme
     from pvopt.llm import LanguageModel, TextPart
 
     from .selection import Choice
@@ -138,13 +141,19 @@ def run(args: argparse.Namespace) -> int:
     choice = choose(args, loaded.model)
     if not args.partial:
         choice.check(loaded.model)
-    metadata = {"model": stable_source(args.model), "format": args.format, "seed": args.seed}
+    metadata: dict[str, Any] = {
+        "model": stable_source(args.model),
+        "format": args.format,
+        "seed": args.seed,
+        "errors": {"weights": {}, "outputs": {}},
+    }
+    remember_command(metadata, args)
     start = time.perf_counter()
     weights = _quantized(args, loaded, choice, text, metadata)
     seconds = time.perf_counter() - start
     if args.overwrite:
         delete_run(args.out)
-    save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata)
+    save(args.out, loaded.model, weights, tokenizer=loaded.tokenizer, metadata=metadata, card=True)
     report = storage_report(args.out)
     more = f", {choice.excluded:,} weights excluded" if choice.excluded else ""
     share = f"{choice.share(loaded.model):.0%} of the matrices{more}"
@@ -165,10 +174,16 @@ def _quantized(
 ) -> QuantizedWeights:
     """Quantize the weights outside of the blocks, then the layers."""
     from pvopt.calibration import outside_blocks
+    from pvopt.tuning import relative_error
     from pvopt.weights import QuantizedWeights, quantize_
 
     model = loaded.model
-    exact = {"exclude": (), "seed": args.seed}
+    errors: dict[str, float | None] = metadata["errors"]["weights"]
+
+    def note_error(name: str, dense: Tensor, rep: Representation) -> None:
+        errors[name] = _finite(relative_error(rep.decode(), dense))
+
+    exact: dict[str, Any] = {"exclude": (), "seed": args.seed, "on_fit": note_error}
     found: dict[str, Any] = {}
     outside, layers = dict(choice.outside), dict(choice.layers)
     if text is not None:
@@ -233,6 +248,7 @@ def _calibrated(
         "fine_tune": args.fine_tune,
     }
     metadata["seen"] = [text.record("calibration")]
+    metadata["errors"]["outputs"] = {n: _finite(e) for n, e in result.layer_errors.items()}
     errors = list(result.layer_errors.values())
     print(
         f"{shown} on {sequences.count:,} tokens: mean relative error of a layer's outputs "
@@ -250,3 +266,8 @@ def _calibrated(
 def _blocks_bar(names: list[str]) -> Any:
     """Return a bar over the blocks to calibrate."""
     return progress_bar(iterable=names, desc="calibrate", unit="block")
+
+
+def _finite(value: float) -> float | None:
+    """Return a number that JSON has, or None."""
+    return value if math.isfinite(value) else None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import types
 import typing
+from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import original_of
+from .common import original_of, remember_command
 from .tables import names_bar, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ __all__ = ["add_fields", "add_parser", "run", "train"]
 
 # What a resumed run may do differently.
 _CHANGEABLE = {"steps", "device", "checkpoint_every", "eval_every", "eval_windows"}
+
+_LOGS = ("tensorboard",)
 
 
 def add_parser(commands: Any, help: str) -> None:
@@ -41,9 +45,14 @@ def add_parser(commands: Any, help: str) -> None:
     parser.example = "pvopt tune --checkpoint runs/start --text train.txt --out runs/tuned"
     parser.explained = (PARAMETRIZATIONS, SPACES, SUBSPACES, ROUNDINGS)
     add_fields(parser.add_argument_group("inputs"), Inputs)
-    parser.add_argument("--out", required=True, help="folder for checkpoint, metrics and curves")
+    parser.add_argument("--out", required=True, help="folder for checkpoint and metrics")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="delete the run in --out")
+    parser.add_argument(
+        "--log-to",
+        choices=_LOGS,
+        help="write losses, perplexities, code changes and learning rates for it, too, into --out",
+    )
     add_fields(parser.add_argument_group("settings"), TuneSettings)
     parser.set_defaults(run=run)
 
@@ -68,6 +77,9 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.tuning import Inputs, StopRequest, TuneSettings, resume_run, start_run
 
     given = vars(args)
+    log_to = given.get("log_to")
+    if log_to is not None:  # refused before any work
+        import tensorboard  # noqa: F401
     settings = {f.name: given[f.name] for f in fields(TuneSettings) if f.name in given}
     inputs = {f.name: given[f.name] for f in fields(Inputs) if f.name in given}
     if given.get("resume"):
@@ -89,8 +101,9 @@ def run(args: argparse.Namespace) -> int:
             overwrite=given.get("overwrite", False),
             progress=names_bar,
         )
+    remember_command(trainer.metadata, args)
     with StopRequest() as stop:
-        train(trainer, stop)
+        train(trainer, stop, log_to=log_to)
     if stop():
         print(
             f"pvopt: stopped after step {trainer.step} and saved; go on with "
@@ -100,12 +113,18 @@ def run(args: argparse.Namespace) -> int:
     return stop.exit_code
 
 
-def train(trainer: Trainer, stop: StopRequest) -> None:
-    """Run a trainer with a progress bar, then draw its curves and print its perplexities."""
-    from pvopt.tuning import plot_curves
+def train(trainer: Trainer, stop: StopRequest, *, log_to: str | None = None) -> None:
+    """Run a trainer with a progress bar and a log, then print its perplexities."""
+    from pvopt.tuning import TensorBoardLog
 
     settings = trainer.settings
-    with progress_bar(total=settings.steps, initial=trainer.step, desc="tune", unit="step") as bar:
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            progress_bar(total=settings.steps, initial=trainer.step, desc="tune", unit="step")
+        )
+        log = None
+        if log_to is not None:
+            log = stack.enter_context(TensorBoardLog(trainer.folder, settings, trainer.step))
 
         def on_step(step: int, record: StepRecord) -> None:
             bar.set_postfix_str(
@@ -114,17 +133,18 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
                 refresh=False,
             )
             bar.update()
+            if log is not None:
+                log.on_step(step, record)
 
         def on_evaluation(step: int, model: str, result: PerplexityResult) -> None:
             bar.write(f"step {step}: perplexity of the {model} {result.perplexity:.5g}")
+            if log is not None:
+                log.on_evaluation(step, model, result)
 
         trainer.run(stop=stop, on_step=on_step, on_evaluation=on_evaluation)
-    records = trainer.records.read()
-    curves = trainer.folder / "curves.png"
-    plot_curves(records, curves, title=settings.recipe)
     rows = [
         [r["model"], str(r["step"]), f"{r['nll_per_token']:.4f}", _number(r["perplexity"])]
-        for r in records
+        for r in trainer.records.read()
         if r["kind"] == "evaluation"
     ]
     print_table(["model", "step", "nats per token", "perplexity"], rows)
@@ -132,8 +152,9 @@ def train(trainer: Trainer, stop: StopRequest) -> None:
         f"{settings.context_length} tokens of context, up to {settings.eval_windows} windows, "
         f"{settings.dtype}"
     )
-    for path in (trainer.checkpoint, trainer.records.path, curves):
+    for path in (trainer.checkpoint, trainer.records.path):
         print(path)
+    print(f"next: python -m pvopt report {shlex.quote(str(trainer.folder))}")
 
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:

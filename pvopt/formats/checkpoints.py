@@ -11,9 +11,11 @@ from torch import nn
 from pvopt.engine.agreement import check_decoded
 from pvopt.weights import QuantizedWeights
 
+from .card_files import CARD, edited_card
 from .contract import FORMATS, Checkpoint
 from .errors import CheckpointError
 from .folders import read_complete, replaced_folder
+from .model_cards import model_card
 from .transformers_files import read_tokenizer
 
 __all__ = ["load", "load_tokenizer", "read_metadata", "save"]
@@ -30,6 +32,7 @@ def save(
     tokenizer: Any = None,
     metadata: Mapping[str, Any] | None = None,
     training_state: Mapping[str, Any] | None = None,
+    card: bool = False,
 ) -> Path:
     """Write a model and its representations, losslessly, in the place of an older checkpoint.
 
@@ -49,6 +52,9 @@ def save(
         metadata: primitives, lists and dictionaries to keep.
         training_state: tensors and primitives for resuming (the optimizer's state dict, the
             step), or None. Codes and values in it are stored once more.
+        card: whether to write a model card, ``README.md``, with what the metadata tell: ``model``,
+            ``commands``, ``evaluations``. A card that was edited since stays in the folder as it
+            is, whatever is asked for.
 
     Returns:
         The folder.
@@ -74,8 +80,16 @@ def save(
     reason = writer.can_write(checkpoint)
     if reason is not None:
         raise CheckpointError(f"{folder}: cannot be written in the format {format!r}: {reason}")
-    with replaced_folder(folder, writer.marker, writer.foreign) as new:
+    text = model_card(checkpoint, writer, folder) if card else None
+
+    def foreign(found: Path) -> list[str]:
+        return [name for name in writer.foreign(found) if name != CARD]
+
+    with replaced_folder(folder, writer.marker, foreign) as new:
         writer.write(new, checkpoint)
+        kept = edited_card(Path(folder))
+        if kept is not None or text is not None:
+            (new / CARD).write_text(kept or text or "", encoding="utf-8")
     return Path(folder)
 
 

@@ -105,6 +105,8 @@ class Writer(ABC):
 
     #: What readers decode weights in, whatever values are stored in; None for the values' dtype.
     decodes_in: ClassVar[torch.dtype | None] = None
+    #: How to load a folder, in a line that ``{folder}`` is filled into.
+    usage: ClassVar[str] = ""
 
     @abstractmethod
     def can_write(self, checkpoint: Checkpoint) -> str | None:
@@ -169,12 +171,17 @@ class Formats:
     @property
     def markers(self) -> set[str]:
         """The files by which folders are known to be ours."""
-        return {f.marker for f in self._formats.values() if isinstance(f, Writer)}
+        return {writer.marker for writer in self.writers}
 
     @property
     def readers(self) -> list[Reader]:
         """The formats that can be read, in order."""
         return [f for f in self._formats.values() if isinstance(f, Reader)]
+
+    @property
+    def writers(self) -> list[Writer]:
+        """The formats that can be written, in order."""
+        return [f for f in self._formats.values() if isinstance(f, Writer)]
 
     def reads_file(self, path: Path) -> bool:
         """Tell whether a path is that of a file which is a whole model by its name."""
@@ -202,7 +209,7 @@ class Formats:
         """
         found = self._formats.get(name)
         if not isinstance(found, Writer):
-            names = ", ".join(n for n, f in self._formats.items() if isinstance(f, Writer))
+            names = ", ".join(writer.name for writer in self.writers)
             raise ValueError(f"format {name!r} cannot be written; known are {names}")
         return found
 

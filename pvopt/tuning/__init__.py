@@ -1,7 +1,6 @@
-"""Tuning of language models from the command line: settings, the loop, records, curves."""
+"""Tuning of language models from the command line: settings, the loop, records, logs."""
 
 from .optimizers import build_optimizer
-from .plots import plot_curves
 from .records import RecordsFile, StepRecord
 from .run_folders import (
     check_checkpoint_folder,
@@ -13,13 +12,16 @@ from .run_folders import (
 from .runs import Inputs, load_student, resume_run, start_run
 from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .signals import StopRequest
+from .tensorboard import TensorBoardLog
 from .trainer import Trainer
+from .weight_errors import relative_error
 
 __all__ = [
     "Inputs",
     "RecordsFile",
     "StepRecord",
     "StopRequest",
+    "TensorBoardLog",
     "Trainer",
     "TuneSettings",
     "autocast_dtype",
@@ -31,7 +33,7 @@ __all__ = [
     "find_checkpoint",
     "holds_run",
     "load_student",
-    "plot_curves",
+    "relative_error",
     "resume_run",
     "start_run",
 ]

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RecordsFile", "StepRecord"]
+__all__ = ["RecordsFile", "StepRecord", "first_and_last"]
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,13 @@ class RecordsFile:
     """Append records to a file, and read them back.
 
     Every record has ``kind`` and ``step``, the number of steps taken by then. The kinds are
-    ``step`` (``loss``, ``seconds``, ...) and ``evaluation`` (``model``: ``student`` or
-    ``teacher``, ``perplexity``, ...).
+
+    * ``start``, whenever a run begins or goes on: ``settings`` and ``metadata`` of the checkpoint;
+    * ``step``: a :class:`StepRecord`;
+    * ``evaluation``: ``model``, ``student`` or ``teacher``, ``perplexity``, and of the student
+      before the first step and after the last ``divergence`` from the teacher and ``agreement``;
+    * ``codes``: ``changed`` groups by weight since the record before, and all their ``groups``;
+    * ``errors``: ``weights``, how far each is from the teacher's, ``||W - T|| / ||T||``.
 
     Args:
         path: the file; made by the first record.
@@ -59,8 +65,7 @@ class RecordsFile:
     def append(self, kind: str, step: int, **values: Any) -> None:
         """Write one record; it is in the file when this returns."""
         # JSON has no infinity: a perplexity that overflows is null
-        finite = {k: None if _not_finite(v) else v for k, v in values.items()}
-        line = json.dumps({"kind": kind, "step": step, **finite}, allow_nan=False)
+        line = json.dumps({"kind": kind, "step": step, **_finite(values)}, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -88,5 +93,23 @@ class RecordsFile:
         os.replace(partial, self.path)
 
 
-def _not_finite(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def first_and_last(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the evaluation of the teacher, and the first and the last of the student.
+
+    Example:
+        >>> found = [{"kind": "evaluation", "step": n, "model": "student"} for n in range(4)]
+        >>> [record["step"] for record in first_and_last(found)]
+        [0, 3]
+    """
+    found = [dict(record) for record in records if record["kind"] == "evaluation"]
+    student = [record for record in found if record["model"] == "student"]
+    teacher = [record for record in found if record["model"] == "teacher"]
+    return teacher[-1:] + student[:1] + student[1:][-1:]
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -18,7 +18,7 @@ __all__ = [
 ]
 
 # What a run writes into its folder.
-_RUN_FILES = ("checkpoint", ".checkpoint.previous", "metrics.jsonl", "curves.png")
+_RUN_FILES = ("checkpoint", ".checkpoint.previous", "metrics.jsonl", "tensorboard")
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -123,6 +123,7 @@ def start_run(
     folder = Path(folder)
     inputs = _stable(inputs)
     seen: list[dict[str, str]] = []
+    commands: list[str] = []
     check_run_folder(folder, overwrite=overwrite, checkpoint=inputs.checkpoint)
     if inputs.checkpoint is None:
         scheme = parse_scheme(inputs.format)
@@ -135,13 +136,19 @@ def start_run(
     else:
         student, weights, found = load_student(inputs.checkpoint, device=settings.device)
         seen = list(found.get("seen", ()))
+        commands = list(found.get("commands", ()))
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
             check_fits(settings, rep.parametrization)
         teacher = load_model(inputs.model, dtype=_dtype(student), device=settings.device)
         batches, held_out = _texts(inputs, settings, teacher)
     seen.append(_training_text(inputs).record("tuning"))
-    metadata = {"model": inputs.model, "inputs": asdict(inputs), "seen": seen}
+    metadata = {
+        "model": inputs.model,
+        "inputs": asdict(inputs),
+        "seen": seen,
+        "commands": commands,
+    }
     trainer = Trainer(
         student,
         weights,
@@ -208,6 +215,7 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
         "model": inputs.model,
         "inputs": asdict(inputs),
         "seen": list(metadata.get("seen", ())),
+        "commands": list(metadata.get("commands", ())),
     }
     trainer = Trainer(
         student, weights, teacher.model, batches, held_out, settings, folder, metadata

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -24,13 +25,14 @@ from pvopt.llm import (
     hidden_states,
     language_loss,
     output_head,
-    perplexity,
 )
 from pvopt.weights import QuantizedWeights
 
+from .evaluation import Evaluation
 from .optimizers import build_optimizer
-from .records import RecordsFile, StepRecord
+from .records import RecordsFile, StepRecord, first_and_last
 from .settings import TuneSettings, autocast_dtype, computing_dtype
+from .weight_errors import weight_errors
 
 __all__ = ["Trainer"]
 
@@ -57,7 +59,8 @@ class Trainer:
         eval_tokens: ``[tokens]`` int64, what to measure perplexity on.
         settings: how to tune; the trainer's own name the dtype that ``auto`` stands for here.
         folder: where results go; made if it does not exist.
-        metadata: kept in the checkpoints.
+        metadata: kept in the checkpoints, with the step, the settings and the first and last
+            evaluations; ``commands`` among them goes into the model card.
         resumable: whether checkpoints hold the optimizer's state, several times the model's size.
 
     Example:
@@ -96,9 +99,11 @@ class Trainer:
         self.resumable = resumable
         self.step = 0
         self._resumed = self._owns_folder = False
-        self._metadata = dict(metadata or {})
+        self.metadata = dict(metadata or {})
+        self._changed: Counter[str] = Counter()  # groups by weight, since the last record
         self._batches = batches
         self.eval_tokens = eval_tokens
+        self._evaluation = Evaluation(eval_tokens, settings)
         self._device = next(student.model.parameters()).device
         self._autocast_dtype = autocast_dtype(settings.dtype)
         own = next(p.dtype for p in student.model.parameters() if p.is_floating_point())
@@ -151,6 +156,8 @@ class Trainer:
                 self._check_folder()
                 self._owns_folder = True
             self.records.forget_after(self.step)  # steps that are going to be repeated
+            settings = asdict(self.settings)
+            self.records.append("start", self.step, settings=settings, metadata=self.metadata)
             self._run(stop, on_step, on_evaluation)
 
     @contextmanager
@@ -181,7 +188,8 @@ class Trainer:
         saved, saved_at = None, time.monotonic()
         while True:
             try:
-                self._evaluate_if_due(stop, on_evaluation)
+                if self._evaluate_if_due(stop, on_evaluation):
+                    saved = None
             except _Stopped:
                 break
             if self.step >= self.settings.steps or stop():
@@ -191,7 +199,8 @@ class Trainer:
             self.records.append("step", self.step, **asdict(record))
             if on_step is not None:
                 on_step(self.step, record)
-            if self.settings.checkpoint_is_due(self.step, time.monotonic() - saved_at):
+            due = self.settings.checkpoint_is_due(self.step, time.monotonic() - saved_at)
+            if due and self.step < self.settings.steps:  # the last one tells the perplexity
                 self.save()
                 saved, saved_at = self.step, time.monotonic()
         if saved != self.step:
@@ -199,12 +208,18 @@ class Trainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
+        self._record_changes()
         settings = asdict(self.settings)
         state = None
         if self.resumable:
             optimizer = self.optimizer.state_dict()
             state = {"step": self.step, "settings": settings, "optimizer": optimizer}
-        metadata = {**self._metadata, "step": self.step, "settings": settings}
+        metadata = {
+            **self.metadata,
+            "step": self.step,
+            "settings": settings,
+            "evaluations": first_and_last(self.records.read()),
+        }
         save(
             self.checkpoint,
             self.student.model,
@@ -212,6 +227,7 @@ class Trainer:
             tokenizer=self.student.tokenizer,
             metadata=metadata,
             training_state=state,
+            card=True,
         )
         logger.info("saved step %d to %s", self.step, self.checkpoint)
 
@@ -234,6 +250,7 @@ class Trainer:
         self.optimizer.step()
         end = time.perf_counter()
         self._scheduler.step()
+        self._changed.update(self.optimizer.report.changed)
         self.optimizer.zero_grad()  # frees the gradients before an evaluation
         return StepRecord(
             loss=total,
@@ -262,9 +279,11 @@ class Trainer:
         self,
         stop: Callable[[], bool],
         on_evaluation: Callable[[int, str, PerplexityResult], None] | None,
-    ) -> None:
+    ) -> bool:
+        """Evaluate what is to be evaluated at this step; return whether anything was."""
         every = self.settings.eval_every
-        due = self.step in (0, self.settings.steps) or (every > 0 and self.step % every == 0)
+        at_an_end = self.step in (0, self.settings.steps)
+        due = at_an_end or (every > 0 and self.step % every == 0)
         done = {(r["model"], r["step"]) for r in self.records.read() if r["kind"] == "evaluation"}
         wanted = [("teacher", self.teacher)] * (not any(name == "teacher" for name, _ in done))
         if due and ("student", self.step) not in done:
@@ -276,22 +295,29 @@ class Trainer:
 
         for name, model in wanted:
             start = time.perf_counter()
-            result = perplexity(
-                model,
-                self.eval_tokens,
-                context_length=self.settings.context_length,
-                max_windows=self.settings.eval_windows,
-                autocast_dtype=self._autocast_dtype,
-                progress=check,
-            )
-            seconds = time.perf_counter() - start
+            result = self._evaluation.perplexity(model, check)
+            found: dict[str, Any] = asdict(result)
+            if name == "student" and at_an_end:
+                found |= self._evaluation.nearness(model, self.teacher, check)
+            if name == "student":
+                self._record_changes()
+                errors = weight_errors(self.weights, self.teacher)
+                self.records.append("errors", self.step, weights=errors)
             self.records.append(
                 "evaluation",
                 self.step,
                 model=name,
-                **asdict(result),
+                **found,
                 dtype=self.settings.dtype,
-                seconds=seconds,
+                seconds=time.perf_counter() - start,
             )
             if on_evaluation is not None:
                 on_evaluation(self.step, name, result)
+        return bool(wanted)
+
+    def _record_changes(self) -> None:
+        """Record what the codes did since this was last done."""
+        if self._changed:
+            groups = dict(self.optimizer.report.groups)
+            self.records.append("codes", self.step, changed=dict(self._changed), groups=groups)
+            self._changed.clear()

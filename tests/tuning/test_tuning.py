@@ -15,7 +15,6 @@ from pvopt.tuning import (
     StopRequest,
     TuneSettings,
     build_optimizer,
-    plot_curves,
 )
 from pvopt.tuning.optimizers import check_fits
 
@@ -261,22 +260,6 @@ def test_records_survive_torn_lines_and_infinities(tmp_path):
     records.append("step", 7, loss=0.0)
     assert [record["step"] for record in records.read()] == [0, 1, 7]
     assert "Infinity" not in records.path.read_text()
-
-
-@pytest.mark.parametrize("high", [20.5, 90.0, 280_000.0])
-def test_curves_of_any_range_can_be_drawn(tmp_path, high):
-    records = [{"kind": "evaluation", "step": 0, "model": "teacher", "perplexity": 20.0}]
-    for step in range(5):
-        value = 20 * (high / 20) ** (1 - step / 4)
-        records.append({"kind": "step", "step": step + 1, "loss": None if step == 1 else value})
-        records.append(
-            {"kind": "evaluation", "step": step, "model": "student", "perplexity": value}
-        )
-    records.append({"kind": "evaluation", "step": 5, "model": "student", "perplexity": None})
-    plot_curves(records, tmp_path / "c.png", title="title")
-    plot_curves([], tmp_path / "empty.png")
-    for name in ("c.png", "empty.png"):
-        assert (tmp_path / name).stat().st_size > 5000
 
 
 def test_the_second_signal_acts_as_before():

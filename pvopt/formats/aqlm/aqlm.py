@@ -36,6 +36,7 @@ class AQLMFormat(LayerFormat):
     """
 
     name = "aqlm"
+    usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
     parts = PARTS
 
     def kind(self, scheme: Scheme) -> AdditiveCodebooks:

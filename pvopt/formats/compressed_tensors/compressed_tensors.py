@@ -36,6 +36,7 @@ class CompressedTensors(LayerFormat):
     """
 
     name = "compressed-tensors"
+    usage = "vllm serve {folder}"
     parts = PARTS
 
     def kind(self, scheme: Scheme) -> StoredGrid:

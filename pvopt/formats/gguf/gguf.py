@@ -52,6 +52,7 @@ class GGUF(Reader, Writer):
     """
 
     name = "gguf"
+    usage = "llama-server --model {folder}/model.gguf"
     suffix = ".gguf"
     marker = EXPORT
     decodes_in = torch.float32

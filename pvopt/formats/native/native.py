@@ -52,6 +52,7 @@ class Native(Reader, Writer):
 
     name = "native"
     marker = MANIFEST
+    usage = 'python -m pvopt generate --checkpoint {folder} --prompt "Once upon"'
 
     def match(self, folder: Path) -> bool:
         return os.path.lexists(folder / MANIFEST)  # what is no file is refused on reading
