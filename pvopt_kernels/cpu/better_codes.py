@@ -13,7 +13,7 @@ from pvopt_kernels.reference.better_codes import better_codes as of_some
 __all__ = ["better_codes"]
 
 # Groups that are searched at once: what is needed on the way stays in a second-level cache.
-_AT_ONCE = 1 << 12
+_AT_ONCE = 1 << 13
 
 
 def better_codes(
