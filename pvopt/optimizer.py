@@ -29,7 +29,7 @@ from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
 from pvopt.engine.merged_state import MergedState
-from pvopt.engine.p_step import p_step
+from pvopt.engine.p_step import p_step, remember
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
 from pvopt.engine.stacks import stacks_of
@@ -305,7 +305,9 @@ class PVOptimizer(Optimizer):
             ):
                 self.base.step()
             code_steps = [run.code_step(undo.before(place)) for place, run in enumerate(runs)]
-            p_step((run.value_step(self.values) for run in runs if run.moves_values), self.values)
+            value_steps = [(run, run.value_step(self.values)) for run in runs if run.moves_values]
+            p_step((step for _, step in value_steps), self.values)
+            remember((step for run, step in value_steps if run.values_follow), self.values)
             for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
                     changed[run.names] = self._v_step(run, undo, code_step)
@@ -317,6 +319,7 @@ class PVOptimizer(Optimizer):
                 undo()
             raise
         with interrupts_wait():
+            remember((step for run, step in value_steps if not run.values_follow), self.values)
             for run in runs:
                 run.write_()
                 run.finish()
@@ -336,7 +339,8 @@ class PVOptimizer(Optimizer):
         written = [job.binding for job in jobs.values() if job.base.written]
         flags = untouched(written)
         names = {key: binding.name for key, binding in bindings.items()}
-        runs = list(self._runs(jobs))
+        # The largest first, while least is kept of what others have found.
+        runs = sorted(self._runs(jobs), key=lambda run: run.size, reverse=True)
         sums: list[Tensor] = []
         summed: set[int] = set()
         for run in runs:
