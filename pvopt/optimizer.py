@@ -229,6 +229,7 @@ class PVOptimizer(Optimizer):
             for p in group["params"]:
                 if id(p) not in bindings:
                     continue
+                bindings[id(p)].owned = True
                 state, start = bindings[id(p)].state, bindings[id(p)].start
                 if settings.keeps_latent:
                     state.begin_latent(start)

@@ -35,6 +35,7 @@ class Binding:
         start: the dense weight that a latent weight begins at, if it was kept.
 
     Attributes:
+        owned: whether a group of the optimizer has had it.
         joined: whether it has taken a step or a state was loaded, so that its state is shown.
         seen: what the dense weight looked like when it was last written; None: nobody knows.
     """
@@ -44,6 +45,7 @@ class Binding:
     rep: Representation
     state: WeightState
     start: DenseStart | None = None
+    owned: bool = field(default=False, init=False)
     joined: bool = field(default=False, init=False)
     seen: Seen | None = field(default=None, init=False)
 

@@ -172,6 +172,25 @@ def test_weights_that_were_tied_since_are_named(assert_same):
     assert_same(weights.snapshot(), before)
 
 
+@pytest.mark.parametrize("change", ["assign", "layer"])
+def test_a_new_parameter_that_no_group_has_is_named(make_setup, assert_same, change):
+    """It would never move, while the optimizer goes on with the old one."""
+    setup = make_setup()
+    optimizer = ste(adam(setup), setup.weights)
+    run(setup, optimizer, 1)
+    if change == "assign":
+        setup.model.load_state_dict(copy.deepcopy(setup.model.state_dict()), assign=True)
+    else:
+        setup.model[0] = nn.Linear(8, 6)
+    before = everything(setup, optimizer)
+    setup.backward()
+    with pytest.raises(WeightsChangedError, match=r"^'0.weight'.* has a new parameter in its place"):
+        optimizer.step()
+    assert_same(everything(setup, optimizer), before)
+    setup.weights.refit_()
+    run(setup, ste(adam(setup), setup.weights), 2)
+
+
 @pytest.mark.parametrize("change", ["prune", "resize", "to_quantized"])
 def test_a_weight_that_has_gone_is_named(make_setup, change):
     setup = make_setup()
