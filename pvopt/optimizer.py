@@ -32,7 +32,7 @@ from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step, remember
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
-from pvopt.engine.stacks import stacks_of
+from pvopt.engine.stacks import Stack, stacks_of
 from pvopt.engine.stall import StallWatch
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
@@ -184,7 +184,7 @@ class PVOptimizer(Optimizer):
             self._settings(group)  # refuses bad options before anything is changed
         if metric is not None:
             metric.check(base, {binding.name: binding.rep for binding in self._bindings})
-        self._stacks = stacks_of(self._bindings)
+        self._stacks: list[Stack] = []
         self._take_over()
         self._complete_groups()
 
@@ -223,6 +223,7 @@ class PVOptimizer(Optimizer):
     def _complete_groups(self) -> None:
         """Let all groups show all options, and weights have the latents that these ask for."""
         bindings = self.bindings_by_id()
+        self._adopt(bindings)
         for group in self.param_groups:
             settings = self._settings(group)
             group.update(asdict(settings))
@@ -238,6 +239,15 @@ class PVOptimizer(Optimizer):
                 if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
                     state.code_memory(rule.count(state.rep.layout.num_groups))
+
+    def _adopt(self, bindings: Mapping[int, Binding]) -> None:
+        """Stack the weights of all groups; those of other optimizers are not for this one."""
+        present = (bindings.get(id(p)) for group in self.param_groups for p in group["params"])
+        new = [binding for binding in present if binding is not None and not binding.owned]
+        for binding in new:
+            binding.owned = True
+        if new:
+            self._stacks = stacks_of([binding for binding in self._bindings if binding.owned])
 
     def _options(self, group: Mapping[str, Any]) -> GroupSettings:
         """Return a group's options."""
@@ -333,6 +343,7 @@ class PVOptimizer(Optimizer):
     def _checked_jobs(self) -> tuple[dict[str, Job], list[Run]]:
         """Collect what there is to do; refuse it as a whole before anything is changed."""
         bindings = self.bindings_by_id()
+        self._adopt(bindings)
         for stack in self._stacks:
             stack.refresh()
         jobs = jobs_of(self.base, bindings, self.phases, self._options)
