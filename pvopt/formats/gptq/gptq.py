@@ -42,6 +42,7 @@ class GPTQFormat(LayerFormat):
     """
 
     name = "gptq"
+    usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
     parts = PARTS
     spaces = (Permutation,)
 
