@@ -18,13 +18,14 @@ READY := $(VENV)/.ready
 READY_DEMO := $(VENV)/.ready-demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test test-newest test-oldest gpu docs lint format types check clean
+.PHONY: help venv demo test test-newest test-oldest gpu gpu-here docs lint format types check clean
 
 help:
 	@echo "make demo    quantize and tune SmolLM2-135M at 2 bits on this machine, into runs/demo"
 	@echo "make test    run the tests and every example of the documentation"
 	@echo "make test-newest, make test-oldest   the same with other versions of what pvopt needs"
 	@echo "make gpu     run the kernels' tests and timings on this machine's GPU, into runs/gpu.json"
+	@echo "make gpu-here   that and more with the Python that is there: no venv, no download"
 	@echo "make docs    build the documentation into docs/_build/html"
 	@echo "make lint    check style and formatting (make format repairs them)"
 	@echo "make types   check the types"
@@ -82,6 +83,10 @@ gpu: $(READY)
 	@$(BIN)/python -c 'import sys, torch; sys.exit(None if torch.cuda.is_available() else """$(NO_GPU)""")'
 	$(BIN)/python -m pytest -rs tests/kernels $(PYTEST)
 	$(BIN)/python -m benchmarks.kernels.gpu --json runs/gpu.json
+
+# For a machine without a package index, whose Python has torch and triton.
+gpu-here:
+	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu_here --json runs/gpu-here.json
 
 docs: $(READY)
 	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html

@@ -41,20 +41,27 @@ class Weights:
     representations: dict[nn.Parameter, Representation]
 
     @classmethod
-    def draw(cls, shapes: Sequence[Shape]) -> Weights:
+    def draw(
+        cls,
+        shapes: Sequence[Shape],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Weights:
         """Draw codes, codebooks and gradients of the size that language models have."""
-        source = torch.Generator().manual_seed(SEED)
+        source = torch.Generator(device).manual_seed(SEED)
+        floats = {"generator": source, "device": device, "dtype": dtype}
         parametrization = AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)
         parameters, representations = [], {}
         for rows, columns in shapes:
-            codes = torch.randint(256, (rows, columns // 8, 2), generator=source).to(torch.uint8)
+            size = (rows, columns // 8, 2)
+            codes = torch.randint(256, size, generator=source, device=device).to(torch.uint8)
             values = {
-                "codebooks": 0.7 * torch.randn(2, 256, 8, generator=source),
-                "scales": 0.05 * (0.5 + torch.rand(rows, 1, generator=source)),
+                "codebooks": 0.7 * torch.randn(2, 256, 8, **floats),
+                "scales": 0.05 * (0.5 + torch.rand(rows, 1, **floats)),
             }
             rep = Representation(parametrization, {"entries": codes}, values, (rows, columns))
             parameter = nn.Parameter(rep.decode())
-            parameter.grad = 1e-3 * torch.randn(rows, columns, generator=source)
+            parameter.grad = 1e-3 * torch.randn(rows, columns, **floats)
             parameters.append(parameter)
             representations[parameter] = rep
         return cls(parameters, representations)
