@@ -1,4 +1,4 @@
-"""What the benchmarks on language models measure alike: perplexity, and the peak of the memory."""
+"""What the benchmarks on language models measure alike: quality, and the peak of the memory."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pvopt.llm import native_autocast_dtype, perplexity
+from pvopt.llm import compare, load_model, native_autocast_dtype, perplexity
 
-__all__ = ["EvaluationSettings", "peak_bytes", "text_perplexity"]
+__all__ = ["EvaluationSettings", "peak_bytes", "text_perplexity", "text_quality"]
 
 
 class EvaluationSettings(Protocol):
@@ -40,17 +40,38 @@ def text_perplexity(settings: EvaluationSettings, model: Any, tokens: Tensor) ->
         model: a causal language model.
         tokens: ``[n]`` token ids.
     """
+    return perplexity(model, tokens, **_windows(settings)).perplexity
+
+
+def text_quality(
+    settings: EvaluationSettings, model: Any, source: str, tokens: Tensor
+) -> dict[str, float]:
+    """Return perplexity, divergence from the original and agreement with it on a text.
+
+    Args:
+        settings: of the benchmark.
+        model: a causal language model.
+        source: of the original, for :func:`pvopt.llm.load_model`.
+        tokens: ``[n]`` token ids.
+    """
+    near = compare(model, load_model(source).model, tokens, **_windows(settings))
+    return {
+        "ppl": near.perplexity,
+        "kl": near.divergence,
+        "top1": near.agreement,
+    }
+
+
+def _windows(settings: EvaluationSettings) -> dict[str, Any]:
     if settings.precision == "auto":
         dtype = native_autocast_dtype()
     else:
         dtype = {"float32": None, "bfloat16": torch.bfloat16}[settings.precision]
-    return perplexity(
-        model,
-        tokens,
-        context_length=settings.context,
-        max_windows=settings.windows,
-        autocast_dtype=dtype,
-    ).perplexity
+    return {
+        "context_length": settings.context,
+        "max_windows": settings.windows,
+        "autocast_dtype": dtype,
+    }
 
 
 def peak_bytes() -> int:

@@ -50,6 +50,9 @@ from .parametrizations import (
     AdditiveCodebooks as AdditiveCodebooks,
 )
 from .parametrizations import (
+    AffineGrid as AffineGrid,
+)
+from .parametrizations import (
     Binary as Binary,
 )
 from .parametrizations import (

@@ -29,10 +29,10 @@ from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
 from pvopt.engine.merged_state import MergedState
-from pvopt.engine.p_step import p_step
+from pvopt.engine.p_step import p_step, remember
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
-from pvopt.engine.stacks import stacks_of
+from pvopt.engine.stacks import Stack, stacks_of
 from pvopt.engine.stall import StallWatch
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
@@ -184,7 +184,7 @@ class PVOptimizer(Optimizer):
             self._settings(group)  # refuses bad options before anything is changed
         if metric is not None:
             metric.check(base, {binding.name: binding.rep for binding in self._bindings})
-        self._stacks = stacks_of(self._bindings)
+        self._stacks: list[Stack] = []
         self._take_over()
         self._complete_groups()
 
@@ -223,6 +223,7 @@ class PVOptimizer(Optimizer):
     def _complete_groups(self) -> None:
         """Let all groups show all options, and weights have the latents that these ask for."""
         bindings = self.bindings_by_id()
+        self._adopt(bindings)
         for group in self.param_groups:
             settings = self._settings(group)
             group.update(asdict(settings))
@@ -238,6 +239,15 @@ class PVOptimizer(Optimizer):
                 if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
                     state.code_memory(rule.count(state.rep.layout.num_groups))
+
+    def _adopt(self, bindings: Mapping[int, Binding]) -> None:
+        """Stack the weights of all groups; those of other optimizers are not for this one."""
+        present = (bindings.get(id(p)) for group in self.param_groups for p in group["params"])
+        new = [binding for binding in present if binding is not None and not binding.owned]
+        for binding in new:
+            binding.owned = True
+        if new:
+            self._stacks = stacks_of([binding for binding in self._bindings if binding.owned])
 
     def _options(self, group: Mapping[str, Any]) -> GroupSettings:
         """Return a group's options."""
@@ -305,7 +315,9 @@ class PVOptimizer(Optimizer):
             ):
                 self.base.step()
             code_steps = [run.code_step(undo.before(place)) for place, run in enumerate(runs)]
-            p_step((run.value_step(self.values) for run in runs if run.moves_values), self.values)
+            value_steps = [(run, run.value_step(self.values)) for run in runs if run.moves_values]
+            p_step((step for _, step in value_steps), self.values)
+            remember((step for run, step in value_steps if run.values_follow), self.values)
             for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
                     changed[run.names] = self._v_step(run, undo, code_step)
@@ -317,6 +329,7 @@ class PVOptimizer(Optimizer):
                 undo()
             raise
         with interrupts_wait():
+            remember((step for run, step in value_steps if not run.values_follow), self.values)
             for run in runs:
                 run.write_()
                 run.finish()
@@ -330,13 +343,15 @@ class PVOptimizer(Optimizer):
     def _checked_jobs(self) -> tuple[dict[str, Job], list[Run]]:
         """Collect what there is to do; refuse it as a whole before anything is changed."""
         bindings = self.bindings_by_id()
+        self._adopt(bindings)
         for stack in self._stacks:
             stack.refresh()
         jobs = jobs_of(self.base, bindings, self.phases, self._options)
         written = [job.binding for job in jobs.values() if job.base.written]
         flags = untouched(written)
         names = {key: binding.name for key, binding in bindings.items()}
-        runs = list(self._runs(jobs))
+        # The largest first, while least is kept of what others have found.
+        runs = sorted(self._runs(jobs), key=lambda run: run.size, reverse=True)
         sums: list[Tensor] = []
         summed: set[int] = set()
         for run in runs:

@@ -377,6 +377,13 @@ def _report(weights: QuantizedWeights, selection: Selection[Scheme]) -> None:
     """Log what is quantized, and warn where much of an unknown kind is not."""
     coverage = weights.coverage()
     logger.info("%s", coverage)
+    for name, layer in selection.tied.items():
+        logger.warning(
+            "%r stays dense: its weight is %r, %s; name one of the two in a pattern to quantize it",
+            layer,
+            name,
+            selection.weights[name].left,
+        )
     unknown = [w for w in coverage.dense if not selection.weights[w.name].places]
     count = sum(weight.count for weight in unknown)
     total = sum(coverage.quantized.values()) + sum(weight.count for weight in coverage.dense)

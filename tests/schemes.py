@@ -11,6 +11,7 @@ from torch import Tensor
 from pvopt import (
     E8P,
     AdditiveCodebooks,
+    AffineGrid,
     Binary,
     Chain,
     Identity,
@@ -41,6 +42,7 @@ PARAMETRIZATIONS: dict[str, Parametrization] = {
     "grid": UniformGrid(bits=3, group_size=8),
     "grid-symmetric": UniformGrid(bits=2, symmetric=True),
     "grid-zeros": UniformGrid(bits=2, group_size=8, integer_zeros=True),
+    "affine": AffineGrid(bits=2, group_size=8),
     "binary": Binary(group_size=4),
     "ternary": Ternary(),
     "vector": VectorCodebook(bits=3, group_size=2),

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from pvopt import NonFiniteGradientError, recipes
 from pvopt.cli import main
-from pvopt.formats import load_training_state, read_metadata, save, storage_report
+from pvopt.formats import load, load_training_state, read_metadata, save, storage_report
 from pvopt.llm import load_model, perplexity, split_text
 from pvopt.tuning import (
     Inputs,
@@ -561,6 +561,32 @@ def test_a_checkpoint_is_exported_tuned_there_and_exported_again(tmp_path, capsy
     assert "is in the format compressed-tensors" in capsys.readouterr().err
     assert main([*export, str(start)]) == 2
     assert "it is not replaced" in capsys.readouterr().err
+
+
+def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
+    start, served, run = tmp_path / "start", tmp_path / "served", tmp_path / "run"
+    tiny = ["--model", "tiny-llama"]
+    assert main(["quantize", *tiny, "--format", "affine:4g32", "--out", str(start)]) == 0
+    export = ["export", "--to", "gguf", "--out", str(served), "--checkpoint"]
+    assert main([*export, str(start)]) == 2
+    assert "no float16 numbers" in capsys.readouterr().err
+    assert main([*export, str(start), "--dtype", "float16"]) == 0
+    output = capsys.readouterr()
+    assert f"next: llama-server --model {served}/model.gguf" in output.out
+    assert "values were rounded to torch.float16" in output.err
+    file = str(served / "model.gguf")
+    small = ["--text", text, "--batch", "1", "--length", "16", "--eval-windows", "1"]
+    tune = ["tune", *small, "--steps", "1", "--checkpoint"]
+    assert main([*tune, file, *tiny, "--out", str(run)]) == 0
+    assert main([*export, str(run), "--dtype", "float16"]) == 0
+    assert all("AffineGrid" in str(rep) for rep in load(file).weights.values())
+    # As the original of a run, and as a model to quantize.
+    capsys.readouterr()
+    again = ["quantize", "--model", file, "--format", "grid:2s", "--out", str(tmp_path / "again")]
+    assert main([*again, "--dry-run"]) == 0
+    assert main(again) == 0
+    assert read_metadata(tmp_path / "again")["model"] == file
+    assert main([*tune, str(tmp_path / "again"), "--out", str(tmp_path / "other")]) == 0
 
 
 def test_an_export_rounds_nothing_unasked(tmp_path, capsys):

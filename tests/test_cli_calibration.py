@@ -45,13 +45,19 @@ def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form
         assert line.startswith(f"{chosen} on 640 tokens: mean relative error of a layer's outputs ")
         errors[chosen] = float(line.split()[-1])
         calibration = read_metadata(tmp_path / chosen)["calibration"]
-        assert calibration == {"text": text, "tokens": 640, "start": chosen, "fine_tune": 0}
+        assert calibration == {
+            "text": text,
+            "tokens": 640,
+            "start": chosen,
+            "end_loss": None,
+            "fine_tune": 0,
+        }
     assert errors[start] < 0.8 * errors["fit"]
 
 
 def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
-    assert main(flags(text, tmp_path / "whole", "grid:2g16", "--fine-tune", "1")) == 0
-    more = ["--fine-tune", "1", "--work", str(tmp_path / "work")]
+    assert main(flags(text, tmp_path / "whole", "grid:2g16", "--fine-tune", "1", "--end-loss")) == 0
+    more = ["--fine-tune", "1", "--end-loss", "0.5", "--work", str(tmp_path / "work")]
 
     def one_block(names):
         yield names[0]

@@ -21,7 +21,7 @@ from pvopt.cli import main
 from pvopt.commands import generate
 from pvopt.formats import read_metadata, storage_report
 from pvopt.layers import QuantizedLinear
-from pvopt.llm import TextPart, compare, load_model
+from pvopt.llm import TextPart, compare, load_model, perplexity
 from pvopt.tuning import load_student
 
 TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -417,6 +417,8 @@ def test_eval_compares_with_the_original_and_warns_of_seen_texts(tmp_path, text,
     found = compare(student.model, original.model, tokens, context_length=32, max_windows=3)
     assert found.divergence == pytest.approx(divergence, rel=1e-4)
     assert found.agreement == pytest.approx(agreement)
+    read = perplexity(student.model, tokens, context_length=32, max_windows=3)
+    assert found.perplexity == pytest.approx(read.perplexity, rel=1e-5)
     assert f"divergence {divergence:.4f}"[:-1] in shown.out
     assert f"{agreement:.2%} of 96 positions" in shown.out
     assert main(["eval", "--checkpoint", str(made), *flags, "--part", "held-out"]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections import OrderedDict
 
 import pytest
@@ -187,6 +188,21 @@ def test_tied_weights_are_quantized_once_and_stay_tied():
     # the head's name is an alias: by default nothing is quantized through it
     model = make(tied=True)
     assert list(quantize_(model, GRID)) == LAYERS
+
+
+def test_a_head_that_is_left_dense_for_the_embedding_is_said(caplog):
+    """``exclude=()`` asks for it; the default does not."""
+    with caplog.at_level(logging.WARNING, "pvopt"):
+        quantize_(make(tied=True), GRID)
+        quantize_(make(), GRID, exclude=())
+        quantize_(make(tied=True), {"lm_head": GRID, "*": GRID}, exclude=())
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "pvopt"):
+        weights = quantize_(make(tied=True), GRID, exclude=())
+    (record,) = caplog.records
+    assert "'lm_head' stays dense: its weight is 'embed_tokens.weight'" in record.getMessage()
+    (reason,) = [w.reason for w in weights.coverage().dense if w.name == "embed_tokens.weight"]
+    assert "'lm_head'" in reason
 
 
 def test_metrics_reach_the_fit():

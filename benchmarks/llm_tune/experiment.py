@@ -26,7 +26,7 @@ from pvopt.llm import (
 )
 from pvopt.tuning import TuneSettings, build_optimizer
 
-__all__ = ["RECIPES", "Settings", "keep_teacher", "prepare", "tune"]
+__all__ = ["RECIPES", "TEACHER", "Settings", "keep_teacher", "prepare", "tune"]
 
 RECIPES = (
     "subspace_pv_ste",
@@ -37,7 +37,7 @@ RECIPES = (
     "continuous_only",
 )
 _START = "start"
-_TEACHER = "teacher.pt"
+TEACHER = "teacher.pt"
 
 
 @dataclass(frozen=True)
@@ -134,14 +134,14 @@ def keep_teacher(settings: Settings, folder: Path) -> LanguageModel:
         "head": vars(output_head(teacher.model).clone()),  # plain, for torch.load
         "test": test[: settings.context * settings.windows],
     }
-    torch.save(kept, folder / _TEACHER)
+    torch.save(kept, folder / TEACHER)
     return teacher
 
 
 def prepare(settings: Settings, folder: Path) -> dict[str, Any]:
     """Measure the teacher, keep its states, and quantize by k-means."""
     teacher = keep_teacher(settings, folder)
-    test = torch.load(folder / _TEACHER, mmap=True, weights_only=True)["test"]
+    test = torch.load(folder / TEACHER, mmap=True, weights_only=True)["test"]
     teacher_ppl = text_perplexity(settings, teacher.model, test)
     spec = pvopt.AdditiveCodebooks(
         num_codebooks=settings.num_codebooks, bits=settings.bits, in_group=settings.group
@@ -182,11 +182,17 @@ def _tune_settings(settings: Settings, recipe: str, *, beams: bool) -> TuneSetti
     )
 
 
-def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> dict[str, Any]:
-    """Tune the start of that name by one recipe and return its row."""
+def tune(
+    settings: Settings,
+    recipe: str,
+    folder: Path,
+    start: str = _START,
+    keep: Path | None = None,
+) -> dict[str, Any]:
+    """Tune the start of that name by one recipe, keep the result if asked to; return its row."""
     loaded = formats.load(folder / start)
     model, weights = loaded.model, loaded.weights
-    kept = torch.load(folder / _TEACHER, mmap=True, weights_only=True)
+    kept = torch.load(folder / TEACHER, mmap=True, weights_only=True)
     beams = any(rep.parametrization.usual_beam > 1 for rep in weights.values())
     plan = _tune_settings(settings, recipe, beams=beams)
     optimizer = build_optimizer(weights, plan)
@@ -214,6 +220,8 @@ def tune(settings: Settings, recipe: str, folder: Path, start: str = _START) -> 
         changed.append(optimizer.report.changed_groups)
         if step + 1 in settings.evaluate_at:
             row[f"ppl_{step + 1}"] = text_perplexity(settings, model, kept["test"])
+    if keep is not None:
+        formats.save(keep, model, weights, tokenizer=loaded.tokenizer)
     total = sum(rep.layout.num_groups for rep in weights.values())
     return row | {
         "forward_backward_s": statistics.median(backward_s),

@@ -36,6 +36,7 @@ class Hessians(Mapping[str, Tensor]):
 
     def __init__(self, layers: Mapping[str, nn.Module]) -> None:
         self._mask: Tensor | None = None
+        self._weights: Mapping[str, Tensor] = {}
         self._leaders = {name: name for name in layers}
         self._sums = {name: _zeros(layer) for name, layer in layers.items()}
         # Inputs of the first batch, kept until it ends: an id belongs to one tensor for so long.
@@ -50,14 +51,21 @@ class Hessians(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._leaders)
 
-    def begin_batch(self, mask: Tensor | None) -> None:
-        """Say which tokens of the next batch are padding: no rows of theirs are counted.
+    def begin_batch(
+        self, mask: Tensor | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> None:
+        """Say how the tokens of the next batch count.
+
+        Both apply to layers that are given all tokens in order, ``[batch, length, in]`` or
+        ``[batch * length, in]``.
 
         Args:
-            mask: ``[batch, length]``, 0 for padding; None for none. It applies to layers that are
-                given all tokens in order, ``[batch, length, in]`` or ``[batch * length, in]``.
+            mask: ``[batch, length]``, 0 for padding, of which no rows are counted; None for none.
+            weights: ``[batch, length]`` of some layers by name, for the same layers in all batches.
+                These share their Hessians with no other.
         """
         self._mask = None if mask is None else mask.flatten().bool()
+        self._weights = {name: own.flatten() for name, own in (weights or {}).items()}
 
     def add(self, name: str, inputs: Tensor) -> None:
         """Take the inputs ``[..., in]`` of one call of a layer."""
@@ -68,18 +76,23 @@ class Hessians(Mapping[str, Tensor]):
 
     def _accumulate(self, name: str, inputs: Tensor) -> None:
         rows = inputs.detach().flatten(0, -2)
+        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+        weights = self._weights.get(name)
+        if weights is not None and len(rows) == len(weights):
+            rows = rows * weights.sqrt().to(rows)[:, None]
         if self._mask is not None and len(rows) == len(self._mask):
             rows = rows[self._mask.to(rows.device)]
-        rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         self._sums[name] += rows.T @ rows
 
     def end_batch(self) -> None:
         """Say that the module has run once; after the first time the sharing is known."""
         if self._first is None:
             return
-        leaders: dict[tuple[int, ...], str] = {}
+        leaders: dict[tuple[Any, ...], str] = {}
         for name, calls in self._first.items():
-            key = tuple(id(tensor) for tensor in calls)
+            key: tuple[Any, ...] = tuple(id(tensor) for tensor in calls)
+            if name in self._weights:
+                key = (*key, name)
             # A layer without a call (an expert that was not chosen) shares with no other.
             leader = leaders.setdefault(key, name) if key else name
             self._leaders[name] = leader

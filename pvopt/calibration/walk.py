@@ -23,6 +23,7 @@ from pvopt.weights import QuantizedWeights
 
 from .blocks import check_own_weights, find_blocks
 from .capture import BlockCall, capture_inputs
+from .end_loss import EndLoss
 from .experts import ExpertHessians, expert_by_expert
 from .fine_tuning import FineTuning
 from .finished_blocks import FinishedBlocks
@@ -59,6 +60,7 @@ def calibrate_(
     masks: Tensor | None = None,
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
     batch_size: int = 1,
+    end_loss: EndLoss | None = None,
     fine_tuning: FineTuning | None = None,
     work: str | Path | None = None,
     seed: int = 0,
@@ -91,6 +93,8 @@ def calibrate_(
             no loss (but for experts, which are given tokens in an order of their own); or None.
         exclude: patterns of modules or parameters to leave alone.
         batch_size: sequences per forward pass; it must divide their number.
+        end_loss: how ``X'X`` weighs tokens by what they mean for the model's loss, and with it
+            starts and layer errors; None weighs all alike.
         fine_tuning: how to tune the continuous values of each block, or None.
         work: folder that finished blocks are saved to; a call with the same arguments and the
             original model takes them from there. Starts must be registered then. None saves
@@ -147,6 +151,7 @@ def calibrate_(
             "start": {name: STARTS.to_json(starts[name]) for name in chosen},
             "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
             "seed": seed,
+            "end_loss": None if end_loss is None else asdict(end_loss),
         } | ({} if real is None else {"masks": _digest([real])})
         finished = FinishedBlocks(work, settings)
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
@@ -155,6 +160,10 @@ def calibrate_(
     alone = nullcontext() if finished is None else finished.alone()
     with alone, torch.no_grad(), evaluation_mode(model), expert_by_expert(experts):
         inputs = capture_inputs(model, blocks, batches, real)
+        weights: dict[str, Tensor] = {}
+        if end_loss is not None and (finished is None or not all(n in finished for n in names)):
+            plain = {n: layers[n] for n, scheme in chosen.items() if not scheme.view.experts}
+            weights = end_loss.token_weights(model, batches, plain, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
             block = _Block(
@@ -162,6 +171,7 @@ def calibrate_(
                 blocks[number],
                 inputs.calls[number],
                 real,
+                {w: own for w, own in weights.items() if w.startswith(f"{name}.")},
                 {w: p for w, p in chosen.items() if w.startswith(f"{name}.")},
                 last=number == len(names) - 1,
             )
@@ -174,10 +184,10 @@ def calibrate_(
             representations |= found
             errors |= own_errors
     # In the model's order, as quantize_ has them.
-    weights = QuantizedWeights(model, {name: representations[name] for name in chosen})
-    weights.write_()
+    bound = QuantizedWeights(model, {name: representations[name] for name in chosen})
+    bound.write_()
     return Calibration(
-        weights,
+        bound,
         {name: errors[name] for name in chosen if not math.isnan(errors[name])},
         tuple(name for name, error in errors.items() if math.isnan(error)),
     )
@@ -191,6 +201,7 @@ class _Block:
     module: nn.Module
     calls: list[BlockCall]
     masks: Tensor | None
+    token_weights: dict[str, Tensor]
     chosen: dict[str, Scheme]
     last: bool
 
@@ -218,7 +229,10 @@ class _Block:
         apart = ExpertHessians(experts) if experts else None
         with gather_hessians(linear) as hessians, apart or nullcontext():
             for number, batch in enumerate(hidden):
-                hessians.begin_batch(None if self.masks is None else self.masks[number])
+                hessians.begin_batch(
+                    None if self.masks is None else self.masks[number],
+                    {name: own[number] for name, own in self.token_weights.items()},
+                )
                 output = self.calls[number](self.module, batch)
                 if outputs is not None:
                     outputs[number] = output

@@ -106,14 +106,14 @@ def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
     """Return the name of the original of a checkpoint.
 
     Raises:
-        CheckpointError: if the checkpoint names none, or it is a folder that is not here.
+        CheckpointError: if the checkpoint names none, or it is a folder or a file that is not here.
     """
     from pvopt.formats import CheckpointError
 
     model = metadata.get("model")
     if not isinstance(model, str):
         raise CheckpointError(f"{folder}: does not name its original; give it by --model")
-    if Path(model).is_absolute() and not Path(model).is_dir():
+    if Path(model).is_absolute() and not Path(model).exists():
         raise CheckpointError(
             f"{folder}: was made of the model {model}, which is not on this machine; give it by "
             "--model"

@@ -27,7 +27,7 @@ def add_parser(commands: Any, help: str) -> None:
     parser = commands.add_parser("eval", help=help)
     parser.example = "pvopt eval --checkpoint runs/tuned --text test.txt --context 2048"
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--model", help="folder, hub id, smollm2 or tiny-llama")
+    source.add_argument("--model", help="folder, GGUF file, hub id, smollm2 or tiny-llama")
     source.add_argument("--checkpoint", help="folder written by quantize or tune")
     group = parser.add_argument_group("what is measured")
     group.add_argument("--text", default="pydoc", help="file, hub:NAME or pydoc (default)")

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all
     if args.dtype:
         dtype = getattr(torch, args.dtype)
-    weights = _in_one_dtype(checkpoint, dtype)
+    weights = _in_one_dtype(checkpoint, dtype, formats.FORMATS.writer(args.to).decodes_in)
     tokenizer = _tokenizer(folder)
     metadata = {**checkpoint.metadata}
     remember_command(metadata, args)
@@ -77,14 +77,20 @@ def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
     return others | {rep.dtype for rep in weights.values()}
 
 
-def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> QuantizedWeights:
-    """Return model and weights with everything floating in one dtype; say what was rounded."""
+def _in_one_dtype(
+    checkpoint: Checkpoint, dtype: torch.dtype, decoded: torch.dtype | None
+) -> QuantizedWeights:
+    """Return model and weights rounded to a dtype, in that one or the one they are decoded in.
+
+    What was rounded is said.
+    """
     import torch
 
     from pvopt import QuantizedWeights
 
     rounds = any(torch.promote_types(kind, dtype) != dtype for kind in _dtypes(checkpoint))
-    reps = {name: rep.to(dtype=dtype) for name, rep in checkpoint.weights.items()}
+    computed = decoded or dtype
+    reps = {n: rep.to(dtype=dtype).to(dtype=computed) for n, rep in checkpoint.weights.items()}
     if rounds:
         pairs = ((rep.decode(), reps[name].decode()) for name, rep in checkpoint.weights.items())
         changes = [float((b - a).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs]
@@ -92,8 +98,8 @@ def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype) -> QuantizedWeight
             f"values were rounded to {dtype}, and so were all other weights: quantized ones change "
             f"by at most {max(changes):.1e} of their norm"
         )
-    model: Any = checkpoint.model.to(dtype)
-    model.config.dtype = dtype
+    model: Any = checkpoint.model.to(dtype).to(computed)
+    model.config.dtype = computed
     weights = QuantizedWeights(model, reps)
     weights.write_()
     return weights

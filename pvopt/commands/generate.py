@@ -24,7 +24,7 @@ def add_parser(commands: Any, help: str) -> None:
     parser.example = 'pvopt generate --checkpoint runs/tuned --prompt "Python is" --tokens 40'
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--checkpoint", help="folder written by quantize or tune")
-    source.add_argument("--model", help="folder, hub id, smollm2 or tiny-llama")
+    source.add_argument("--model", help="folder, GGUF file, hub id, smollm2 or tiny-llama")
     parser.add_argument("--prompt", required=True, help="text to continue")
     group = parser.add_argument_group("text")
     group.add_argument(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_NEED_TEXT = ("start", "work", "fine_tune", "chat")
+_NEED_TEXT = ("start", "work", "fine_tune", "chat", "end_loss")
 
 
 def add_parser(commands: Any, help: str) -> None:
@@ -37,7 +37,9 @@ def add_parser(commands: Any, help: str) -> None:
     parser.example = (
         "pvopt quantize --model smollm2 --format grid:3g64 --calibration train.txt --out runs/start"
     )
-    parser.add_argument("--model", required=True, help="folder, hub id, smollm2 or tiny-llama")
+    parser.add_argument(
+        "--model", required=True, help="folder, GGUF file, hub id, smollm2 or tiny-llama"
+    )
     parser.add_argument("--out", required=True, help="folder of the checkpoint")
     parser.add_argument(
         "--overwrite", action="store_true", help="delete the checkpoint or the run in --out"
@@ -89,6 +91,15 @@ def _add_calibration(group: Any) -> None:
     group.add_argument(
         "--start",
         help="how calibration starts weights, a form below; default: what suits the format",
+    )
+    group.add_argument(
+        "--end-loss",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="POWER",
+        help="weigh tokens by this power of the squared gradient of the model's loss at a layer's "
+        "outputs; without a number 0.5",
     )
     group.add_argument(
         "--fine-tune",
@@ -198,7 +209,7 @@ def _calibrated(
     metadata: dict[str, Any],
 ) -> QuantizedWeights:
     """Quantize layers on a text; say how in the metadata."""
-    from pvopt.calibration import FineTuning, calibrate_, sequences_of
+    from pvopt.calibration import EndLoss, FineTuning, calibrate_, sequences_of
     from pvopt.starts import parse_start, usual_start
 
     try:
@@ -222,6 +233,7 @@ def _calibrated(
         starts,
         masks=sequences.masks,
         exclude=(),
+        end_loss=None if args.end_loss is None else EndLoss(power=args.end_loss),
         fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
         work=args.work,
         seed=args.seed,
@@ -232,6 +244,7 @@ def _calibrated(
         "text": text.source,
         "tokens": sequences.count,
         "start": shown,
+        "end_loss": args.end_loss,
         "fine_tune": args.fine_tune,
     }
     metadata["seen"] = [text.record("calibration")]

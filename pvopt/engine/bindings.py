@@ -35,8 +35,10 @@ class Binding:
         start: the dense weight that a latent weight begins at, if it was kept.
 
     Attributes:
+        owned: whether a group of the optimizer has had it.
         joined: whether it has taken a step or a state was loaded, so that its state is shown.
         seen: what the dense weight looked like when it was last written; None: nobody knows.
+        versions: of its codes and values at that time, as torch counts what is written.
     """
 
     name: str
@@ -44,8 +46,10 @@ class Binding:
     rep: Representation
     state: WeightState
     start: DenseStart | None = None
+    owned: bool = field(default=False, init=False)
     joined: bool = field(default=False, init=False)
     seen: Seen | None = field(default=None, init=False)
+    versions: int = field(default=-1, init=False)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"seen": None}  # a copy is of another parameter
@@ -54,6 +58,18 @@ class Binding:
     def parameter(self) -> nn.Parameter:
         """The present parameter."""
         return self.find()
+
+    def present_versions(self) -> int:
+        """Return a number that grows with everything that is written into codes and values."""
+        own = (*self.rep.codes.values(), *self.rep.values.values())
+        return sum(tensor._version for tensor in own)
+
+    @property
+    def untouched(self) -> bool:
+        """Whether nobody wrote into weight, codes or values since, as far as torch knows."""
+        if self.seen is None or not self.seen.untouched(self.parameter):
+            return False
+        return self.versions == self.present_versions()
 
     def data(self, parameter: nn.Parameter) -> Tensor:
         """Return the entries of its present parameter, without their history."""

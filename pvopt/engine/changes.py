@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from .agreement import Seen, WeightsChangedError, differs, record, same_samples
+from .agreement import WeightsChangedError, differs, record, same_samples
 from .bindings import Binding
 
 __all__ = ["note_written", "settle", "untouched"]
@@ -16,7 +16,7 @@ def note_written(bindings: Sequence[Binding]) -> None:
     """Remember what weights look like whose decoded weights were just written."""
     seen = record([b.seen for b in bindings], [b.parameter for b in bindings])
     for binding, new in zip(bindings, seen, strict=True):
-        binding.seen = new
+        binding.seen, binding.versions = new, binding.present_versions()
 
 
 def untouched(bindings: Sequence[Binding]) -> list[Tensor] | None:
@@ -26,12 +26,9 @@ def untouched(bindings: Sequence[Binding]) -> list[Tensor] | None:
         Scalars of bool, one for each device and dtype, that all must hold; None if a weight is
         known to have been written since, or nobody knows.
     """
-    seen: list[Seen] = []
-    for binding in bindings:
-        if binding.seen is None or not binding.seen.untouched(binding.parameter):
-            return None
-        seen.append(binding.seen)
-    return same_samples(seen)
+    if not all(binding.untouched for binding in bindings):
+        return None
+    return same_samples([binding.seen for binding in bindings if binding.seen is not None])
 
 
 def settle(bindings: Sequence[Binding]) -> None:
@@ -51,7 +48,7 @@ def settle(bindings: Sequence[Binding]) -> None:
     for binding in bindings:
         parameter, seen = binding.parameter, binding.seen
         same = seen is not None and seen.same_entries(parameter)
-        if same and seen is not None and seen.untouched(parameter):
+        if same and binding.untouched:
             continue
         if differs(parameter, binding.rep):
             wrong.append(binding.name)

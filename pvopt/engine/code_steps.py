@@ -93,8 +93,9 @@ class CodeStep:
         """
         present = self.before.parametrization.decode_groups(self.before, groups)
         steps = goals - present.view_as(goals)
+        del present
         longer = (self.lengths - 1).to(goals.dtype).view(-1, 1, 1)
-        return torch.addcmul(goals, steps, longer)
+        return torch.addcmul(goals, steps, longer, out=steps)
 
     def observe(self, groups: Tensor, found: Tensor, made: Moves) -> None:
         """Note for how many of the selected groups a code was found, and how they change."""
@@ -131,7 +132,9 @@ class CodeStep:
             parts = gather_groups(
                 matrices, groups, out_group=layout.out_group, in_group=layout.in_group
             )
-            found = (parts * changes).sum((1, 2), dtype=torch.float32)
+            in_place = parts.dtype == changes.dtype
+            products = parts.mul_(changes) if in_place else parts * changes
+            found = products.sum((1, 2), dtype=torch.float32)
         else:
             found = torch.stack(
                 [

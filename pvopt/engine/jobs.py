@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from pvopt.rules.phases import HalfSteps, Phases
 from pvopt.rules.value_optimizers import ValueOptimizer
 
+from .agreement import WeightsChangedError
 from .base_contract import check_quantized_group
 from .bindings import Binding
 from .group_settings import GroupSettings
@@ -84,7 +85,9 @@ def jobs_of(
     Raises:
         TypeError: for a group of such weights without a learning rate.
         ValueError: for a group whose weights could not move as they should.
+        WeightsChangedError: if a weight of the optimizer is another parameter now.
     """
+    _check_still_ours(base, bindings)
     jobs = {}
     for group in base.param_groups:
         settings = settings_of(group)
@@ -105,3 +108,20 @@ def jobs_of(
             step = BaseStep(p, binding.data(p), binding.state, keeps, needed, written)
             jobs[binding.name] = Job(binding, group, settings, half_steps, step, lr)
     return jobs
+
+
+def _check_still_ours(base: Optimizer, bindings: Mapping[int, Binding]) -> None:
+    """Raise if the model has a new parameter, which no group has, in the place of one of ours."""
+    present = {id(p) for group in base.param_groups for p in group["params"]}
+    lost = [
+        repr(binding.name)
+        for key, binding in bindings.items()
+        if binding.owned and key not in present and binding.parameter.grad is not None
+    ]
+    if lost:
+        raise WeightsChangedError(
+            f"{', '.join(lost[:8])}{' ...' if lost[8:] else ''}: the model has a new parameter in "
+            "its place (load_state_dict(assign=True), a replaced layer), which is in no group of "
+            "the optimizer and would never move; nothing was changed. Load without assign, or "
+            "weights.refit_() and make a new optimizer"
+        )

@@ -1,10 +1,8 @@
 """The base optimizer's step on latent weights in place of decoded ones."""
 
-# torch.optim is built on _foreach_copy_; its name begins with an underscore all the same.
-# pyright: reportPrivateImportUsage=false
-
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
+
+from pvopt_kernels.ops import copy_into
 
 from .state import WeightState
 
@@ -145,10 +145,12 @@ def _keep_latents(steps: Sequence[BaseStep]) -> None:
         step.data if step.data.dtype == latent.dtype else torch.empty_like(latent)
         for step, latent in zip(steps, latents, strict=True)
     ]
-    if places:
-        torch._foreach_copy_(places, latents)
-    for step, place in zip(steps, places, strict=True):
+    alike: dict[torch.device, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    for step, place, latent in zip(steps, places, latents, strict=True):
+        alike[place.device].append((place, latent))
         step.latent_before = place
+    for pairs in alike.values():
+        copy_into([place for place, _ in pairs], [latent for _, latent in pairs])
 
 
 def _rename(base: Optimizer, pairs: Iterable[tuple[nn.Parameter, nn.Parameter]]) -> None:

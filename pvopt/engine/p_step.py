@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -12,13 +13,14 @@ from pvopt.rules.value_optimizers import ValueOptimizer
 
 from .state import WeightState
 
-__all__ = ["ValueStep", "p_step"]
+__all__ = ["ValueStep", "p_step", "remember"]
 
-# Values that move at once, so that their gradients take 16 MiB. One stack may have more.
-_AT_ONCE = 1 << 22
+# Values that move at once, half of those of SmolLM2 as 2x8g8: Adam needs 4.5 MiB beside them. One
+# run may have more.
+_AT_ONCE = 9 << 16
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class ValueStep:
     """Weights of one shape whose values are to move.
 
@@ -28,7 +30,7 @@ class ValueStep:
         states: what the optimizer keeps for each: counts the steps, has the moments.
         lrs: learning rate of each weight's values.
         ascends: whether values move up their gradient.
-        pulled: the gradients of the values, if they are known; they may be overwritten.
+        pulled: the gradients of the values, if they are known.
     """
 
     rep: Representation
@@ -36,13 +38,41 @@ class ValueStep:
     states: Sequence[WeightState]
     lrs: Sequence[float]
     ascends: bool = False
-    pulled: Mapping[str, Tensor] | None = None
+    pulled: InitVar[Mapping[str, Tensor] | None] = None
+    _pulled: Mapping[str, Tensor] | None = field(default=None, init=False)
+
+    def __post_init__(self, pulled: Mapping[str, Tensor] | None) -> None:
+        self._pulled = pulled
+
+    @cached_property
+    def downhill(self) -> list[Tensor]:
+        """What the values of each weight move against, all of a name one after another."""
+        found = self.rep.pull(self.gradients) if self._pulled is None else self._pulled
+        if self.ascends:
+            found = {name: -gradient for name, gradient in found.items()}
+        self._pulled = None
+        return [part for name in self.rep.values for part in found[name].chunk(self.rep.count)]
+
+    def moments(self, kind: str) -> list[Tensor]:
+        """Return moments of a kind, in the order of :attr:`downhill`."""
+        return [state.moment(kind, name) for name in self.rep.values for state in self.states]
+
+    def values(self) -> list[Tensor]:
+        """Return the values, in the order of :attr:`downhill`."""
+        return [part for name, v in self.rep.values.items() for part in _of_each(self, name, v)]
+
+    def units(self) -> list[float | None]:
+        """Return how large a relative step of each value is."""
+        known = self.rep.parametrization.value_units
+        return [known.get(name) for name in self.rep.values for _ in self.states]
 
 
 def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
     r"""Move values along the gradient pulled back through decode, many tensors at once.
 
     .. math:: v \leftarrow \mathrm{step}\big(v,\ (\partial w/\partial v)' g\big)
+
+    The moments of the values stay as they are until :func:`remember`.
 
     Args:
         steps: of distinct weights.
@@ -61,27 +91,38 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
         PV-Tuning (arXiv 2405.14852), section 3.2.
     """
     for together in _batches(steps):
+        gradients, moments = _remembered(together, rule)
         values: list[Tensor] = []
-        gradients: list[Tensor] = []
-        moments: dict[str, list[Tensor]] = {kind: [] for kind in rule.moments}
         lrs: list[float] = []
         numbers: list[int] = []
         units: list[float | None] = []
         for step in together:
-            counted = [state.count_values_step() for state in step.states]
-            pulled = step.rep.pull(step.gradients) if step.pulled is None else step.pulled
-            if step.ascends:
-                pulled = {name: -gradient for name, gradient in pulled.items()}
-            for name, value in step.rep.values.items():
-                count = step.rep.count
-                values += _of_each(step, name, value)
-                gradients += pulled[name].chunk(count)
-                for kind, tensors in moments.items():
-                    tensors += [state.moment(kind, name) for state in step.states]
-                lrs += step.lrs
-                numbers += counted
-                units += [step.rep.parametrization.value_units.get(name)] * count
-        rule.update_(values, gradients, moments, lrs, numbers, units)
+            count = len(step.rep.values)
+            values += step.values()
+            lrs += [*step.lrs] * count
+            numbers += [state.count_values_step() for state in step.states] * count
+            units += step.units()
+        rule.move_(values, gradients, moments, lrs, numbers, units)
+
+
+def remember(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
+    """Let moments of values take up the gradients that a P step moved these along.
+
+    Args:
+        steps: of the P step.
+        rule: how values moved.
+    """
+    for together in _batches(steps) if rule.moments else ():
+        rule.remember_(*_remembered(together, rule))
+
+
+def _remembered(
+    steps: Sequence[ValueStep], rule: ValueOptimizer
+) -> tuple[list[Tensor], dict[str, list[Tensor]]]:
+    """Return the gradients of all values, and their moments."""
+    gradients = [gradient for step in steps for gradient in step.downhill]
+    kinds = rule.moments
+    return gradients, {kind: [m for step in steps for m in step.moments(kind)] for kind in kinds}
 
 
 def _of_each(step: ValueStep, name: str, value: Tensor) -> Sequence[Tensor]:

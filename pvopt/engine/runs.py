@@ -25,8 +25,11 @@ from .writing import write_decoded_
 
 __all__ = ["Run", "runs_of"]
 
-# Weights that take a step together: fewer make more calls (benchmarks.step).
+# Weights that take a step together: fewer make more calls (benchmarks.step), most of them where
+# the lengths of steps on codes are measured.
 _AT_ONCE = 1 << 26
+# With latent weights: of 1 % of the groups all that is known takes 3 MiB then.
+_AT_ONCE_LATENT = 1 << 24
 # Weights that are searched together: 16 MiB each for targets, new and present weights and more.
 _SEARCHED = 1 << 22
 
@@ -55,6 +58,11 @@ class Run:
         return tuple(job.binding.name for job in self.jobs)
 
     @property
+    def size(self) -> int:
+        """Number of entries of the weights."""
+        return sum(job.base.data.numel() for job in self.jobs)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.rep.device
@@ -68,6 +76,11 @@ class Run:
     def moves_codes(self) -> bool:
         """Whether there is a V step."""
         return self.jobs[0].half_steps.codes and self.jobs[0].lr != 0
+
+    @property
+    def values_follow(self) -> bool:
+        """Whether the V step moves values and their moments, too."""
+        return self.moves_codes and self.rep.parametrization.values_follow_codes
 
     @property
     def written(self) -> bool:
@@ -129,10 +142,10 @@ class Run:
     @contextmanager
     def moments_follow(self, rule: ValueOptimizer) -> Iterator[None]:
         """Let moments follow the values that a V step within moves."""
-        rep = self.rep
-        if not rep.parametrization.values_follow_codes:
+        if not self.values_follow:
             yield
             return
+        rep = self.rep
         before = {name: codes.clone() for name, codes in rep.codes.items()}
         yield
         for place, (job, member) in enumerate(zip(self.jobs, rep.members(), strict=True)):
@@ -190,5 +203,6 @@ def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterato
 def _at_once(job: Job) -> float:
     if not job.half_steps.codes:
         return _AT_ONCE
+    most = _AT_ONCE_LATENT if job.settings.keeps_latent else _AT_ONCE
     share = 1.0 if job.settings.fraction is None else job.settings.fraction
-    return min(_AT_ONCE, _SEARCHED / share)
+    return min(most, _SEARCHED / share)

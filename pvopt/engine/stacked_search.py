@@ -108,12 +108,14 @@ class StackedSearch(GroupSearch):
             norms, groups, weights = self.rep.parametrization.largest_changes(
                 self.rep, self.targets, count
             )
-            asked.append(norms)
+            if not self.rounding.takes_first:
+                asked.append(norms)
             self._squared_norms.append(weights)
             return groups
 
         changes = Farthest(self.rep.layout.num_groups, find)
-        return select(changes, self.draws, ordered=ordered), asked[0]
+        groups = select(changes, self.draws, ordered=ordered)
+        return groups, asked[0] if asked else None
 
     def moves(self, groups: Tensor) -> Moves:
         rep = self.rep

@@ -66,7 +66,7 @@ class Stack:
     def runs(
         self, key: Callable[[int], Hashable | None], at_once: Callable[[int], float]
     ) -> Iterator[tuple[int, int]]:
-        """Cut the stack into neighbours with equal keys, not too many together.
+        """Cut the stack into neighbours with equal keys, nearly equally many and not too many.
 
         Args:
             key: of the weight in a place; None leaves the weight out.
@@ -81,8 +81,10 @@ class Stack:
             if found is None:
                 continue
             most = max(1, int(at_once(run[0]) / math.prod(self.rep.shape)))
-            for start in range(0, len(run), most):
-                yield run[start], min(most, len(run) - start)
+            pieces = -(-len(run) // most)
+            ends = [len(run) * piece // pieces for piece in range(pieces + 1)]
+            for start, end in itertools.pairwise(ends):
+                yield run[start], end - start
 
 
 def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:

@@ -29,9 +29,10 @@ class Undo:
     """What it takes to undo a step until its weights are written.
 
     Weights follow from codes and values; the memory of the weights keeps the latent weights;
-    codes are kept as they move. So what is kept beside is of the size of the values, of the
-    parameters that are not quantized, and of the codes that move. Moments of the base optimizer
-    are not kept: one that has been undone has seen the gradient.
+    codes are kept as they move; the moments of values change when nothing can fail any longer, but
+    where they follow codes. So what is kept beside is of the size of the values, of the parameters
+    that are not quantized, and of the codes that move. Moments of the base optimizer are not kept:
+    one that has been undone has seen the gradient.
 
     Args:
         base: the optimizer of the dense weights, before its step.
@@ -54,11 +55,11 @@ class Undo:
         ]
         places: list[int | None] = []
         for run in runs:
-            follows = run.moves_codes and run.rep.parametrization.values_follow_codes
-            moves = run.moves_values or follows
+            moves = run.moves_values or run.values_follow
             places.append(len(self._tensors) if moves else None)
             if moves:
                 self._tensors += run.rep.values.values()
+            if run.values_follow:
                 self._tensors += [m for job in run.jobs for m in job.base.state.moments()]
         self._copies = torch._foreach_mul(self._tensors, 1) if self._tensors else []
         self._places = places
@@ -85,8 +86,10 @@ class Undo:
                 codes = rep.codes[name]
                 self._codes.append(partial(_write, codes, codes.clone()))
         else:
-            groups, codes = moves.groups, moves.codes_before
-            self._codes.append(partial(rep.write_codes_, groups, codes))
+            streams = [rep.codes[name].dtype for name in rep.moving]
+            narrow = streams[0] if len(streams) == 1 else torch.int32
+            codes = moves.codes_before.to(narrow)
+            self._codes.append(partial(rep.write_codes_, moves.groups, codes))
 
     @torch.no_grad()
     def __call__(self) -> None:

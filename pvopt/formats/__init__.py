@@ -7,10 +7,13 @@ is lossless for every representation, and the only one that training can be resu
 from . import aqlm as _aqlm  # noqa: F401, it registers itself
 from . import compressed_tensors as _compressed_tensors  # noqa: F401, alike
 from . import dense as _dense  # noqa: F401, alike
+from . import gguf as _gguf  # noqa: F401, alike
+from . import gptq as _gptq  # noqa: F401, alike
 from .checkpoints import load, load_tokenizer, read_metadata, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
 from .errors import CheckpointError
 from .folders import complete_folder
+from .integer_grids import StoredGrid
 from .layerwise import LayerFormat
 from .native import (
     StorageReport,
@@ -29,6 +32,7 @@ __all__ = [
     "LayerFormat",
     "Reader",
     "StorageReport",
+    "StoredGrid",
     "WeightStorage",
     "Writer",
     "complete_folder",

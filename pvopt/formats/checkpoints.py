@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from .model_cards import model_card
 from .transformers_files import read_tokenizer
 
 __all__ = ["load", "load_tokenizer", "read_metadata", "save"]
+
+Result = TypeVar("Result")
 
 
 def save(
@@ -95,7 +97,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:
     """Read a checkpoint of any format that is registered.
 
     Args:
-        folder: as given to :func:`save`.
+        folder: as given to :func:`save`, or a single file (``.gguf``).
         model: module of the saved structure to fill in place, keeping its dtypes and devices; None
             rebuilds a causal language model of transformers on the CPU, with the saved dtypes.
 
@@ -114,7 +116,7 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:
         >>> torch.equal(loaded.weights["weight"].decode(), weights["weight"].decode())
         True
     """
-    return read_complete(folder, lambda path: FORMATS.reader(path).read(path, model))
+    return _read(folder, lambda path: FORMATS.reader(path).read(path, model))
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -146,7 +148,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         with FORMATS.reader(path).transformers_files(path) as files:
             return read_tokenizer(files)
 
-    return read_complete(folder, read)
+    return _read(folder, read)
 
 
 def read_metadata(folder: str | Path) -> dict[str, Any]:
@@ -168,4 +170,11 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))
         {'text': 'pydoc'}
     """
-    return read_complete(folder, lambda path: FORMATS.reader(path).metadata(path))
+    return _read(folder, lambda path: FORMATS.reader(path).metadata(path))
+
+
+def _read(path: str | Path, read: Callable[[Path], Result]) -> Result:
+    """Read a folder, whole while others may replace it, or a single file."""
+    if FORMATS.reads_file(Path(path)):
+        return read(Path(path))
+    return read_complete(path, read)

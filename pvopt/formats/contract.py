@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
+import torch
 from torch import nn
 
 from pvopt.weights import QuantizedWeights
@@ -40,10 +41,13 @@ class Checkpoint:
 
 
 class Reader(ABC):
-    """Reads folders of one format."""
+    """Reads folders of one format, or single files."""
 
     #: What users call the format.
     name: ClassVar[str]
+
+    #: What the names of single files end with, where such a file is a whole model.
+    suffix: ClassVar[str | None] = None
 
     @abstractmethod
     def match(self, folder: Path) -> bool:
@@ -99,6 +103,8 @@ class Writer(ABC):
     #: A file of every such folder. A folder without it is not replaced.
     marker: ClassVar[str]
 
+    #: What readers decode weights in, whatever values are stored in; None for the values' dtype.
+    decodes_in: ClassVar[torch.dtype | None] = None
     #: How to load a folder, in a line that ``{folder}`` is filled into.
     usage: ClassVar[str] = ""
 
@@ -177,17 +183,23 @@ class Formats:
         """The formats that can be written, in order."""
         return [f for f in self._formats.values() if isinstance(f, Writer)]
 
-    def reader(self, folder: Path) -> Reader:
-        """Return the reader that a folder matches.
+    def reads_file(self, path: Path) -> bool:
+        """Tell whether a path is that of a file which is a whole model by its name."""
+        suffixes = {reader.suffix for reader in self.readers} - {None}
+        return path.suffix in suffixes and path.is_file()
+
+    def reader(self, path: Path) -> Reader:
+        """Return the reader that a folder matches, or a file.
 
         Raises:
             CheckpointError: if there is none.
         """
+        single = self.reads_file(path)
         for reader in self.readers:
-            if reader.match(folder):
+            if reader.suffix == path.suffix if single else reader.match(path):
                 return reader
         names = ", ".join(reader.name for reader in self.readers)
-        raise CheckpointError(f"{folder}: has none of the formats that can be read: {names}")
+        raise CheckpointError(f"{path}: has none of the formats that can be read: {names}")
 
     def writer(self, name: str) -> Writer:
         """Return the writer of a name.

@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
+from pvopt.spaces.contract import Space
 
 from .contract import Checkpoint, Reader, Writer
 from .errors import CheckpointError
@@ -43,13 +44,20 @@ class LayerFormat(Reader, Writer):
     #: What the names of a layer's tensors end with; the first occurs in every layer.
     parts: ClassVar[tuple[str, ...]]
 
+    #: Spaces that it can hold; weights of others are refused.
+    spaces: ClassVar[tuple[type[Space], ...]] = ()
+
     @abstractmethod
-    def kind(self, parametrization: Parametrization) -> Any:
-        """Return how codes and values of a parametrization are stored.
+    def kind(self, scheme: Scheme) -> Any:
+        """Return how codes and values of a scheme are stored.
 
         Raises:
             ValueError: if they cannot be; the message says why.
         """
+
+    def refusal(self, kind: Any, rep: Representation) -> str | None:
+        """Return why a layer of this kind cannot be stored, or None."""
+        return None
 
     @abstractmethod
     def conflict(self, kinds: Mapping[str, Any], dense: Collection[str]) -> str | None:
@@ -102,10 +110,11 @@ class LayerFormat(Reader, Writer):
         kinds = {}
         for name, rep in weights.items():
             try:
-                kinds[name.removesuffix(WEIGHT)] = self.kind(rep.parametrization)
+                kinds[name.removesuffix(WEIGHT)] = self.kind(rep.scheme)
             except ValueError as error:
                 return f"{name!r}: {error}"
-            reason = unsupported_weight(model, name, rep)
+            reason = unsupported_weight(model, name, rep, self.spaces)
+            reason = reason or self.refusal(kinds[name.removesuffix(WEIGHT)], rep)
             if reason is not None:
                 return f"{name!r}: {reason}"
         return self.conflict(kinds, dense_layers(model, weights))
@@ -118,7 +127,7 @@ class LayerFormat(Reader, Writer):
         tensors, kinds = untied(model), {}
         for name, rep in weights.items():
             layer = name.removesuffix(WEIGHT)
-            kinds[layer] = self.kind(rep.parametrization)
+            kinds[layer] = self.kind(rep.scheme)
             own = self.tensors(layer, rep)
             back = self.representation(layer, kinds[layer], own).decode()
             if not torch.equal(back, weights.parameter(name).detach().cpu()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.parametrizations.representation import Representation
+from pvopt.spaces.contract import Space
 from pvopt.weights import QuantizedWeights
 
 from .contract import Checkpoint
@@ -42,8 +44,17 @@ def unsupported_model(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def unsupported_weight(model: nn.Module, name: str, rep: Representation) -> str | None:
-    """Return why a weight cannot be told, whatever its codes stand for, or None."""
+def unsupported_weight(
+    model: nn.Module, name: str, rep: Representation, spaces: tuple[type[Space], ...] = ()
+) -> str | None:
+    """Return why a weight cannot be told, whatever its codes stand for, or None.
+
+    Args:
+        model: that it belongs to.
+        name: of the parameter.
+        rep: codes and values.
+        spaces: that can be told, besides the trivial one.
+    """
     parameter = model.get_parameter(name)
     if not name.endswith(WEIGHT) or not isinstance(
         model.get_submodule(name.removesuffix(WEIGHT)), nn.Linear
@@ -52,7 +63,7 @@ def unsupported_weight(model: nn.Module, name: str, rep: Representation) -> str 
     uses = [n for n, p in model.named_parameters(remove_duplicate=False) if p is parameter]
     if len(uses) > 1:
         return f"it is tied to {uses[1]!r}, which cannot be told"
-    if not (rep.view.plain and rep.space.trivial):
+    if not (rep.view.plain and (rep.space.trivial or isinstance(rep.space, spaces))):
         return f"its space {rep.space} cannot be stored"
     if rep.dtype != parameter.dtype:
         return (
@@ -86,21 +97,23 @@ def filled(
     model: nn.Module | None,
     reps: Mapping[str, Representation],
     others: Mapping[str, Tensor],
+    settings: AbstractContextManager[Path] | None = None,
 ) -> Checkpoint:
     """Fill a model with what a folder holds; nothing is changed if something does not fit.
 
     Args:
-        folder: with the files of transformers.
+        folder: that is read.
         model: to fill in place, keeping its dtypes and devices; None rebuilds the folder's.
         reps: quantized weights by name.
         others: the other tensors by name.
+        settings: gives a folder with the files of transformers; None takes those of ``folder``.
 
     Raises:
         CheckpointError: if the model cannot be rebuilt, or has other tensors.
     """
     keep_dtypes = model is not None
     if model is None:
-        with settings_copied(folder) as files:
+        with settings or settings_copied(folder) as files:
             _check_fits(folder, model_skeleton(files, len(reps) + len(others)), reps, others)
             model = rebuild_model(files, _common_dtype(reps, others))
     _check_fits(folder, model, reps, others)

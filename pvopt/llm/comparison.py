@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.evaluation_mode import evaluation_mode
-from pvopt.llm.evaluation import cut_windows
+from pvopt.llm.evaluation import cut_windows, exponential
 from pvopt.llm.output_head import run_to_head
 
 __all__ = ["Comparison", "compare"]
@@ -25,15 +25,17 @@ class Comparison:
     Attributes:
         divergence: mean Kullback-Leibler divergence of the next-token distributions, in nats.
         agreement: share of the positions at which both think the same token the likeliest.
+        perplexity: of the model, as :func:`perplexity` measures it.
         tokens: positions compared.
 
     Example:
-        >>> Comparison(divergence=0.5, agreement=0.75, tokens=4).agreement
+        >>> Comparison(divergence=0.5, agreement=0.75, perplexity=12.0, tokens=4).agreement
         0.75
     """
 
     divergence: float
     agreement: float
+    perplexity: float
     tokens: int
 
 
@@ -66,7 +68,7 @@ def compare(
         progress: called after each window with the windows done and the windows in all.
 
     Returns:
-        Divergence and agreement.
+        Divergence, agreement, and the perplexity of the model.
 
     Raises:
         ValueError: a setting is out of range, the tokens do not fill one window, or the
@@ -75,12 +77,13 @@ def compare(
     Example:
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
-        >>> compare(model, model, range(100), context_length=50)
-        Comparison(divergence=0.0, agreement=1.0, tokens=100)
+        >>> near = compare(model, model, range(100), context_length=50)
+        >>> near.divergence, near.agreement, near.tokens
+        (0.0, 1.0, 100)
     """
     windows = cut_windows(tokens, context_length, max_windows)
     device = next(model.parameters()).device
-    divergence, agreed = 0.0, 0
+    divergence, agreed, nll = 0.0, 0, 0.0
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
     with autocast, evaluation_mode(model), evaluation_mode(original):
         for number, row in enumerate(windows, start=1):
@@ -100,7 +103,16 @@ def compare(
                 )
                 divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
+                targets = ids[0, start + 1 : start + chunk + 1]
+                own = q[: len(targets)].gather(1, targets[:, None])
+                nll -= float(own.sum(dtype=torch.float64))
             if progress is not None:
                 progress(number, len(windows))
     count = windows.numel()
-    return Comparison(divergence / count, agreed / count, count)
+    predictions = len(windows) * (context_length - 1)
+    return Comparison(
+        divergence=divergence / count,
+        agreement=agreed / count,
+        perplexity=exponential(nll / predictions),
+        tokens=count,
+    )

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from pvopt.llm.chunked_loss import chunked_cross_entropy, chunked_kl
 from pvopt.llm.output_head import OutputHead, find_head, run_to_head
 
+# Target of a token that does not count.
+_IGNORED = -100
+
 
 def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
     """Run a causal language model up to, but not through, its output head.
@@ -132,7 +135,13 @@ def distillation_loss(
     return divergence * temperature**2
 
 
-def language_loss(model: nn.Module, ids: Tensor, *, chunk_tokens: int | None = None) -> Tensor:
+def language_loss(
+    model: nn.Module,
+    ids: Tensor,
+    *,
+    mask: Tensor | None = None,
+    chunk_tokens: int | None = None,
+) -> Tensor:
     r"""Mean cross-entropy of each token given the ones before it in its row.
 
     .. math::
@@ -142,6 +151,8 @@ def language_loss(model: nn.Module, ids: Tensor, *, chunk_tokens: int | None = N
     Args:
         model: a causal language model.
         ids: token ids x, [batch, length], int64, length at least 2.
+        mask: [batch, length], 0 where a token is padding at the end of its row: the sum is over
+            the others. None for no padding.
         chunk_tokens: see `chunked_cross_entropy`.
 
     Returns:
@@ -163,9 +174,11 @@ def language_loss(model: nn.Module, ids: Tensor, *, chunk_tokens: int | None = N
             f"ids must have shape [batch, length] with length at least 2, got {list(ids.shape)}"
         )
     hidden, head = _run(model, ids)
+    targets = ids[:, 1:] if mask is None else ids[:, 1:].where(mask[:, 1:] != 0, _IGNORED)
     return chunked_cross_entropy(
         hidden[:, :-1].flatten(0, 1),
         head,
-        ids[:, 1:].flatten(),
+        targets.flatten(),
+        ignore_index=_IGNORED,
         chunk_tokens=chunk_tokens,
     )

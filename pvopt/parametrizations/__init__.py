@@ -1,6 +1,7 @@
 """Discrete-continuous parametrizations of a weight, one file each."""
 
 from .additive_codebooks import AdditiveCodebooks
+from .affine_grid import AffineGrid
 from .binary import Binary
 from .contract import Parametrization
 from .e8p import E8P
@@ -23,6 +24,7 @@ __all__ = [
     "E8P",
     "PARAMETRIZATIONS",
     "AdditiveCodebooks",
+    "AffineGrid",
     "Binary",
     "Candidates",
     "FitOptions",

@@ -45,6 +45,7 @@ class Parametrization(ABC):
         has_levels: whether codes are scalar, so that :meth:`bracket` is defined.
         usual_beam: combinations that :meth:`search` keeps unless its options say otherwise; 1 where
             it is exact and has no use for ``SearchOptions.beam_size``.
+        has_windows: whether groups are sequences, of which ``SearchOptions.window`` may move.
         couples: whether :meth:`search` understands metrics that couple the weights of a group;
             others are given the metric's diagonal, and the best of several candidates counts.
         coupled_candidates: codes that a search which does not understand such a metric offers to
@@ -66,6 +67,7 @@ class Parametrization(ABC):
     stacks: ClassVar[bool] = False
     has_levels: ClassVar[bool] = False
     usual_beam: ClassVar[int] = 1
+    has_windows: ClassVar[bool] = False
     couples: ClassVar[bool] = False
     coupled_candidates: ClassVar[int] = 8
     values_follow_codes: ClassVar[bool] = False

@@ -99,20 +99,22 @@ class ScalarGrid(Parametrization):
         values = {n: found[n].reshape(size) for n, size in self.value_shapes(shape).items()}
         return Representation(self, codes, values, shape)
 
+    def _spread(self, rep: Representation, value: Tensor, groups: Tensor | None) -> Tensor:
+        """Return a value per scale for each group of one weight, ``[n, 1]``."""
+        size = self._scale_size(rep.inner_shape)
+        flat = value.flatten()
+        if groups is None:
+            return flat.repeat_interleave(size)[:, None]
+        # Rows are contiguous and a multiple of the size: the flat index divides.
+        return flat[groups.div(size, rounding_mode="floor")][:, None]
+
     def _steps_of(self, rep: Representation, groups: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return step and zero point of each group of one weight, ``[n, 1]`` each."""
         step, zero = self.step_and_zero(rep.values, rep.codes)
-        size = self._scale_size(rep.inner_shape)
-        # Rows are contiguous and a multiple of the size: the flat index divides.
-        index = None if groups is None else groups.div(size, rounding_mode="floor")
-
-        def spread(value: Tensor) -> Tensor:
-            flat = value.flatten()
-            return (flat.repeat_interleave(size) if index is None else flat[index])[:, None]
-
+        spread = self._spread(rep, step, groups)
         if isinstance(zero, Tensor):
-            return spread(step), spread(zero)
-        return spread(step), step.new_full((1, 1), zero)
+            return spread, self._spread(rep, zero, groups)
+        return spread, step.new_full((1, 1), zero)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None

@@ -118,6 +118,9 @@ class Trellis(Parametrization):
     in_group: int = 2
 
     stacks = True
+    has_windows = True
+    # Rounds after the recursion lower a layer's error by 0.2 % in five times the time.
+    usual_start = "gptq"
     pull_sums_all = True
     has_zero = False
     # Sequences near the best one differ in a few places: little for a metric to choose from.

@@ -49,6 +49,42 @@ class ValueOptimizer(ABC):
         """Names of the tensors of the value's shape that are kept between steps."""
 
     @abstractmethod
+    def move_(
+        self,
+        values: list[Tensor],
+        gradients: list[Tensor],
+        moments: Mapping[str, list[Tensor]],
+        lrs: Sequence[float],
+        steps: Sequence[int],
+        units: Sequence[float | None],
+    ) -> None:
+        """Move value tensors in place, each by itself; gradients and moments stay as they are.
+
+        A model has hundreds of them, a few KB each: operations on lists of tensors
+        (``torch._foreach_add_`` and its like) save most of the time.
+
+        Args:
+            values: of any shapes, updated in place.
+            gradients: of the values' shapes.
+            moments: one tensor per value under each of the names :attr:`moments`, as the steps
+                before left them.
+            lrs: learning rate of each value (the ratio is already applied).
+            steps: number of each value's update, from 1.
+            units: how large a relative step of each value is; None for its own size.
+        """
+
+    @abstractmethod
+    def remember_(self, gradients: list[Tensor], moments: Mapping[str, list[Tensor]]) -> None:
+        """Update the moments in place by the gradients that values have moved along.
+
+        Called at the end of a step, which could still be undone when the values moved: so no
+        copies of moments are needed. It must not raise.
+
+        Args:
+            gradients: those of :meth:`move_`.
+            moments: those of :meth:`move_`.
+        """
+
     def update_(
         self,
         values: list[Tensor],
@@ -58,19 +94,9 @@ class ValueOptimizer(ABC):
         steps: Sequence[int],
         units: Sequence[float | None],
     ) -> None:
-        """Move value tensors in place, each by itself.
-
-        A model has hundreds of them, a few KB each: operations on lists of tensors
-        (``torch._foreach_add_`` and its like) save most of the time.
-
-        Args:
-            values: of any shapes, updated in place.
-            gradients: of the values' shapes; may be overwritten.
-            moments: one tensor per value under each of the names :attr:`moments`, updated in place.
-            lrs: learning rate of each value (the ratio is already applied).
-            steps: number of each value's update, from 1.
-            units: how large a relative step of each value is; None for its own size.
-        """
+        """Move values and update their moments, by the arguments of :meth:`move_`."""
+        self.move_(values, gradients, moments, lrs, steps, units)
+        self.remember_(gradients, moments)
 
 
 @dataclass(frozen=True)
@@ -105,7 +131,7 @@ class SGDValues(ValueOptimizer):
         """The momentum buffer, if there is momentum."""
         return ("momentum",) if self.momentum else ()
 
-    def update_(
+    def move_(
         self,
         values: list[Tensor],
         gradients: list[Tensor],
@@ -115,12 +141,21 @@ class SGDValues(ValueOptimizer):
         units: Sequence[float | None],
     ) -> None:
         """Take one gradient step."""
+        lengths = [-lr for lr in lrs]
+        if self.momentum:
+            changes = torch._foreach_mul(moments["momentum"], self.momentum)
+            torch._foreach_add_(changes, gradients)
+            torch._foreach_mul_(changes, lengths)
+        else:
+            changes = torch._foreach_mul(gradients, lengths)
+        torch._foreach_add_(values, changes)
+
+    def remember_(self, gradients: list[Tensor], moments: Mapping[str, list[Tensor]]) -> None:
+        """Add the gradients to what is left of earlier ones."""
         if self.momentum:
             momentum = moments["momentum"]
             torch._foreach_mul_(momentum, self.momentum)
             torch._foreach_add_(momentum, gradients)
-            gradients = momentum
-        torch._foreach_add_(values, torch._foreach_mul(gradients, [-lr for lr in lrs]))
 
 
 @dataclass(frozen=True)
@@ -189,7 +224,7 @@ class AdamValues(ValueOptimizer):
         """First and second moment."""
         return ("exp_avg", "exp_avg_sq")
 
-    def update_(
+    def move_(
         self,
         values: list[Tensor],
         gradients: list[Tensor],
@@ -200,11 +235,9 @@ class AdamValues(ValueOptimizer):
     ) -> None:
         """Take one Adam step."""
         first, second = self.betas
-        means, squares = moments["exp_avg"], moments["exp_avg_sq"]
-        torch._foreach_lerp_(means, gradients, 1 - first)
-        torch._foreach_mul_(squares, second)
-        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
-        divisors = torch._foreach_div(squares, [1 - second**step for step in steps])
+        divisors = torch._foreach_mul(moments["exp_avg_sq"], second)
+        torch._foreach_addcmul_(divisors, gradients, gradients, value=1 - second)
+        torch._foreach_div_(divisors, [1 - second**step for step in steps])
         torch._foreach_sqrt_(divisors)
         torch._foreach_add_(divisors, self.eps)
         if self.relative:
@@ -215,5 +248,14 @@ class AdamValues(ValueOptimizer):
                 if unit is not None:
                     sizes[place].fill_(unit)
             torch._foreach_div_(divisors, sizes)
+        means = torch._foreach_lerp(moments["exp_avg"], gradients, 1 - first)
         lengths = [-lr / (1 - first**step) for lr, step in zip(lrs, steps, strict=True)]
         torch._foreach_addcdiv_(values, means, divisors, lengths)
+
+    def remember_(self, gradients: list[Tensor], moments: Mapping[str, list[Tensor]]) -> None:
+        """Let both moments take up the gradients."""
+        first, second = self.betas
+        torch._foreach_lerp_(moments["exp_avg"], gradients, 1 - first)
+        squares = moments["exp_avg_sq"]
+        torch._foreach_mul_(squares, second)
+        torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)

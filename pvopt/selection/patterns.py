@@ -25,11 +25,14 @@ class Selection(Generic[Setting]):
         chosen: setting of each weight that a pattern means.
         weights: all parameters of two or more dimensions, by name.
         left: why the others are left alone, by name.
+        tied: layers that patterns mean, but whose weight is left as it is an embedding, too; by
+            the name of the weight.
     """
 
     chosen: dict[str, Setting]
     weights: Mapping[str, LayerWeight]
     left: dict[str, str] = field(default_factory=dict)
+    tied: dict[str, str] = field(default_factory=dict)
 
 
 def select(
@@ -74,11 +77,26 @@ def select(
             found.left[name] = f"excluded by {_first(excluded, weight, meant[0], covers=True)!r}"
         else:
             found.left[name] = "no pattern names it" if weight.usual else weight.left
+            layer = _tied_layer(weight, patterns, excluded)
+            if layer is not None:
+                found.tied[name] = layer
+                found.left[name] = f"{weight.left}, although it is the weight of {layer!r}, too"
     unused = [pattern for pattern in patterns if pattern not in used]
     if unused:
         hints = [_hint(pattern, patterns, found, model) for pattern in unused]
         raise ValueError(f"{argument} patterns {unused} match no weight: {'; '.join(hints)}")
     return found
+
+
+def _tied_layer(
+    weight: LayerWeight, patterns: Iterable[str], excluded: Iterable[str]
+) -> str | None:
+    """Return a layer that patterns mean, whose weight is left for what else it is; or None."""
+    for place in weight.places:
+        wanted = place.usual and _first(patterns, weight, place, covers=True) is not None
+        if wanted and _first(excluded, weight, place, covers=True) is None:
+            return place.module
+    return None
 
 
 def _faces(weight: LayerWeight) -> list[Place]:

@@ -38,7 +38,7 @@ def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Sele
         more = f" (nor {', '.join(map(repr, others[:8]))})" if others else ""
         ways = "exclude it, give it settings of its own or fill it up with Padding"
         raise ValueError(f"{wrong[first]}{more}; {ways}")
-    return Selection(chosen, found.weights, found.left)
+    return Selection(chosen, found.weights, found.left, found.tied)
 
 
 def _scheme_of(weight: LayerWeight, settings: Parametrization | Scheme) -> Scheme:

@@ -72,7 +72,7 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
     options: dict[str, Any] = {
         "seed": settings.seed,
         "trust_ratio": settings.trust_ratio or None,
-        "search": SearchOptions(beam_size=settings.beam),
+        "search": SearchOptions(beam_size=settings.beam, window=settings.window),
     }
     if settings.latent_decay is not None:
         options["latent_decay"] = settings.latent_decay
@@ -98,7 +98,7 @@ def check_fits(settings: TuneSettings, parametrization: Parametrization) -> None
         parametrization: of quantized weights.
 
     Raises:
-        ValueError: if there is no beam to set, or the rounding does not fit.
+        ValueError: if there is no beam or window to set, or the rounding does not fit.
 
     Example:
         >>> from pvopt import UniformGrid
@@ -110,6 +110,8 @@ def check_fits(settings: TuneSettings, parametrization: Parametrization) -> None
     name = type(parametrization).__name__
     if settings.beam is not None and parametrization.usual_beam == 1:
         raise ValueError(f"beam does not fit {name}, whose search is exact")
+    if settings.window is not None and not parametrization.has_windows:
+        raise ValueError(f"window does not fit {name}, whose groups are not sequences")
     if settings.rounding is not None:
         try:
             ROUNDINGS.parse(settings.rounding).check(parametrization)

@@ -39,7 +39,7 @@ Progress = Callable[[list[str]], Iterable[str]]
 class Inputs:
     """What a run starts from, by names (see :func:`pvopt.llm.load_model`, ``load_text``)."""
 
-    model: str = setting(..., "full precision: folder, hub id, smollm2 or tiny-llama")
+    model: str = setting(..., "full precision: folder, GGUF file, hub id, smollm2 or tiny-llama")
     text: str = setting("pydoc", "text to tune on: file, hub:NAME or pydoc")
     eval_text: str | None = setting(
         None, "text to evaluate on; default: the last tenth of --text, held out"

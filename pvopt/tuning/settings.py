@@ -106,6 +106,9 @@ class TuneSettings:
         "combinations that the search of several codes keeps; default: the format's usual number. "
         "Take 1 for recipes that search all groups in every step",
     )
+    window: int | None = setting(
+        None, "weights of a trellis's tile that may change in a step; default: all"
+    )
     lr_schedule: str = setting(
         "linear", "of all learning rates, falling to 0 or not", ("constant", "linear", "cosine")
     )
@@ -139,6 +142,7 @@ class TuneSettings:
             ("eval_windows", 1),
             ("eval_length", 2),
             ("beam", 1),
+            ("window", 1),
             ("warmup", 0),
             ("checkpoint_every", 0),
             ("eval_every", 0),
@@ -146,7 +150,7 @@ class TuneSettings:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        SearchOptions(beam_size=self.beam)
+        SearchOptions(beam_size=self.beam, window=self.window)
         for name in ("temperature", "code_lr"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")

@@ -12,6 +12,9 @@ from ._arrays import compiled, integers, single
 
 __all__ = ["trellis_search"]
 
+# Errors of a state in a step, about 10 us of work.
+_WORTH_A_THREAD = 1 << 16
+
 
 def trellis_search(
     target: Tensor,
@@ -28,18 +31,19 @@ def trellis_search(
     from ._compiled.trellis_search import LANES, trellis_kernel
 
     n, values = len(target), table.shape[1]
-    steps = target.shape[1] // values
+    steps, nodes = target.shape[1] // values, len(table) >> symbol_bits
     symbols = torch.empty(n, 1, steps, dtype=torch.int64)
-    nodes = np.empty(0, np.int64) if ends is None else integers(ends.to(torch.int64))
-    kernel = trellis_kernel(symbol_bits, values)
+    either = np.empty(0, np.int64) if ends is None else integers(ends.to(torch.int64))
+    kernel = trellis_kernel(symbol_bits, values, min(LANES, nodes))
     kernel(
         single(target),
         np.empty(0, np.float32) if metric is None else single(metric),
-        single(table),
+        single(table.T),
+        either,
         nodes,
         steps,
         symbols.view(-1).numpy(),
         size=n,
-        least=LANES,
+        least=-(-_WORTH_A_THREAD // (steps * len(table))),
     )
     return symbols

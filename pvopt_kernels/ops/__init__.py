@@ -4,6 +4,7 @@ from .assign import assign
 from .beam_search import beam_search
 from .better_codes import better_codes
 from .codebook_grad import codebook_grad
+from .copy_into import copy_into
 from .decode import decode
 from .decode_groups import decode_groups
 from .decode_into import decode_into
@@ -31,6 +32,7 @@ __all__ = [
     "beam_search",
     "better_codes",
     "codebook_grad",
+    "copy_into",
     "decode",
     "decode_groups",
     "decode_into",

@@ -17,8 +17,8 @@ from torch import nn
 
 import pvopt
 from pvopt.formats import CheckpointError, load, save
-from pvopt.formats.compressed_tensors.integer_grids import IntegerGrid, StoredGrid
 from pvopt.formats.compressed_tensors.layers import read_layer, write_layer
+from pvopt.formats.integer_grids import IntegerGrid, StoredGrid
 
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 

@@ -59,6 +59,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "out_group": 1,
     },
     "codebook_grad": {"gradient": dense(), **weight(), "out_group": 1},
+    "copy_into": {"outs": [dense()], "sources": [dense()]},
     "decode": {**weight(), "out_group": 1},
     "decode_groups": {"groups": torch.arange(ROWS * COLS), **stack(), "out_group": 1},
     "decode_into": {"outs": [dense()], **stack(), "out_group": 1},

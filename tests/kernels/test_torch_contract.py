@@ -85,6 +85,9 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
         lambda: ((_draw(3, 8), *_books()), {}),
         lambda: ((_draw(6, 4).bfloat16(), *_books()), {"out_group": 2}),
     ],
+    "copy_into": [
+        lambda: ((_dense(3, 8), [_draw(3, 8), _draw(3, 8).half()]), {}),
+    ],
     "decode": [
         lambda: (_books(True), {}),
         lambda: (_books(), {"out_group": 2}),
@@ -169,7 +172,7 @@ CALLS: dict[str, list[Callable[[], Call]]] = {
     ],
 }
 # Those that write to the tensors of their first argument, a list.
-WRITERS = {"decode_into", "scatter_groups"}
+WRITERS = {"copy_into", "decode_into", "scatter_groups"}
 EACH = [
     pytest.param(name, i, id=f"{name}-{i}")
     for name, calls in CALLS.items()

@@ -172,6 +172,50 @@ def test_weights_that_were_tied_since_are_named(assert_same):
     assert_same(weights.snapshot(), before)
 
 
+@pytest.mark.parametrize("what", ["codes", "values"])
+@pytest.mark.parametrize("latent_decay", [0.0, 1.0])
+def test_a_step_refuses_codes_and_values_that_were_not_written(make_setup, what, latent_decay):
+    """Their weights are not those that the gradient is of; a latent weight would undo the edit."""
+    setup = make_setup(UniformGrid(bits=2))
+    base = torch.optim.SGD(setup.model.parameters(), lr=0.05)
+    optimizer = PVOptimizer(base, setup.weights, latent_decay=latent_decay)
+    run(setup, optimizer, 2)
+    for tensor in getattr(setup.weights[NAME], what).values():
+        tensor.copy_(tensor.flip(0))
+    setup.backward()
+    with pytest.raises(WeightsChangedError, match=r"^'0.weight': .*weights.write_\(\)"):
+        optimizer.step()
+    before = setup.weights.snapshot()
+    setup.weights.write_()
+    for p in setup.weights.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()  # begins at what was edited
+    assert torch.equal(setup.weights[NAME].decode(), setup.weights.parameter(NAME))
+    for key, tensor in before[NAME].items():
+        assert torch.equal(dict(setup.weights[NAME].tensors())[key], tensor)
+
+
+@pytest.mark.parametrize("change", ["assign", "layer"])
+def test_a_new_parameter_that_no_group_has_is_named(make_setup, assert_same, change):
+    """It would never move, while the optimizer goes on with the old one."""
+    setup = make_setup()
+    optimizer = ste(adam(setup), setup.weights)
+    run(setup, optimizer, 1)
+    if change == "assign":
+        setup.model.load_state_dict(copy.deepcopy(setup.model.state_dict()), assign=True)
+    else:
+        setup.model[0] = nn.Linear(8, 6)
+    before = everything(setup, optimizer)
+    setup.backward()
+    with pytest.raises(
+        WeightsChangedError, match=r"^'0.weight'.* has a new parameter in its place"
+    ):
+        optimizer.step()
+    assert_same(everything(setup, optimizer), before)
+    setup.weights.refit_()
+    run(setup, ste(adam(setup), setup.weights), 2)
+
+
 @pytest.mark.parametrize("change", ["prune", "resize", "to_quantized"])
 def test_a_weight_that_has_gone_is_named(make_setup, change):
     setup = make_setup()

@@ -19,6 +19,7 @@ from pvopt import (
     Greedy,
     PVOptimizer,
     QuantizedWeights,
+    Representation,
     UniformGrid,
     WeightsChangedError,
     quantize_,
@@ -279,6 +280,26 @@ def test_muon_for_matrices_beside_adam_for_the_rest(make_setup, assert_same):
         assert setup.loss().item() < start
         results.append((setup.weights.snapshot(), muon.state_dict(), rest.state_dict()))
     assert_same(*results)
+
+
+def test_optimizers_of_equal_weights_leave_each_other_theirs(monkeypatch):
+    """One for each weight, stepped in turn: none stacks weights that another one has."""
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+    weights = quantize_(model, UniformGrid(bits=2))
+    sizes: list[int] = []
+    stack = Representation.stack
+    monkeypatch.setattr(
+        Representation, "stack", lambda reps: sizes.append(len(reps)) or stack(reps)
+    )
+    optimizers = [ste(torch.optim.SGD([p], lr=0.01), weights) for p in weights.parameters()]
+    assert sizes == [1, 1, 1]
+    for _ in range(2):
+        model.zero_grad()
+        model(torch.ones(1, 8)).square().sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert sizes == [1, 1, 1]
+    weights.check()
 
 
 def test_sharpness_aware_steps_are_taken_around_it(make_setup):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from pvopt import AdamValues, Representation, SGDValues, SharedValues, UniformGrid
 from pvopt.engine import p_step as pstep
-from pvopt.engine.p_step import ValueStep, p_step
+from pvopt.engine.p_step import ValueStep, p_step, remember
 from pvopt.engine.state import WeightState
 
 
@@ -36,8 +38,12 @@ def test_many_weights_move_as_each_alone(monkeypatch, assert_same, rule, counts,
     together, alone = weights(rule, 0, counts), weights(rule, 0, counts)
     for step in alone:
         p_step([step], rule)
+        remember([step], rule)
     monkeypatch.setattr(pstep, "_AT_ONCE", at_once)
+    before = copy.deepcopy([step.states[0].moments() for step in together])
     p_step(iter(together), rule)
+    assert_same([step.states[0].moments() for step in together], before)  # can be undone
+    remember(iter(together), rule)
     for mine, theirs, count in zip(together, alone, counts, strict=True):
         assert mine.states[0].values_step == count + 1
         for name, value in mine.rep.values.items():
@@ -59,9 +65,13 @@ def test_a_stack_moves_as_its_weights_alone(assert_same, rule, kind):
     states[1].count_values_step()
     own[1].count_values_step()
     for _ in range(3):
-        p_step([ValueStep(stack, gradients, states, lrs)], rule)
+        steps = [ValueStep(stack, gradients, states, lrs)]
+        p_step(steps, rule)
+        remember(steps, rule)
         for rep, gradient, state, lr in zip(alone, gradients, own, lrs, strict=True):
-            p_step([ValueStep(rep, [gradient], [state], [lr])], rule)
+            steps = [ValueStep(rep, [gradient], [state], [lr])]
+            p_step(steps, rule)
+            remember(steps, rule)
     for mine, theirs in zip(states, own, strict=True):
         assert_same(dict(mine), dict(theirs))
 
@@ -70,7 +80,7 @@ def test_no_more_values_move_at_once_than_allowed(monkeypatch):
     sizes = []
 
     class Watched(SGDValues):
-        def update_(self, values, gradients, moments, lrs, steps, units) -> None:
+        def move_(self, values, gradients, moments, lrs, steps, units) -> None:
             sizes.append([value.numel() for value in values])
 
     monkeypatch.setattr(pstep, "_AT_ONCE", 8)

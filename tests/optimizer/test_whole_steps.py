@@ -69,7 +69,7 @@ def trapped(name: str, trap: Trap, monkeypatch: pytest.MonkeyPatch, optimizer: P
     """Let a part of the step run into a trap, after it has done its work."""
     owners: dict[str, tuple[Any, str]] = {
         "base": (optimizer.base, "step"),
-        "values": (type(optimizer.values), "update_"),
+        "values": (type(optimizer.values), "move_"),
         "rounding": (type(optimizer.rounding), "choose"),
         "subspace": (type(optimizer.subspace), "select"),
     }

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvopt import (
     AdditiveCodebooks,
+    AffineGrid,
     Binary,
     Chain,
     Parametrization,
@@ -42,6 +43,7 @@ SETTINGS: dict[str, tuple[Parametrization | Scheme, tuple[int, ...]]] = {
     "grid-row": (UniformGrid(bits=3), (3, 5)),
     "grid-symmetric": (UniformGrid(bits=2, group_size=2, symmetric=True), (4, 6)),
     "grid-zeros": (UniformGrid(bits=2, group_size=3, integer_zeros=True), (4, 6)),
+    "affine": (AffineGrid(bits=2, group_size=3), (4, 6)),
     "grid-binary": (UniformGrid(bits=1), (3, 4)),
     "binary": (Binary(), (3, 5)),
     "binary-group": (Binary(group_size=3), (4, 6)),

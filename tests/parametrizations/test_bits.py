@@ -9,6 +9,7 @@ import torch
 
 from pvopt import (
     AdditiveCodebooks,
+    AffineGrid,
     Binary,
     Chain,
     Padding,
@@ -62,6 +63,7 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
             (24 * 3 + 8 * 16 + 8 * 3) / 24,
         ),
         (UniformGrid(bits=4), (4, 6), (24 * 4 + 8 * 16) / 24),
+        (AffineGrid(bits=4, group_size=6), (4, 6), (24 * 4 + 8 * 16) / 24),
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),
         (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),

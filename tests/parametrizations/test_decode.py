@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pvopt import (
+    AffineGrid,
     Binary,
     QuantizedNonzeros,
     Representation,
@@ -58,6 +59,9 @@ def oracle(rep: Representation) -> np.ndarray:
                 s = j // (p.group_size or columns)
                 zero = 2 ** (p.bits - 1) if p.symmetric else zeros[i, s]
                 out[i, j] = values["scales"][i, s] * (codes[i, j, 0] - zero)
+            elif isinstance(p, AffineGrid):
+                s = j // (p.group_size or columns)
+                out[i, j] = values["scales"][i, s] * codes[i, j, 0] + values["offsets"][i, s]
             elif isinstance(p, Binary | Ternary):
                 levels = (-1, 1) if isinstance(p, Binary) else (-1, 0, 1)
                 s = j // (p.group_size or columns)

@@ -126,6 +126,7 @@ def test_format_errors(text, message):
         {"latent_decay": 1.5},
         {"beam": 0},
         {"beam": 4096},
+        {"window": 0},
         {"base": "adafactor", "relative_code_lr": False},
     ],
 )
@@ -207,6 +208,13 @@ def test_any_recipe_takes_another_subspace_and_rounding(recipe):
     )
 
 
+def test_the_window_is_an_option_of_the_search():
+    trellis = pvopt.Trellis(state_bits=6, out_group=8, in_group=4)
+    weights = pvopt.quantize_(nn.Linear(16, 8), trellis)
+    check_fits(TuneSettings(window=5), trellis)
+    assert build_optimizer(weights, TuneSettings(window=5)).search.window == 5
+
+
 def test_the_beam_is_an_option_of_the_search():
     books = pvopt.AdditiveCodebooks(num_codebooks=2, bits=2, in_group=4)
     weights = pvopt.quantize_(nn.Linear(16, 8), books)
@@ -220,6 +228,7 @@ def test_the_beam_is_an_option_of_the_search():
         ("grid:2", {"beam": 3}, "beam does not fit UniformGrid, whose search is exact"),
         ("vq:4g2", {"beam": 3}, "beam does not fit VectorCodebook"),
         ("had+e8p:2", {"beam": 3}, "beam does not fit E8P"),
+        ("2x8g8", {"window": 8}, "window does not fit AdditiveCodebooks, whose groups are not"),
         ("q6+vq:4g2", {"beam": 3}, "beam does not fit QuantizedScales"),
     ],
 )

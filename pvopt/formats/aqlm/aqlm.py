@@ -11,8 +11,8 @@ from pvopt.formats.contract import FORMATS
 from pvopt.formats.layerwise import LayerFormat
 from pvopt.formats.models import WEIGHT
 from pvopt.parametrizations.additive_codebooks import AdditiveCodebooks
-from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
 
 from .layers import PARTS, codebooks_of, codebooks_of_settings, read_layer, write_layer
 
@@ -39,8 +39,8 @@ class AQLMFormat(LayerFormat):
     usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
     parts = PARTS
 
-    def kind(self, parametrization: Parametrization) -> AdditiveCodebooks:
-        return codebooks_of(parametrization)
+    def kind(self, scheme: Scheme) -> AdditiveCodebooks:
+        return codebooks_of(scheme.parametrization)
 
     def conflict(
         self, kinds: Mapping[str, AdditiveCodebooks], dense: Collection[str]

@@ -1,6 +1,5 @@
 """Files of compressed-tensors, which transformers and servers load."""
 
 from .compressed_tensors import CompressedTensors
-from .integer_grids import StoredGrid
 
-__all__ = ["CompressedTensors", "StoredGrid"]
+__all__ = ["CompressedTensors"]

@@ -8,11 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from pvopt.formats.contract import FORMATS
+from pvopt.formats.integer_grids import IntegerGrid, StoredGrid, stored_grid
 from pvopt.formats.layerwise import LayerFormat
-from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.scheme import Scheme
 
-from .integer_grids import IntegerGrid, StoredGrid, stored_grid
 from .layers import PARTS, read_layer, write_layer
 from .settings import grid_of_layer, quantization_config, split_apart
 
@@ -39,8 +39,8 @@ class CompressedTensors(LayerFormat):
     usage = "vllm serve {folder}"
     parts = PARTS
 
-    def kind(self, parametrization: Parametrization) -> StoredGrid:
-        return stored_grid(parametrization)
+    def kind(self, scheme: Scheme) -> StoredGrid:
+        return stored_grid(scheme.parametrization)
 
     def conflict(self, kinds: Mapping[str, StoredGrid], dense: Collection[str]) -> str | None:
         return split_apart(kinds, dense)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .integer_grids import StoredGrid
+from pvopt.formats.integer_grids import StoredGrid
 
 __all__ = ["grid_of_layer", "quantization_config", "split_apart"]
 

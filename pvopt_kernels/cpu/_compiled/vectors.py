@@ -31,6 +31,7 @@ __all__ = [
     "pick",
     "prefetch",
     "read",
+    "repeated",
     "spread",
     "store",
     "store_bytes",
@@ -105,6 +106,25 @@ def load(typing_context, array, index, width):
         return builder.load(builder.bitcast(address, pointer), align=array.dtype.bitwidth // 8)
 
     return vector(array, types.intp, width), generate
+
+
+@intrinsic(prefer_literal=True)
+def repeated(typing_context, array, index, count, times):
+    """Return ``count`` entries from a flat position on, each of them ``times`` in succession."""
+    number, often = count.literal_value, times.literal_value
+    vector = Vector(array.dtype, number * often)
+
+    def generate(context, builder, signature, arguments):
+        address = _position(context, builder, array, *arguments[:2])
+        kind = ir.VectorType(_SCALARS[str(array.dtype)], number)
+        few = builder.load(
+            builder.bitcast(address, kind.as_pointer()), align=array.dtype.bitwidth // 8
+        )
+        wide = ir.VectorType(ir.IntType(32), vector.width)
+        places = ir.Constant(wide, [i // often for i in range(vector.width)])
+        return builder.shuffle_vector(few, few, places)
+
+    return vector(array, types.intp, count, times), generate
 
 
 @intrinsic

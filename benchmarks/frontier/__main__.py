@@ -1,4 +1,4 @@
-"""Command line: ``python -m benchmarks.init [--quick] [--json FILE] [--plots DIR]``."""
+"""Command line: ``python -m benchmarks.frontier [--quick] [--json FILE] [--plots DIR]``."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _OPTIONS = {
     "tokens": int,
     "windows": int,
     "precision": str,
+    "end_loss": float,
     "fine_tune": int,
     "tuned_steps": int,
 }
@@ -52,25 +53,42 @@ def _stage(file: Path, key: str, function: Any, *arguments: Any) -> dict[str, An
 def _checks(settings: Settings, teacher_ppl: float, rows: list[dict[str, Any]]) -> list[Check]:
     if settings.model != "smollm2":
         return []
-    by_name = {row["format"]: row for row in rows}
+    ppl = {(row["format"], row["method"]): row["ppl"] for row in rows}
+    start = {row["format"]: row for row in rows if row["steps"] == 0}
     checks = []
-    if "gptq-4" in by_name:
-        ratio = by_name["gptq-4"]["ppl"] / teacher_ppl
+    if "gptq-4" in start:
+        ratio = start["gptq-4"]["ppl"] / teacher_ppl
         checks.append(Check.at_most("GPTQ, 4 bits: perplexity over the teacher's", ratio, 1.1))
-    if "aqlm-2x8g8" in by_name:
-        gain = 2.8e5 / by_name["aqlm-2x8g8"]["ppl"]
+    if "aqlm-2x8g8" in start:
+        gain = 2.8e5 / start["aqlm-2x8g8"]["ppl"]
         checks.append(Check.at_least("AQLM 2x8g8: times better than 2.8e5", gain, 50))
-        seconds = by_name["aqlm-2x8g8"]["quantize_s"]
-        checks.append(Check.at_most("AQLM 2x8g8 of the whole model, seconds", seconds, 1800))
-    if {"e8p-2", "vq-2"} <= by_name.keys():
-        ratio = by_name["e8p-2"]["ppl"] / by_name["vq-2"]["ppl"]
+        minutes = start["aqlm-2x8g8"]["minutes"]
+        checks.append(Check.at_most("AQLM 2x8g8 of the whole model, minutes", minutes, 30))
+    if {"e8p-2", "vq-2"} <= start.keys():
+        ratio = start["e8p-2"]["ppl"] / start["vq-2"]["ppl"]
         checks.append(Check.at_most("E8P over VQ at 2 bits, perplexities", ratio, 1))
+    if "trellis-2" in start:
+        checks.append(Check.at_most("trellis, 2 bits, untuned", start["trellis-2"]["ppl"], 48))
+    steps = settings.tuned_steps
+    limit = 36 if 48 <= steps < 200 else 31 if steps >= 200 else None
+    tuned = ppl.get(("trellis-2", "subspace_pv"))
+    if tuned is not None and limit is not None:
+        checks.append(Check.at_most(f"trellis, 2 bits, {steps} steps", tuned, limit))
+        checks.append(Check.at_most("trellis, 2 bits: 1.25 times the teacher", tuned, 29.4))
+    for other in ("ste", "continuous_only"):
+        if tuned is not None and ("trellis-2", other) in ppl:
+            ratio = tuned / ppl["trellis-2", other]
+            checks.append(Check.at_most(f"trellis, 2 bits: subspace_pv over {other}", ratio, 1))
+    if ("trellis-3", "subspace_pv") in ppl and steps >= 48:
+        checks.append(
+            Check.at_most(f"trellis, 3 bits, {steps} steps", ppl["trellis-3", "subspace_pv"], 25.5)
+        )
     return checks
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 0 whether or not its checks hold."""
-    options = parser("init", __doc__ or "")
+    options = parser("frontier", __doc__ or "")
     formats = ", ".join(ROWS).replace("%", "%%")  # argparse formats its help texts
     options.add_argument("--formats", help=f"comma-separated: {formats}")
     for name, kind in _OPTIONS.items():
@@ -86,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = Settings.quick() if arguments.quick else Settings()
     given = {name: getattr(arguments, name) for name in _OPTIONS}
     settings = replace(settings, **{n: value for n, value in given.items() if value is not None})
-    report = Report("init", asdict(settings), packages=("torch", "transformers", "numpy"))
+    report = Report("frontier", asdict(settings), packages=("torch", "transformers", "numpy"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,34 +114,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         report.settings["teacher"] = teacher
         print(f"teacher {teacher['teacher_ppl']:.2f}", flush=True)
         for name in names:
-            row = _stage(folder / f"{name}.json", key, measure, settings, name, folder)
-            if settings.tuned_steps and ROWS[name].two_bits:
-                if not (folder / "teacher.pt").exists():
-                    in_own_process(prepare_tuning, settings, folder)
-                row |= _stage(
-                    folder / f"{name}-tuned.json",
-                    f"{key} {settings.tuned_steps}",
-                    tune,
-                    settings,
-                    name,
-                    folder,
-                )
-            report.rows.append(row)
+            row = ROWS[name]
+            rows = [_stage(folder / f"{name}.json", key, measure, settings, name, folder)]
+            if settings.tuned_steps and row.recipes:
+                tuned_key = f"{key} {settings.tuned_steps}"
+                _stage(folder / "tuning.json", tuned_key, prepare_tuning, settings, folder)
+                for recipe in row.recipes:
+                    file = folder / f"{name}-{recipe}.json"
+                    rows.append(_stage(file, tuned_key, tune, settings, name, recipe, folder))
+            report.rows += rows
             report.checks = _checks(settings, teacher["teacher_ppl"], report.rows)
-            if arguments.json:  # after every row: a long run cut short still has its rows
+            if arguments.json:  # after every format: a long run cut short still has its rows
                 report.write_json(arguments.json)
-            print(f"{name}: {row['ppl']:.4g}", flush=True)
+            for found in rows:
+                print(f"{name}, {found['method']}: {found['ppl']:.4g}", flush=True)
     columns = {
         "format": "format",
-        "start": "start",
+        "method": "method",
+        "steps": "steps",
         "bits_per_weight": "bits",
         "ppl": "perplexity",
+        "kl": "KL",
+        "top1": "top-1",
         "layer_error": "layer error",
-        "quantize_s": "seconds",
+        "minutes": "minutes",
         "peak_bytes": "peak bytes",
     }
-    if settings.tuned_steps:
-        columns["tuned_ppl"] = f"after {settings.tuned_steps} steps"
     print(format_table(report.rows, columns))
     print(report.format_checks())
     if arguments.plots:

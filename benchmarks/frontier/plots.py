@@ -11,7 +11,15 @@ import matplotlib as mpl
 __all__ = ["pareto"]
 
 # By the first part of a row's name, so that the methods of one kind of format look alike.
-_MARKERS = {"rtn": "s", "gptq": "s", "aqlm": "o", "kmeans": "o", "vq": "o", "e8p": "D"}
+_MARKERS = {
+    "rtn": "s",
+    "gptq": "s",
+    "aqlm": "o",
+    "kmeans": "o",
+    "vq": "o",
+    "e8p": "D",
+    "trellis": "P",
+}
 
 # Starts that are worse than the full-precision model by such a factor are noise: they are drawn at
 # the upper edge, so that the others do not lie on one line.
@@ -41,22 +49,25 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
     figure, axes = pyplot.subplots(figsize=(9, 5.4), layout="constrained")
     colours = pyplot.get_cmap("tab20").colors  # pyright: ignore[reportAttributeAccessIssue]
     limit = _FAR * teacher_ppl
-    ordered = sorted(rows, key=lambda row: (row["bits_per_weight"], row["ppl"]))
+    starts = [row for row in rows if row["steps"] == 0]
+    ordered = sorted(starts, key=lambda row: (row["bits_per_weight"], row["ppl"]))
     for number, row in enumerate(ordered):
         bits, colour = row["bits_per_weight"], colours[number % len(colours)]
         marker = _MARKERS.get(row["format"].partition("-")[0], "^")
         beyond = row["ppl"] > limit
+        height = min(row["ppl"], limit)
         label = f"{row['format']}: {_text(row['ppl'])}{' (beyond)' if beyond else ''}"
-        if "tuned_ppl" in row:
-            label += f", tuned {_text(row['tuned_ppl'])}"
+        tuned = [r for r in rows if r["steps"] and r["format"] == row["format"]]
+        if tuned:
+            best = min(tuned, key=lambda r: r["ppl"])
+            label += f", tuned {_text(best['ppl'])}"
             axes.annotate(
                 "",
-                (bits, row["tuned_ppl"]),
-                (bits, min(row["ppl"], limit)),
+                (bits, best["ppl"]),
+                (bits, height),
                 arrowprops={"arrowstyle": "->", "color": colour},
             )
-            axes.plot(bits, row["tuned_ppl"], "*", color=colour, markersize=11)
-        height = min(row["ppl"], limit)
+            axes.plot(bits, best["ppl"], "*", color=colour, markersize=11)
         axes.plot(bits, height, marker, color=colour, label=label, markeredgecolor="black")
         if beyond:
             axes.annotate("↑", (bits, height), (0, 5), textcoords="offset points", ha="center")
@@ -77,7 +88,7 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside right upper", fontsize="small")
-    file = folder / "init.png"
+    file = folder / "frontier.png"
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
     return file

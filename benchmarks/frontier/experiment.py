@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.evaluation import peak_bytes, text_perplexity
-from pvopt import formats
-from pvopt.calibration import FineTuning, calibrate_
+from benchmarks.evaluation import peak_bytes, text_perplexity, text_quality
+from pvopt import QuantizedWeights, formats
+from pvopt.calibration import EndLoss, FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
 
-__all__ = ["Settings", "measure", "measure_teacher"]
+__all__ = ["Settings", "measure", "measure_teacher", "true_bits"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Settings:
         context, windows: of the evaluation.
         precision: of the evaluation: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where
             native).
+        end_loss: power of :class:`pvopt.calibration.EndLoss`; None: tokens count alike.
         fine_tune: epochs of block-wise fine-tuning.
-        tuned_steps: steps of PV-tuning for the formats of about 2 bits; 0: none.
+        tuned_steps: steps of tuning, by each recipe of a row; 0: none.
         seed: of the starts.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     context: int = 1024
     windows: int = 24
     precision: str = "auto"
+    end_loss: float | None = None
     fine_tune: int = 0
     tuned_steps: int = 0
     seed: int = 0
@@ -88,6 +90,13 @@ def measure_teacher(settings: Settings) -> dict[str, Any]:
     return {"teacher_ppl": text_perplexity(settings, teacher.model, _texts(settings, teacher)[1])}
 
 
+def true_bits(weights: QuantizedWeights) -> float:
+    """Return bits per quantized weight, with values of 16 bits."""
+    sizes = {name: weights.parameter(name).numel() for name in weights}
+    bits = [rep.bits_per_weight(value_bits=16) * sizes[name] for name, rep in weights.items()]
+    return sum(bits) / sum(sizes.values())
+
+
 def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     """Quantize the model by one row's start and return the row."""
     row = ROWS[name]
@@ -99,26 +108,26 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         calibration,
         row.build(loaded.model),
         row.parsed_start(),
+        end_loss=None if settings.end_loss is None else EndLoss(power=settings.end_loss),
         fine_tuning=FineTuning(epochs=settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )
     quantize_s = time.perf_counter() - begin
     peak = peak_bytes()
-    sizes = {n: loaded.model.get_parameter(n).numel() for n in result.weights}
-    bits = [rep.bits_per_weight(value_bits=16) * sizes[n] for n, rep in result.weights.items()]
-    if row.two_bits:  # a tuned point may start from it, now or in a later run
+    if row.recipes:  # a tuned point may start from it, now or in a later run
         start = folder / name
         formats.save(start, loaded.model, result.weights, tokenizer=loaded.tokenizer)
     errors = list(result.layer_errors.values())
     return {
         "format": name,
-        "start": row.start,
-        "bits_per_weight": sum(bits) / sum(sizes.values()),
-        "ppl": text_perplexity(settings, loaded.model, test),
+        "method": row.start,
+        "steps": 0,
+        "bits_per_weight": true_bits(result.weights),
+        **text_quality(settings, loaded.model, settings.model, test),
         "layer_error": statistics.mean(errors),
         "layer_error_max": max(errors),
         "calibration_tokens": calibration.numel(),
-        "quantize_s": quantize_s,
+        "minutes": quantize_s / 60,
         "peak_bytes": peak,
         "threads": torch.get_num_threads(),
     }

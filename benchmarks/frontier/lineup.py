@@ -23,13 +23,13 @@ class Row:
         name: as ``--formats`` takes it.
         start: its short name.
         build: schemes of a model's linear layers, by pattern.
-        two_bits: whether it is of about 2 bits, and so gets a tuned point.
+        recipes: that tune it, where tuned points are asked for.
     """
 
     name: str
     start: str
     build: Callable[[nn.Module], Spec]
-    two_bits: bool = False
+    recipes: tuple[str, ...] = ()
 
     def parsed_start(self) -> Start:
         """Return the start."""
@@ -70,22 +70,24 @@ def _named(text: str) -> Callable[[nn.Module], Spec]:
     return lambda model: {"*": parse_scheme(text)}
 
 
+_TUNED = ("subspace_pv_ste",)
 # The most telling ones first: an interrupted run keeps what it has.
 ROWS = {
     row.name: row
     for row in (
         Row("rtn-4", "fit", _grid(4)),
         Row("gptq-4", "gptq", _grid(4)),
-        Row("aqlm-2x8g8", "aqlm", _named("2x8g8"), two_bits=True),
-        Row("gptq-2", "gptq", _grid(2), two_bits=True),
+        Row("aqlm-2x8g8", "aqlm", _named("2x8g8"), _TUNED),
+        Row("gptq-2", "gptq", _grid(2), _TUNED),
         Row("gptq-3", "gptq", _grid(3)),
         Row("rtn-2", "fit", _grid(2)),
         Row("rtn-3", "fit", _grid(3)),
-        Row("vq-2", "aqlm", _named("vq:8g4"), two_bits=True),
-        Row("e8p-2", "aqlm", _named("had+e8p:2"), two_bits=True),
-        Row("trellis-2", "aqlm", _trellis(2), two_bits=True),
+        Row("vq-2", "aqlm", _named("vq:8g4"), _TUNED),
+        Row("e8p-2", "aqlm", _named("had+e8p:2"), _TUNED),
+        Row("trellis-2", "gptq", _trellis(2), ("subspace_pv", "continuous_only", "ste")),
+        Row("trellis-3", "gptq", _trellis(3), ("subspace_pv",)),
         Row("kmeans-2x8g8", "fit", _named("2x8g8")),
-        Row("ternary", "gptq", _named("ternary:g64"), two_bits=True),
+        Row("ternary", "gptq", _named("ternary:g64"), _TUNED),
         Row("binary", "gptq", _named("binary:g64")),
         Row("aqlm-1x8g8", "aqlm", _named("1x8g8")),
         Row("aqlm-3x8g8", "aqlm", _named("3x8g8")),

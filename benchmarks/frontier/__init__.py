@@ -1,0 +1,1 @@
+"""Bits against quality, before and after tuning: perplexity, divergence, agreement of formats."""

@@ -1,1 +1,0 @@
-"""Starts before any tuning: perplexity, layer error, bits, seconds and memory of every format."""

@@ -1,0 +1,186 @@
+"""Which representations are blocks of GGUF, and back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pvopt.parametrizations.affine_grid import AffineGrid
+from pvopt.parametrizations.binary import Binary
+from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.representation import Representation
+from pvopt.parametrizations.ternary import Ternary
+from pvopt.parametrizations.uniform_grid import UniformGrid
+
+from .blocks import BLOCKS, Blocks, BlockType
+
+__all__ = ["blocks_of", "fitting_type", "representation_of"]
+
+# What each type is read as; levels of Q2_0 in the opposite order.
+_READ_AS: dict[str, UniformGrid | Ternary | Binary | AffineGrid] = {
+    "Q1_0": Binary(group_size=128),
+    "TQ1_0": Ternary(group_size=256),
+    "TQ2_0": Ternary(group_size=256),
+    "Q2_0": UniformGrid(bits=2, group_size=64, symmetric=True),
+    "Q4_0": UniformGrid(bits=4, group_size=32, symmetric=True),
+    "Q4_1": AffineGrid(bits=4, group_size=32),
+    "Q8_0": UniformGrid(bits=8, group_size=32, symmetric=True),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Levels:
+    r"""The integers that the weights of a format are, times a scale.
+
+    .. math:: w = s_g\,n + m_g
+
+    Args:
+        integers: all that there are. Codes count them from the lowest on, up to a zero point.
+        group_size: inputs that share a scale; None stands for a whole row.
+        offsets: whether there is an :math:`m`.
+    """
+
+    integers: range
+    group_size: int | None
+    offsets: bool = False
+
+
+@functools.singledispatch
+def levels_of(parametrization: Parametrization) -> Levels:
+    """Return the levels of a format.
+
+    Raises:
+        ValueError: if its weights are no integers times a scale; the message says why.
+    """
+    raise ValueError("only integers times a scale can be stored (grid, affine, ternary, binary)")
+
+
+@levels_of.register
+def _(parametrization: UniformGrid) -> Levels:
+    last = (1 << parametrization.bits) - 1
+    middle = 1 << (parametrization.bits - 1)
+    if parametrization.symmetric:
+        integers = range(-middle, last - middle + 1)
+    elif parametrization.integer_zeros:
+        integers = range(-last, last + 1)
+    else:
+        raise ValueError(
+            "its zero points are no integers: take offsets (affine:...), integer zero points "
+            "(grid:...z) or a symmetric grid (grid:...s)"
+        )
+    return Levels(integers=integers, group_size=parametrization.group_size)
+
+
+@levels_of.register
+def _(parametrization: AffineGrid) -> Levels:
+    integers = range(1 << parametrization.bits)
+    return Levels(integers=integers, group_size=parametrization.group_size, offsets=True)
+
+
+@levels_of.register
+def _(parametrization: Ternary) -> Levels:
+    return Levels(integers=range(-1, 2), group_size=parametrization.group_size)
+
+
+@levels_of.register
+def _(parametrization: Binary) -> Levels:
+    return Levels(integers=range(-1, 2, 2), group_size=parametrization.group_size)
+
+
+def fitting_type(
+    parametrization: Parametrization, columns: int, types: Collection[str] = tuple(BLOCKS)
+) -> BlockType:
+    """Return the first of some types whose blocks have the levels and the groups of a format.
+
+    Args:
+        parametrization: of a weight.
+        columns: its inputs.
+        types: names of block types.
+
+    Raises:
+        ValueError: if there is none; the message says why.
+    """
+    levels = levels_of(parametrization)
+    known = [block for block in map(BLOCKS.__getitem__, types) if _has(block, levels)]
+    if not known:
+        raise ValueError(f"no block type of {', '.join(types)} has its levels")
+    size = levels.group_size or columns
+    for block in known:
+        if columns % block.size == 0 and size % block.size == 0:
+            return block
+    sizes = ", ".join(f"{block.name} of {block.size}" for block in known)
+    raise ValueError(
+        f"its groups of {size} inputs, of {columns}, are no multiples of the blocks that have its "
+        f"levels ({sizes})"
+    )
+
+
+def _has(block: BlockType, levels: Levels) -> bool:
+    return block.offsets == levels.offsets and _sign(block, levels.integers) != 0
+
+
+def _sign(block: BlockType, integers: range) -> int:
+    """Return whether integers are levels of a block (1), those with opposite signs (-1), or 0."""
+    for sign in (1, -1):
+        if {sign * integer for integer in integers} <= {*block.levels}:
+            return sign
+    return 0
+
+
+def blocks_of(rep: Representation, block: BlockType) -> Blocks:
+    """Return what is to be stored for a representation.
+
+    Raises:
+        ValueError: if a scale or an offset is none that float16 has.
+    """
+    levels = levels_of(rep.parametrization)
+    integers = rep.codes["levels"][..., 0].to(torch.int16)
+    if "zeros" in rep.codes:
+        integers = integers - _spread(rep.codes["zeros"].to(torch.int16), integers.shape[1])
+    else:
+        integers = integers * levels.integers.step + levels.integers.start
+    sign = _sign(block, levels.integers)
+    number = integers.shape[1] // block.size
+    halves = {name: _half(name, value, number) for name, value in rep.values.items()}
+    return Blocks(integers * sign, halves["scales"] * sign, halves.get("offsets"))
+
+
+def _spread(value: Tensor, columns: int) -> Tensor:
+    """Return rows of one value per group as rows of more, smaller groups."""
+    return value.repeat_interleave(columns // value.shape[1], 1)
+
+
+def _half(name: str, value: Tensor, number: int) -> Tensor:
+    half = value.detach().to(torch.float16)
+    wrong = (half.to(value.dtype) != value) | ~half.isfinite()
+    if bool(wrong.any()):
+        example = float(value[wrong][0])
+        raise ValueError(
+            f"its {name} are no float16 numbers, which is what blocks hold (such as {example!r}): "
+            "round them to float16 and decode the weight anew (pvopt export --dtype float16)"
+        )
+    return _spread(half, number)
+
+
+def representation_of(block: BlockType, blocks: Blocks) -> Representation:
+    """Return codes and values, in float32, as every reader of blocks decodes them.
+
+    Raises:
+        ValueError: if a scale or an offset is not finite.
+    """
+    parametrization = _READ_AS[block.name]
+    levels = levels_of(parametrization)
+    sign = _sign(block, levels.integers)
+    integers = (blocks.integers * sign - levels.integers.start) // levels.integers.step
+    values = {"scales": blocks.scales.float() * sign}
+    if blocks.offsets is not None:
+        values["offsets"] = blocks.offsets.float()
+    for name, value in values.items():
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{name} of blocks of {block.name} are not finite")
+    codes = {"levels": integers.to(torch.uint8)[..., None]}
+    return Representation(parametrization, codes, values, tuple(integers.shape))
