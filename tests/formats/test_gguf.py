@@ -320,6 +320,24 @@ def test_llama_cpp_computes_the_same_to_the_last_digits_where_it_rounds_no_input
     torch.testing.assert_close(peer.log_probs(IDS[0].tolist(), 259), ours, rtol=0, atol=2e-4)
 
 
+@pytest.mark.parametrize(("text", "name"), [("ternary:g256", "TQ2_0"), ("grid:2g64s", "Q4_0")])
+def test_types_of_blocks_are_chosen(tmp_path, text, name):
+    from pvopt.formats.gguf.container import read_container
+
+    model, weights = wide(text)
+    folder = save(tmp_path / "x", model, weights, format="gguf:TQ2_0,Q4_0", tokenizer=tokenizer())
+    file = folder / "model.gguf"
+    tensor = read_container(file).tensors["blk.0.ffn_up.weight"]
+    assert tensor.number == BLOCKS[name].number
+    assert torch.equal(logits(load(file).model), logits(model))
+    ours = logits(model)[0, -1].log_softmax(-1)
+    theirs = LlamaCpp(file).log_probs(IDS[0].tolist(), 259)
+    assert float((theirs - ours).square().mean().sqrt()) < 0.03 * float(ours.std())
+    for format in ("gguf:Q5_0", "gguf:", "native:x"):
+        with pytest.raises(ValueError, match=r"blocks must be some of|takes no settings"):
+            save(tmp_path / "y", model, weights, format=format)
+
+
 # What cannot be written.
 
 
