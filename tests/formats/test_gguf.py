@@ -23,6 +23,7 @@ import pvopt
 from pvopt.formats import CheckpointError, load, load_tokenizer, save
 from pvopt.formats.gguf.blocks import BLOCKS, Blocks, BlockType
 from pvopt.formats.gguf.representations import blocks_of, fitting_type, representation_of
+from pvopt.formats.gguf.tokenizers import tokenizer_of
 from pvopt.llm import load_model
 
 MUTATIONS = int(os.environ.get("PVOPT_MUTATIONS", "300"))
@@ -307,8 +308,8 @@ def test_llama_cpp_computes_the_same(tmp_path, make, text):
     # It multiplies by inputs that are rounded to 8 bits per 32.
     assert float((theirs - ours).abs().max()) < 0.1
     assert float((theirs - ours).square().mean().sqrt()) < 0.03 * float(ours.std())
-    for sentence in ("Hello", "Hé 12"):
-        assert peer.count(sentence) == len(tokenizer().encode(sentence))
+    text = "Hé 12"
+    assert torch.equal(peer.log_probs(text, 259), peer.log_probs(tokenizer().encode(text), 259))
 
 
 def test_llama_cpp_computes_the_same_to_the_last_digits_where_it_rounds_no_inputs(tmp_path):
@@ -318,6 +319,52 @@ def test_llama_cpp_computes_the_same_to_the_last_digits_where_it_rounds_no_input
     peer = LlamaCpp(written(tmp_path / "x", model, weights, tokenizer=tokenizer()))
     ours = logits(model)[0, -1].log_softmax(-1)
     torch.testing.assert_close(peer.log_probs(IDS[0].tolist(), 259), ours, rtol=0, atol=2e-4)
+
+
+def pieces(prefix: bool, first: bool) -> Any:
+    """Return a tokenizer of pieces and of bytes for the rest, as Llama 2 has one."""
+    joined = ["▁t", "he", "▁the", "er", "in", "ther", "▁▁", "th"]
+    single = ["▁", *"abcdefghijklmnopqrstuvwxyz"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{n:02X}>" for n in range(256)), *joined, *single]
+    scores = [0.0] * 259 + [-float(n) for n in range(len(joined) + len(single))]
+    settings = {
+        "model": "llama",
+        "tokens": tokens,
+        "scores": scores,
+        "token_type": [2, 3, 3] + [6] * 256 + [1] * (len(tokens) - 259),
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "add_bos_token": first,
+        "add_space_prefix": prefix,
+    }
+    return tokenizer_of({f"tokenizer.ggml.{key}": value for key, value in settings.items()})
+
+
+@pytest.mark.parametrize(("prefix", "first"), [(True, True), (False, False)])
+def test_llama_cpp_cuts_texts_into_the_same_pieces(tmp_path, prefix, first):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    cut = pieces(prefix, first)
+    vocabulary = len(cut) + 3  # rows of embeddings that stand for nothing
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, weights = quantized(LlamaForCausalLM(config).eval(), "grid:8g32s")
+    file = written(tmp_path / "x", model, weights, tokenizer=cut)
+    peer = LlamaCpp(file)
+    for text in ("the there inner", "  two  spaces", "é the 12\n", "therein"):
+        ids = cut.encode(text)
+        assert (ids[0] == 1) == first
+        assert cut.decode(ids, skip_special_tokens=True) == text
+        assert torch.equal(peer.log_probs(text, vocabulary), peer.log_probs(ids, vocabulary)), text
+        assert load_tokenizer(file).encode(text) == ids
 
 
 @pytest.mark.parametrize(("text", "name"), [("ternary:g256", "TQ2_0"), ("grid:2g64s", "Q4_0")])
@@ -460,7 +507,7 @@ def test_damaged_and_foreign_files_are_refused(exported, tmp_path, edit, reason)
 @pytest.mark.parametrize(
     ("edit", "reason"),
     [
-        (put(b"tokenizer.ggml.model", b"bert", 12), "tokenizer.ggml.model must be 'gpt2'"),
+        (put(b"tokenizer.ggml.model", b"bert", 12), "tokenizer.ggml.model must be 'gpt2' or"),
         (put(b"tokenizer.ggml.pre", b"tekke", 12), "tokenizer.ggml.pre must be one of gpt-2"),
         (renamed(b"tokenizer.ggml.tokens", b"tokenizer.ggml.tokenz"), "do not fit together"),
         (renamed(b"tokenizer.ggml.model", b"tokenizer.ggml.medal"), "has no tokenizer"),
