@@ -196,6 +196,28 @@ def test_what_is_written_is_read_back(tmp_path, text):
     assert again.read_bytes() == file.read_bytes()
 
 
+def test_embeddings_are_tuned_in_their_own_format_too(tmp_path):
+    """Published files have blocks there, which layers share where embeddings are tied."""
+    model = load_model("tiny-llama").model
+    spec = {"*embed_tokens": "grid:8g32s", "*_proj": "affine:4g32"}
+    schemes = {name: pvopt.parse_scheme(text) for name, text in spec.items()}
+    weights = pvopt.quantize_(model, schemes, exclude=())
+    weights = in_dtype(in_dtype(weights, torch.float16), torch.float32)
+    back = load(written(tmp_path / "x", model, weights))
+    assert "model.embed_tokens.weight" in back.weights
+    assert torch.equal(logits(back.model), logits(model))
+    base = torch.optim.SGD(back.model.parameters(), lr=0.1)
+    optimizer = pvopt.PVOptimizer(base, back.weights)
+    tuned: Any = back.model
+    tuned(IDS, labels=IDS).loss.backward()
+    optimizer.step()
+    assert not torch.equal(logits(tuned), logits(model))
+    reps = pvopt.QuantizedWeights(tuned, optimizer.representations)
+    rounded = in_dtype(in_dtype(reps, torch.float16), torch.float32)
+    again = load(written(tmp_path / "y", tuned, rounded))
+    assert torch.equal(logits(again.model), logits(tuned))
+
+
 def test_a_model_is_filled_in_place(tmp_path):
     model, weights = small("grid:4g32s")
     file = written(tmp_path / "x", model, weights)
@@ -491,6 +513,10 @@ DAMAGES: list[tuple[Callable[[bytes], bytes], str]] = [
     (renamed(b"blk.0.ffn_up", b"blk.1.ffn_up"), "has 'blk.1.ffn_up.weight' twice"),
     (renamed(b"token_embd", b"token_type"), "it has no tensor 'token_embd.weight'"),
     (renamed(b"llama.context_length", b"llama.context_lenght"), "context_length must be a pos"),
+    (
+        renamed(b"\x10" + b"\0" * 7 + b"llama.vocab_size", b"\x0b" + b"\0" * 7 + b"split.count"),
+        "parts",
+    ),
     (put(b"general.architecture", b"gemma", 12), "architecture must be 'llama', got 'gemma'"),
 ]
 
