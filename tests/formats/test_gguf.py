@@ -181,7 +181,7 @@ def test_formats_have_the_smallest_blocks_that_hold_them(text, name):
 # Files.
 
 
-@pytest.mark.parametrize("text", ["grid:2g64s", "grid:3s", "affine:4g32", "binary:g64"])
+@pytest.mark.parametrize("text", ["grid:2g64s", "grid:3s", "affine:4g32"])
 def test_what_is_written_is_read_back(tmp_path, text):
     model, weights = small(text)
     file = written(tmp_path / "x", model, weights, tokenizer=tokenizer())
@@ -201,7 +201,8 @@ def test_embeddings_are_tuned_in_their_own_format_too(tmp_path):
     model = load_model("tiny-llama").model
     spec = {"*embed_tokens": "grid:8g32s", "*_proj": "affine:4g32"}
     schemes = {name: pvopt.parse_scheme(text) for name, text in spec.items()}
-    weights = pvopt.quantize_(model, schemes, exclude=())
+    options = pvopt.FitOptions(iterations=1)
+    weights = pvopt.quantize_(model, schemes, exclude=(), options=options)
     weights = in_dtype(in_dtype(weights, torch.float16), torch.float32)
     back = load(written(tmp_path / "x", model, weights))
     assert "model.embed_tokens.weight" in back.weights
@@ -560,7 +561,7 @@ def test_only_regular_files_are_read(tmp_path, exported):
 
 
 @settings(
-    max_examples=MUTATIONS // 4,
+    max_examples=MUTATIONS // 6,
     deadline=None,
     database=None,
     derandomize=True,
