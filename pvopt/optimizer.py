@@ -310,6 +310,7 @@ class PVOptimizer(Optimizer):
             remember((step for run, step in value_steps if run.values_follow), self.values)
             for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
+                    run.release_memory()
                     changed[run.names] = self._v_step(run, undo, code_step)
                     groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
             pairs = zip(runs, code_steps, strict=True)

@@ -12,8 +12,9 @@ from pvopt_kernels.reference.better_codes import better_codes as of_some
 
 __all__ = ["better_codes"]
 
-# Groups that are searched at once: what is needed on the way stays in a second-level cache.
-_AT_ONCE = 1 << 13
+# Groups that are searched at once, at least: what is needed on the way takes a MiB, and each piece
+# is enough work for compiled loops.
+_AT_ONCE = 1 << 12
 
 
 def better_codes(
@@ -30,7 +31,7 @@ def better_codes(
 ) -> Found:
     """Return codes, groups and errors; see :func:`pvopt_kernels.reference.better_codes`."""
     weights, rest = len(codebooks), (scales, per_scale, beam_size, order, search, decode)
-    pieces = min(weights, -(-len(groups) // _AT_ONCE))
+    pieces = min(weights, len(groups) // _AT_ONCE)
     if pieces < 2:
         return of_some(target, groups, codes, codebooks, *rest)
     each = len(groups) // weights
