@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pvopt.core.heap import release_free_memory
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
@@ -31,8 +30,8 @@ __all__ = ["Run", "runs_of"]
 _AT_ONCE = 1 << 26
 # With latent weights: of 1 % of the groups all that is known takes 3 MiB then.
 _AT_ONCE_LATENT = 1 << 24
-# Weights that leave more free memory behind, in their first step, than it takes to give it back.
-_WORTH_RELEASING = 1 << 22
+# Weights whose first step leaves holes in the heap that are worth the look for them.
+_LARGE = 1 << 22
 # Weights that are searched together: 16 MiB each for targets, new and present weights and more.
 _SEARCHED = 1 << 22
 
@@ -65,10 +64,10 @@ class Run:
         """Number of entries of the weights."""
         return sum(job.base.data.numel() for job in self.jobs)
 
-    def release_memory(self) -> None:
-        """Give back what is free before the first V step: much was needed for a moment by then."""
-        if self.jobs[0].base.state.step == 0 and self.size >= _WORTH_RELEASING:
-            release_free_memory()
+    @property
+    def begins(self) -> bool:
+        """Whether this is the first step of weights that are not small."""
+        return self.jobs[0].base.state.step == 0 and self.size >= _LARGE
 
     @property
     def device(self) -> torch.device:
