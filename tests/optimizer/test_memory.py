@@ -29,7 +29,7 @@ def test_of_values_there_are_gradients_one_copy_and_two_results_at_most(latent_d
 
 @pytest.mark.parametrize("latent_decay", [0.0, 1.0])
 def test_of_groups_that_are_searched_little_is_known_at_once(latent_decay):
-    """Numbers, goals, codes and decoded groups before and after; the rest of a piece at a time."""
+    """Numbers, goals, codes and decoded groups before and after, and one result of their size."""
     weights = Weights.draw([(256, 256)] * 8)
     searched = sum(rep.num_groups // 2 for rep in weights.representations.values())
     needed = 200 * searched  # groups of 8
