@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from operator import itemgetter
 from pathlib import Path
+from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
@@ -58,7 +59,8 @@ def peak_allocated(work: Callable[[], object]) -> int:
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
-    events = seen.profiler.kineto_results.events()
+    recorder: Any = seen.profiler  # what it has recorded has no declared types
+    events = recorder.kineto_results.events()
     changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
     alive = itertools.accumulate(size for _, size in sorted(changes, key=itemgetter(0)))
     return max(alive, default=0)

@@ -101,7 +101,7 @@ class StackedSearch(GroupSearch):
 
     def _select_largest(
         self, select: Callable[..., Tensor], ordered: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         asked: list[Tensor] = []
 
         def find(count: int) -> Tensor:
