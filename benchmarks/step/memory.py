@@ -54,8 +54,8 @@ def peak_allocated(work: Callable[[], object]) -> int:
 
     Example:
         >>> import torch
-        >>> peak_allocated(lambda: (torch.ones(1000) + 1).sum())
-        8000
+        >>> peak_allocated(lambda: (torch.ones(1000) + 1).sum()) // 1000
+        8
     """
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         work()
