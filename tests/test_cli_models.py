@@ -376,6 +376,22 @@ def test_a_dry_run_says_what_the_run_will_give(tmp_path, folder, capsys):
     assert megabytes == pytest.approx(report.file_bytes / 1e6, abs=0.06)
 
 
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    "content", ["null", "3", "[" * 100_000, '{"model_type": "llama", "hidden_size": "x"}', "fifo"]
+)
+def test_a_broken_configuration_is_named_by_dry_runs_too(tmp_path, capsys, content, dry):
+    file = tmp_path / "config.json"
+    if content == "fifo":
+        os.mkfifo(file)
+    else:
+        file.write_text(content)
+    command = ["quantize", "--model", tmp_path, *QUICK, "--out", tmp_path / "q"]
+    error = run(capsys, *command, *["--dry-run"] * dry, code=2)
+    assert str(tmp_path) in error
+    assert "mistake of pvopt" not in error
+
+
 # Originals, texts that were seen, conversations.
 
 
