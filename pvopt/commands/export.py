@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     )
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {args.to}, {size:,} bytes, {str(dtype).removeprefix('torch.')}")
-    print(f"next: {writer.usage.format(folder=out)}")
+    print(f"next: {writer.loading(out)}")
     return 0
 
 

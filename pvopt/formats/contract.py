@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -107,6 +108,20 @@ class Writer(ABC):
     decodes_in: ClassVar[torch.dtype | None] = None
     #: How to load a folder, in a line that ``{folder}`` is filled into.
     usage: ClassVar[str] = ""
+
+    def loading(self, folder: str | Path) -> str:
+        """Return the line that loads a folder: a command of a shell, or Python.
+
+        Args:
+            folder: written in this format.
+
+        Example:
+            >>> from pvopt.formats import FORMATS
+            >>> FORMATS.writer("compressed-tensors").loading("my models/served")
+            "vllm serve 'my models/served'"
+        """
+        name = str(folder)
+        return self.usage.format(folder=name if '"{folder}"' in self.usage else shlex.quote(name))
 
     def with_settings(self, text: str) -> Writer:
         """Return a writer with settings, which follow the name of the format after a colon.

@@ -205,7 +205,7 @@ def _check_replaceable(
     ours = target.is_dir() and ((target / marker).is_file() or {*os.listdir(target)} <= {".lock"})
     if not ours:
         raise CheckpointError(
-            f"{folder}: exists and is not a checkpoint (it has no {marker}); it is not replaced"
+            f"{folder}: exists and holds something else (it has no {marker}); it is not replaced"
         )
     others = sorted(foreign(target))
     if others:

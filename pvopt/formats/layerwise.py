@@ -32,6 +32,8 @@ from .transformers_files import write_transformers_files
 
 __all__ = ["LayerFormat"]
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 
 class LayerFormat(Reader, Writer):
     """A format whose layers have settings, the *kind*, and tensors named after the layer.
@@ -156,6 +158,7 @@ class LayerFormat(Reader, Writer):
                         layer = name.removesuffix(self.parts[0])
                         kind = self.kind_of(settings, layer)
                         reps[layer + WEIGHT] = self.representation(layer, kind, tensors)
+                        _check_values(layer, reps[layer + WEIGHT])
             except KeyError as error:
                 raise CheckpointError(f"{folder}: the tensor {error} is missing") from error
             except (TypeError, ValueError) as error:
@@ -164,4 +167,16 @@ class LayerFormat(Reader, Writer):
                 raise CheckpointError(f"{folder}: holds no layer with {self.parts[0]}")
             parts = {name.removesuffix(WEIGHT) + part for name in reps for part in self.parts}
             others = {name: tensor for name, tensor in tensors.items() if name not in parts}
+            twice = sorted(reps.keys() & others.keys())
+            if twice:
+                raise CheckpointError(f"{folder}: holds {twice[0]} twice, quantized and dense")
             return filled(folder, model, reps, others)
+
+
+def _check_values(layer: str, rep: Representation) -> None:
+    """Raise unless the values of a layer are finite, of a dtype that is computed in."""
+    for name, value in rep.values.items():
+        if value.dtype not in _DTYPES:
+            raise ValueError(f"{layer}: {name} must be 16, 32 or 64 bits wide, got {value.dtype}")
+        if not bool(value.isfinite().all()):
+            raise ValueError(f"{layer}: {name} must be finite")

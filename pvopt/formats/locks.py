@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,8 @@ def locked(file: str | Path, holder: str, *, wait: float = 0.0) -> Iterator[None
     """
     lock = FileLock(str(file), timeout=wait, thread_local=False)
     try:
+        # Where a file cannot be made, such as in /proc, FileLock would wait to the end.
+        os.close(os.open(file, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644))
         lock.acquire()
     except Timeout as error:
         raise CheckpointError(f"{file}: {holder} is writing here; wait until it ends") from error

@@ -90,12 +90,11 @@ def _introduction(checkpoint: Checkpoint) -> str:
 
 
 def _loading(checkpoint: Checkpoint, writer: Writer, folder: str | Path) -> str:
-    usage = writer.usage
+    name = Path(folder).name or folder
+    line = writer.loading(name)
     if not is_language_model(checkpoint.model):
-        usage = 'pvopt.formats.load("{folder}", model)'
-    if not usage:
-        return ""
-    return f"## Loading\n\n```\n{usage.format(folder=Path(folder).name or folder)}\n```\n"
+        line = f'pvopt.formats.load("{name}", model)'
+    return f"## Loading\n\n```\n{line}\n```\n" if line else ""
 
 
 def _size(checkpoint: Checkpoint) -> str:
@@ -223,5 +222,5 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Return text that stays in its cell of a table."""
-    return " ".join(str(value).split()).replace("|", "\\|")
+    """Return text that stays in its cell of a table and opens no element of HTML."""
+    return " ".join(str(value).split()).replace("|", "\\|").replace("<", "&lt;")

@@ -150,6 +150,9 @@ def _check_fits(
             raise CheckpointError(
                 f"{folder}: {name} has shape {list(shape)}, the model's {list(state[name].shape)}"
             )
+    for name, tensor in others.items():
+        if state[name].is_floating_point() and not tensor.is_floating_point():
+            raise CheckpointError(f"{folder}: {name} must hold floats, got {tensor.dtype}")
 
 
 @torch.no_grad()

@@ -93,11 +93,13 @@ def _check_place(file: Path) -> None:
     """Raise unless a page may be written to a file."""
     if file.is_dir():
         raise ValueError(f"{file} is a folder: name a file for the page")
-    if file.exists():
-        with open(file, encoding="utf-8", errors="replace") as stream:
-            ours = file.is_file() and _MARK in stream.read(1000)
-        if not ours:
-            raise ValueError(f"{file} is no page of pvopt report, it is not replaced")
+    if file.exists() and not (file.is_file() and _is_page(file)):  # opening a FIFO would wait
+        raise ValueError(f"{file} is no page of pvopt report, it is not replaced")
+
+
+def _is_page(file: Path) -> bool:
+    with open(file, encoding="utf-8", errors="replace") as stream:
+        return _MARK in stream.read(1000)
 
 
 def _commands(run: ReportedRun) -> list[str]:

@@ -184,6 +184,7 @@ def target(text: str) -> Any:
         (group(group_size=0), "group_size of .* must be a positive integer, got 0"),
         (group(group_size=32), "weight_scale must be floats of shape"),
         (group(symmetric=False), "weight_zero_point' is missing"),
+        (group(symmetric="no"), "symmetric of .* must be true or false, got 'no'"),
         (group(type="float"), "must be static integers"),
         (group(actorder="group"), "must be static integers"),
         (target("re:" + "(a*)*" * 20), "targets must be plain patterns"),

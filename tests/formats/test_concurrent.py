@@ -150,6 +150,14 @@ def test_a_lock_keeps_other_processes_out_and_ends_with_its_own(tmp_path):
         pass
 
 
+def test_a_lock_that_cannot_be_made_is_not_waited_for(tmp_path):
+    with (
+        pytest.raises(CheckpointError, match="l: cannot be locked"),
+        locked(tmp_path / "missing" / "l", "a run", wait=600),
+    ):
+        pass
+
+
 def test_a_second_writer_waits_for_the_first_one(tmp_path, monkeypatch):
     write(tmp_path / "x", 0)
     begun, order = threading.Event(), []

@@ -133,7 +133,7 @@ def test_what_is_no_checkpoint_is_never_replaced(tmp_path):
     (tmp_path / "thesis" / "chapter.tex").write_text("precious")
     (tmp_path / "file").write_text("precious")
     for name in ("thesis", "file"):
-        with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
+        with pytest.raises(CheckpointError, match="exists and holds something else"):
             write(tmp_path / name, 1)
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "precious"
     assert (tmp_path / "file").read_text() == "precious"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from exports import in_dtype, logits, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
 import pvopt
 from pvopt.formats import CheckpointError, StoredGrid, load, save
@@ -162,6 +164,9 @@ def setting(**values: Any) -> Any:
         (setting(sym=True), "qzeros must be 2 everywhere, as sym says"),
         (setting(checkpoint_format="marlin"), "checkpoint_format must be one of"),
         (setting(dynamic={"+:x": {"bits": 8}}), "dynamic settings"),
+        (setting(bits=2.0), r"bits must be one of \(2, 3, 4, 8\), got 2.0"),
+        (setting(sym=None), "sym must be true or false, got None"),
+        (setting(desc_act="no"), "desc_act must be true or false, got 'no'"),
     ],
 )
 def test_damaged_and_foreign_folders_are_refused(tmp_path, change, reason):
@@ -171,5 +176,29 @@ def test_damaged_and_foreign_folders_are_refused(tmp_path, change, reason):
     config = json.loads(file.read_text())
     change(config["quantization_config"])
     file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match=reason):
+        load(folder)
+
+
+LAYER = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "reason"),
+    [
+        (f"{LAYER}.scales", lambda t: t * math.nan, "q_proj: scales must be finite"),
+        (f"{LAYER}.scales", lambda t: t / 0, "q_proj: scales must be finite"),
+        (f"{LAYER}.scales", lambda t: t.to(torch.float8_e4m3fn), "scales must be 16, 32 or 64"),
+        (f"{LAYER}.g_idx", lambda t: t > 0, "g_idx must be 64 integers, got torch.bool"),
+        (f"{LAYER}.g_idx", lambda t: -t - 1, "g_idx must name each group 16 times"),
+        (f"{LAYER}.weight", lambda _: torch.zeros(64, 64), "q_proj.weight twice, quantized and"),
+        ("model.norm.weight", lambda t: t.int(), "norm.weight must hold floats, got torch.int32"),
+    ],
+)
+def test_damaged_tensors_are_refused(tmp_path, name, change, reason):
+    folder = save(tmp_path / "x", *tiny("grid:2g16z"), format="gptq")
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, name: change(tensors.get(name))}, file, {"format": "pt"})
     with pytest.raises(CheckpointError, match=reason):
         load(folder)

@@ -84,6 +84,7 @@ def test_a_card_tells_hubs_and_people_what_is_known(tiny, tmp_path):
         {"model": "tiny-llama", "evaluations": [{**EVALUATIONS[1], "perplexity": None}]},
         {"model": ["x"], "commands": "ls", "evaluations": [3, {}, {"model": 2}], "settings": []},
         {"inputs": 3, "evaluations": [{"model": "other | model\n\n# no", "step": "|"}]},
+        {"model": "/<script>x</script>", "inputs": {"text": "<b>"}, "evaluations": EVALUATIONS[:1]},
         {"model": "a\n---\nb", "calibration": {"text": "| a |\n"}, "commands": [1, "a\nb"]},
     ],
 )
@@ -93,6 +94,7 @@ def test_what_is_not_known_is_left_out(tiny, tmp_path, metadata):
     assert card.data.eval_results is None
     assert "\n# no" not in card.content
     assert card.text.count("\n# ") == 1
+    assert "<" not in card.text.partition(" -->\n")[2]  # past the line by which edits are noticed
 
 
 def test_an_edited_card_stays_and_the_checkpoint_with_it(tiny, tmp_path):
@@ -128,7 +130,7 @@ def _parts(tiny):
 
 def test_the_folder_of_somebody_else_keeps_its_card(tiny, tmp_path):
     (tmp_path / "README.md").write_text("about me")
-    with pytest.raises(CheckpointError, match="exists and is not a checkpoint"):
+    with pytest.raises(CheckpointError, match="exists and holds something else"):
         saved(tiny, tmp_path)
     assert (tmp_path / "README.md").read_text() == "about me"
 

@@ -188,6 +188,7 @@ def test_what_is_no_run_is_refused_in_a_sentence(folders, tmp_path, capsys, monk
         (["changed"], "pvopt.json: is damaged"),
         ([folders[0], folders[0] / ".." / "tuned"], "is named twice"),
         ([folders[0], "--out", "notes.html"], "notes.html is no page of pvopt report"),
+        ([folders[0], "--out", "fifo/metrics.jsonl"], "metrics.jsonl is no page of pvopt report"),
         ([folders[0], "--out", "empty"], "empty is a folder"),
         ([folders[0], "--prompt", ""], "--prompt must hold at least one token"),
         ([folders[0], "--prompt", "x", "--tokens", "0"], "--tokens must be at least 1"),

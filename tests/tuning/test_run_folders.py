@@ -47,8 +47,8 @@ TUNE = ["tune", "--steps", "1", "--batch", "2", "--length", "16", "--eval-window
     [
         (QUANTIZE, "checkpoint-a", "holds a checkpoint already"),
         (QUANTIZE, "run", "holds a run already"),
-        (QUANTIZE, "thesis", "exists and is not a checkpoint"),
-        ([*QUANTIZE[:-1], "--overwrite", "--out"], "thesis", "exists and is not a checkpoint"),
+        (QUANTIZE, "thesis", "exists and holds something else"),
+        ([*QUANTIZE[:-1], "--overwrite", "--out"], "thesis", "exists and holds something else"),
         ([*QUANTIZE[:-1], "--overwrite", "--out"], "file", "must be a folder"),
         ([*TUNE, "--model", "tiny-llama", "--out"], "checkpoint-a", "is a checkpoint"),
         ([*TUNE, "--model", "tiny-llama", "--overwrite", "--out"], "checkpoint-a", "is a checkp"),

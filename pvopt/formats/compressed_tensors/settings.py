@@ -132,8 +132,12 @@ def _grid(weights: Any, layer: str) -> StoredGrid:
         raise ValueError(f"num_bits of {layer!r} must be in 2..8, got {bits!r}")
     if strategy == "group" and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ValueError(f"group_size of {layer!r} must be a positive integer, got {size!r}")
+    if not isinstance(weights.get("symmetric", True), bool):
+        raise ValueError(
+            f"symmetric of {layer!r} must be true or false, got {weights['symmetric']!r}"
+        )
     return StoredGrid(
         bits=bits,
         group_size=size if strategy == "group" else None,
-        symmetric=bool(weights.get("symmetric", True)),
+        symmetric=weights.get("symmetric", True),
     )

@@ -87,10 +87,13 @@ class GPTQFormat(LayerFormat):
 
     def kind_of(self, settings: Mapping[str, Any], layer: str) -> GPTQGrid:
         bits, size = settings.get("bits"), settings.get("group_size", -1)
-        if isinstance(bits, bool) or bits not in _BITS:
+        if type(bits) is not int or bits not in _BITS:  # neither true nor 4.0
             raise ValueError(f"bits must be one of {_BITS}, got {bits!r}")
         if isinstance(size, bool) or not isinstance(size, int) or not (size > 0 or size == -1):
             raise ValueError(f"group_size must be a positive integer or -1, got {size!r}")
+        for name in ("sym", "desc_act"):
+            if not isinstance(settings.get(name, True), bool):
+                raise ValueError(f"{name} must be true or false, got {settings[name]!r}")
         if settings.get("dynamic"):
             raise ValueError("dynamic settings, other ones for some layers, are not read")
         grid = StoredGrid(

@@ -115,7 +115,7 @@ def _order(name: str, groups: Tensor | None, columns: int, size: int) -> Tensor 
     """Return the inputs in the order of their groups, or None where they are in order."""
     if groups is None:
         return None
-    if tuple(groups.shape) != (columns,) or groups.is_floating_point():
+    if tuple(groups.shape) != (columns,) or groups.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"{name} must be {columns} integers, got {groups.dtype} of shape {list(groups.shape)}"
         )
