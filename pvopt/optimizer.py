@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
+from pvopt.core.heap import release_free_memory
 from pvopt.engine.agreement import WeightsChangedError
 from pvopt.engine.base_contract import (
     check_base,
@@ -305,6 +306,8 @@ class PVOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         jobs, runs = self._checked_jobs()
+        # Where states are made among much that is needed for a moment, holes are left.
+        begins = any(run.begins for run in runs)
         undo = Undo(self.base, runs)
         changed: dict[tuple[str, ...], Tensor] = {}
         groups: dict[str, int] = {}
@@ -320,6 +323,8 @@ class PVOptimizer(Optimizer):
             remember((step for run, step in value_steps if run.values_follow), self.values)
             for run, code_step in zip(runs, code_steps, strict=True):
                 if run.moves_codes:
+                    if begins:
+                        release_free_memory()
                     changed[run.names] = self._v_step(run, undo, code_step)
                     groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
             pairs = zip(runs, code_steps, strict=True)
@@ -337,6 +342,8 @@ class PVOptimizer(Optimizer):
                 job.binding.joined = True
             note_written([job.binding for job in jobs.values() if job.base.written])
             self.report = StepReport(changed, groups)
+        if begins:
+            release_free_memory()
         self._watch.observe(changed.values(), map(self._options, self.param_groups))
         return loss
 

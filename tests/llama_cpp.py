@@ -27,18 +27,14 @@ class LlamaCpp:
         settings.verbosity = -1
         self._server = peer.Server(settings)
 
-    def log_probs(self, ids: list[int], vocabulary: int) -> Tensor:
+    def log_probs(self, prompt: list[int] | str, vocabulary: int) -> Tensor:
         """Return the logarithms of the probabilities of all next tokens."""
-        found = self._complete(ids, n_probs=vocabulary)
+        found = self._complete(prompt, n_probs=vocabulary)
         content = found["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
         result = torch.full((vocabulary,), torch.nan)
         for entry in content:
             result[entry["id"]] = entry["logprob"]
         return result
-
-    def count(self, text: str) -> int:
-        """Return into how many tokens it cuts a text."""
-        return self._complete(text)["usage"]["prompt_tokens"]
 
     def _complete(self, prompt: Any, **settings: Any) -> Any:
         # A byte alone is no text, and not answered: let it choose a letter, whatever it computes.

@@ -579,6 +579,9 @@ def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
     tune = ["tune", *small, "--steps", "1", "--checkpoint"]
     assert main([*tune, file, *tiny, "--out", str(run)]) == 0
     assert main([*export, str(run), "--dtype", "float16"]) == 0
+    with_type = [*export, str(run), "--dtype", "float16", "--blocks"]
+    assert main([*with_type, "Q4_0"]) == 2
+    assert "no block type of Q4_0 has its levels" in capsys.readouterr().err
     assert all("AffineGrid" in str(rep) for rep in load(file).weights.values())
     # As the original of a run, and as a model to quantize.
     capsys.readouterr()

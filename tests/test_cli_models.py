@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import subprocess
@@ -375,6 +376,22 @@ def test_a_dry_run_says_what_the_run_will_give(tmp_path, folder, capsys):
     assert megabytes == pytest.approx(report.file_bytes / 1e6, abs=0.06)
 
 
+@pytest.mark.parametrize("dry", [False, True])
+@pytest.mark.parametrize(
+    "content", ["null", "3", "[" * 100_000, '{"model_type": "llama", "hidden_size": "x"}', "fifo"]
+)
+def test_a_broken_configuration_is_named_by_dry_runs_too(tmp_path, capsys, content, dry):
+    file = tmp_path / "config.json"
+    if content == "fifo":
+        os.mkfifo(file)
+    else:
+        file.write_text(content)
+    command = ["quantize", "--model", tmp_path, *QUICK, "--out", tmp_path / "q"]
+    error = run(capsys, *command, *["--dry-run"] * dry, code=2)
+    assert str(tmp_path) in error
+    assert "mistake of pvopt" not in error
+
+
 # Originals, texts that were seen, conversations.
 
 
@@ -427,27 +444,65 @@ def test_eval_compares_with_the_original_and_warns_of_seen_texts(tmp_path, text,
     assert "beside the original" not in capsys.readouterr().out
 
 
-def test_eval_runs_tasks_of_lm_eval(monkeypatch, capsys):
+class FakeTaskManager:
+    """As that of lm-eval 0.4.13: it knows names, and matches patterns of them."""
+
+    all_tasks = ("boolq", "piqa", "piqa_ar")
+
+    def match_tasks(self, patterns):
+        return [name for p in patterns for name in fnmatch.filter(self.all_tasks, p)]
+
+
+@pytest.fixture
+def lm_eval(monkeypatch):
+    """What lm-eval is asked for, without the package."""
     asked = {}
 
-    def simple_evaluate(model, tasks, limit):
-        asked.update(model=model, tasks=tasks, limit=limit)
-        return {"results": {"piqa": {"acc,none": 0.5, "alias": "piqa"}}}
+    def simple_evaluate(**settings):
+        asked.update(settings)
+        measures = {"acc,none": 0.5, "alias": "piqa", "sample_len": 7, "acc_stderr,none": "N/A"}
+        return {"results": {"piqa": measures}}
 
-    package, models = types.ModuleType("lm_eval"), types.ModuleType("lm_eval.models.huggingface")
-    package.simple_evaluate = simple_evaluate
-    models.HFLM = lambda pretrained, tokenizer: (pretrained, tokenizer)
-    for name, module in (
-        ("lm_eval", package),
-        ("lm_eval.models", types.ModuleType("lm_eval.models")),
-        ("lm_eval.models.huggingface", models),
-    ):
+    names = ("lm_eval", "lm_eval.tasks", "lm_eval.models", "lm_eval.models.huggingface")
+    modules = {name: types.ModuleType(name) for name in names}
+    modules["lm_eval"].simple_evaluate = simple_evaluate
+    modules["lm_eval.tasks"].TaskManager = FakeTaskManager
+    modules[names[-1]].HFLM = lambda pretrained, tokenizer: (pretrained, tokenizer)
+    for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    command = ["eval", "--model", "tiny-llama", "--tasks", "piqa,boolq", "--windows", "7"]
-    assert run(capsys, *command).splitlines()[-1].split() == ["piqa", "acc", "0.5000"]
-    assert asked["tasks"] == ["piqa", "boolq"]
-    assert asked["limit"] == 7
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    return asked
+
+
+def test_eval_runs_tasks_of_lm_eval(lm_eval, tmp_path, monkeypatch, capsys):
+    own = tmp_path / "own.yaml"
+    own.write_text("task: own")
+    monkeypatch.chdir(tmp_path)
+    command = ["eval", "--model", "tiny-llama", "--windows", "7", "--tasks"]
+    shown = run(capsys, *command, "boolq, own.yaml,piqa*,boolq")
+    assert shown.splitlines()[-1].split() == ["piqa", "acc", "0.5000"]
+    assert len(shown.splitlines()) == 3
+    assert lm_eval["tasks"] == ["boolq", str(own), "piqa", "piqa_ar"]
+    assert isinstance(lm_eval["task_manager"], FakeTaskManager)
+    assert lm_eval["limit"] == 7
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("bolq", "lm-eval has no task 'bolq'; did you mean boolq?"),
+        ("boolq,zzz", "lm-eval has no task 'zzz'"),
+        ("other.yaml", "there is no file 'other.yaml'"),
+        (" ,", "--tasks must name a task"),
+    ],
+)
+def test_tasks_that_do_not_exist_are_said_before_any_work(
+    lm_eval, tasks, message, monkeypatch, capsys
+):
+    monkeypatch.setattr("pvopt.llm.load_model", lambda *args, **kwargs: 1 / 0)
+    command = ["eval", "--model", "tiny-llama", "--tasks", tasks]
+    assert message in run(capsys, *command, code=2)
+    assert not lm_eval
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     assert "pip install lm_eval" in run(capsys, *command, code=2)
 
 

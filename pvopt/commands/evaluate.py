@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .common import add_computation, choose_device, note, open_source, original_of, prepare_dtype
+from .lm_eval_tasks import Tasks
 from .tables import print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def add_parser(commands: Any, help: str) -> None:
     group.add_argument(
         "--tasks",
         metavar="A,B",
-        help="tasks of the package lm-eval, such as arc_easy,piqa, in place of a text",
+        help="tasks of the package lm-eval, such as arc_easy,piqa, or files of your own "
+        "(task.yaml), in place of a text; --windows limits the examples of each",
     )
     add_computation(parser)
     parser.set_defaults(run=run)
@@ -68,13 +70,19 @@ def run(args: argparse.Namespace) -> int:
 
     if args.original is not None and args.no_original:
         raise ValueError("--original does not go with --no-original")
-    text = None if args.tasks else TextPart.load(args.text, args.part)
+    if args.windows is not None and args.windows < 1:
+        raise ValueError(f"--windows must be at least 1, got {args.windows}")
+    tasks = None if args.tasks is None else Tasks.find(args.tasks)
+    text = None if tasks is not None else TextPart.load(args.text, args.part)
     device = choose_device(args.device)
     loaded, _, metadata = open_source(args.model, args.checkpoint, device)
     dtype = prepare_dtype(args.dtype, loaded.model, metadata)
     as_tuned = ", as it was tuned" if args.dtype == "auto" and "settings" in metadata else ""
     if text is None:
-        return _tasks(args, loaded, dtype)
+        assert tasks is not None
+        rows = tasks.measure(loaded, cast=autocast_dtype(dtype), limit=args.windows)
+        print_table(["task", "measure", "value"], rows)
+        return 0
     positions = max_positions(loaded.model) or _CONTEXT
     context = min(_CONTEXT, positions) if args.context is None else args.context
     check_length(loaded.model, "--context", context)
@@ -132,31 +140,6 @@ def _original(
     except (ValueError, OSError, ImportError) as error:
         note(f"not compared with the original: {' '.join(str(error).split())[:300]}")
         return None
-
-
-def _tasks(args: argparse.Namespace, loaded: LanguageModel, dtype: str) -> int:
-    """Measure tasks of lm-eval."""
-    import lm_eval  # pyright: ignore[reportMissingImports]
-    import torch
-    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
-
-    from pvopt.tuning import autocast_dtype
-
-    cast = autocast_dtype(dtype)
-    with torch.autocast(torch.device(args.device).type, cast, enabled=cast is not None):
-        results = lm_eval.simple_evaluate(
-            model=HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer),
-            tasks=args.tasks.split(","),
-            limit=args.windows,
-        )["results"]
-    rows = [
-        [task, name.removesuffix(",none"), f"{value:.4f}"]
-        for task, measures in results.items()
-        for name, value in measures.items()
-        if isinstance(value, float)
-    ]
-    print_table(["task", "measure", "value"], rows)
-    return 0
 
 
 @contextmanager

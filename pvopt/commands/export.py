@@ -36,6 +36,12 @@ def add_parser(commands: Any, help: str) -> None:
         choices=_DTYPES,
         help="of scales and of all weights that are not quantized; default: one that holds them",
     )
+    parser.add_argument(
+        "--blocks",
+        metavar="TYPES",
+        help="of gguf: types that may be used, preferred ones first (TQ2_0,Q4_0); default: all, "
+        "those of fewer bits first",
+    )
     parser.set_defaults(run=run)
 
 
@@ -46,12 +52,14 @@ def run(args: argparse.Namespace) -> int:
     from pvopt import formats
     from pvopt.tuning import find_checkpoint
 
+    to = f"{args.to}:{args.blocks}" if args.blocks else args.to
+    writer = formats.FORMATS.writer(to)
     folder = find_checkpoint(args.checkpoint)
     checkpoint = formats.load(folder)
     dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all
     if args.dtype:
         dtype = getattr(torch, args.dtype)
-    weights = _in_one_dtype(checkpoint, dtype, formats.FORMATS.writer(args.to).decodes_in)
+    weights = _in_one_dtype(checkpoint, dtype, writer.decodes_in)
     tokenizer = _tokenizer(folder)
     metadata = {**checkpoint.metadata}
     remember_command(metadata, args)
@@ -59,14 +67,14 @@ def run(args: argparse.Namespace) -> int:
         args.out,
         weights.model,
         weights,
-        format=args.to,
+        format=to,
         tokenizer=tokenizer,
         metadata=metadata,
         card=True,
     )
     size = sum(file.stat().st_size for file in out.iterdir())
     print(f"{out}: {args.to}, {size:,} bytes, {str(dtype).removeprefix('torch.')}")
-    print(f"next: {formats.FORMATS.writer(args.to).loading(out)}")
+    print(f"next: {writer.loading(out)}")
     return 0
 
 

@@ -56,12 +56,14 @@ class CodeStep:
             before the P step.
         states: of the weights whose lengths are measured, else none.
         kept: what is kept for all of these weights, if there are any.
+        selected: number of groups of each matrix that is kept at least.
     """
 
     lengths: Tensor
     before: Representation
     states: Sequence[WeightState] = ()
     kept: CodeMemory | None = None
+    selected: int = 0
     _parts: list[CodeStep] = field(default_factory=list, init=False)
     _seen: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
 
@@ -76,7 +78,8 @@ class CodeStep:
     def measured(cls, states: Sequence[WeightState], before: Representation) -> CodeStep:
         """Return steps of the lengths that are kept for each weight."""
         kept = _joined(states)
-        return cls(kept.length, before.matrices, states, kept)
+        selected = max(state.code_memory().groups.shape[1] for state in states)
+        return cls(kept.length, before.matrices, states, kept, selected)
 
     def each(self) -> list[CodeStep]:
         """Return the steps of each matrix by itself."""
@@ -101,12 +104,9 @@ class CodeStep:
         """Note for how many of the selected groups a code was found, and how they change."""
         self._seen = groups, found / groups.shape[1], made.changes.view(*groups.shape, -1)
 
-    def observed(self, selected: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return groups, shares found and changes of this step, of some number of groups at least.
-
-        Args:
-            selected: the number.
-        """
+    def observed(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return groups, shares found and changes of this step."""
+        selected = self.selected
         seen = [part._seen or part._nothing(selected) for part in self._parts or [self]]
         groups, changes = padded([(own, change) for own, _, change in seen], selected)
         shares = [share for _, share, _ in seen]
@@ -189,7 +189,7 @@ def _learn(lessons: Sequence[tuple[Lesson, CodeMemory]]) -> None:
     observed, ahead, behind, wanted, every = [], [], [], [], []
     for lesson, kept in lessons:
         step, gradients, sign = lesson.step, lesson.gradients, lesson.sign
-        groups, found, changes = step.observed(kept.groups.shape[1])
+        groups, found, changes = step.observed()
         behind.append(step.slopes(gradients, kept.groups, kept.changes, sign))
         ahead.append(step.slopes(gradients, groups, changes, sign))
         observed.append((groups, found, changes))
@@ -244,6 +244,9 @@ def _joined(states: Sequence[WeightState]) -> CodeMemory:
         if all(same) and all(s is not None and s.place == i for i, s in enumerate(shares)):
             return first.memory
     kept = [state.code_memory() for state in states]
-    groups, changes = padded([(memory.groups, memory.changes) for memory in kept])
+    pairs = [(memory.groups, memory.changes) for memory in kept]
+    if all(state.step == 0 for state in states):  # nothing was selected yet
+        pairs = [(groups[:, :0], changes[:, :0]) for groups, changes in pairs]
+    groups, changes = padded(pairs)
     length, slopes = _cat([m.length for m in kept]), _cat([m.slopes for m in kept])
     return CodeMemory(length, slopes, groups, changes)

@@ -90,7 +90,7 @@ def row_metric_search(
             options=options or SearchOptions(),
             draws=draws,
         )
-        moves = search.moves(groups)
+        moves = search.moves(groups[None], groups)
         moves.make_(rep)
         moved = int(moves.moved.sum())
         changes += moved

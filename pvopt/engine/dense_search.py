@@ -93,8 +93,8 @@ class DenseSearch(GroupSearch):
     def squared_changes(self, moves: Moves) -> Tensor:
         return self._norms.squared_norms(moves.changes, moves.groups)
 
-    def moves(self, groups: Tensor) -> Moves:
-        groups = groups.flatten()
+    def moves(self, groups: Tensor, numbers: Tensor) -> Moves:
+        groups = numbers  # of one weight
         error = self.error.clone() if self.coupled else self.error
         parts, places = [], []
         for number, index in self.costs.rounds(groups):

@@ -30,6 +30,8 @@ __all__ = ["Run", "runs_of"]
 _AT_ONCE = 1 << 26
 # With latent weights: of 1 % of the groups all that is known takes 3 MiB then.
 _AT_ONCE_LATENT = 1 << 24
+# Weights whose first step leaves holes in the heap that are worth the look for them.
+_LARGE = 1 << 22
 # Weights that are searched together: 16 MiB each for targets, new and present weights and more.
 _SEARCHED = 1 << 22
 
@@ -61,6 +63,11 @@ class Run:
     def size(self) -> int:
         """Number of entries of the weights."""
         return sum(job.base.data.numel() for job in self.jobs)
+
+    @property
+    def begins(self) -> bool:
+        """Whether this is the first step of weights that are not small."""
+        return self.jobs[0].base.state.step == 0 and self.size >= _LARGE
 
     @property
     def device(self) -> torch.device:

@@ -47,12 +47,13 @@ class GroupSearch(ABC):
         """
 
     @abstractmethod
-    def moves(self, groups: Tensor) -> Moves:
+    def moves(self, groups: Tensor, numbers: Tensor) -> Moves:
         """Round groups to their targets.
 
         Args:
             groups: ``[weights, n]`` distinct group numbers of each weight, the only ones that may
                 move.
+            numbers: ``[weights * n]``, those among the groups of all weights.
         """
 
     def squared_changes(self, moves: Moves) -> Tensor:

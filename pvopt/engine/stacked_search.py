@@ -28,7 +28,7 @@ __all__ = ["StackedSearch"]
 # make more calls.
 _COMPARED = 1 << 24
 # In the first step, which needs four tensors of this size.
-_RANKED = 1 << 22
+_RANKED = 1 << 21
 
 
 class StackedSearch(GroupSearch):
@@ -101,7 +101,7 @@ class StackedSearch(GroupSearch):
 
     def _select_largest(
         self, select: Callable[..., Tensor], ordered: bool
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor | None]:
         asked: list[Tensor] = []
 
         def find(count: int) -> Tensor:
@@ -117,13 +117,12 @@ class StackedSearch(GroupSearch):
         groups = select(changes, self.draws, ordered=ordered)
         return groups, asked[0] if asked else None
 
-    def moves(self, groups: Tensor) -> Moves:
+    def moves(self, groups: Tensor, numbers: Tensor) -> Moves:
         rep = self.rep
         layout = rep.layout
         matrices = [t if t.dim() == 2 else t.reshape(matrix_shape(t.shape)) for t in self.targets]
         sizes = {"out_group": layout.out_group, "in_group": layout.in_group}
         goals = gather_groups(matrices, groups, **sizes).to(rep.dtype)
-        numbers = rep.numbers(groups)
         if self.code_step is not None:
             goals = self.code_step.extend(goals, numbers)
         query = Query(

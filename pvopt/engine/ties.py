@@ -22,8 +22,8 @@ def break_ties_(
     magnitudes: Tensor,
     rep: Representation,
     gradients: Sequence[Tensor],
-    memory: Tensor | None = None,
-) -> Tensor:
+    memory: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
     """Let groups of larger gradient come first among those that ask for nearly equal changes.
 
     Args:
@@ -35,13 +35,15 @@ def break_ties_(
     Returns:
         Memory that a later call can use: new memory would add to the holes of the heap.
     """
-    if memory is None or len(memory) < len(magnitudes):
-        memory = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
-    norms = memory[: len(magnitudes)]
+    if memory is None or len(memory[0]) < len(magnitudes):
+        norms = magnitudes.new_empty(magnitudes.shape, dtype=rep.dtype)
+        memory = norms, norms.new_empty(_AT_ONCE, rep.layout.group_size)
+    norms, squares = memory[0][: len(magnitudes)], memory[1]
     for row, gradient in zip(norms, gradients, strict=True):
         groups = rep.split(gradient.to(rep.dtype))
         for own, part in zip(row.split(_AT_ONCE), groups.split(_AT_ONCE), strict=True):
-            torch.sqrt(part.square().sum(1), out=own)
+            found = torch.square(part, out=squares[: len(part)])
+            torch.sqrt(found.sum(1), out=own)
     means = norms.mean(1)
     for own, row, mean in zip(magnitudes, norms, means, strict=True):
         sizes = (row + mean).clamp_min_(torch.finfo(rep.dtype).tiny)

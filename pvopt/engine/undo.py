@@ -18,7 +18,6 @@ from torch.optim import Optimizer
 
 from pvopt.parametrizations.representation import Representation
 
-from .moves import Moves
 from .runs import Run
 from .writing import write_decoded_
 
@@ -73,23 +72,21 @@ class Undo:
         copies = self._copies[first : first + len(rep.values)]
         return rep.with_values(dict(zip(rep.values, copies, strict=True)))
 
-    def keep_codes(self, rep: Representation, moves: Moves) -> None:
-        """Keep the codes of groups that are about to move.
+    def keep_codes(self, rep: Representation, groups: Tensor) -> None:
+        """Keep the codes of groups that may move.
 
         Args:
             rep: of the weights.
-            moves: what will be done to their groups.
+            groups: ``[n]`` their numbers.
         """
-        compact = sum(rep.codes[name].nbytes for name in rep.moving)
-        if rep.parametrization.values_follow_codes or moves.codes_before.nbytes > compact:
+        every = sum(rep.codes[name].nbytes for name in rep.moving)
+        some = len(groups) * every // rep.num_groups + groups.nbytes
+        if rep.parametrization.values_follow_codes or some > every:
             for name in rep.moving:
                 codes = rep.codes[name]
                 self._codes.append(partial(_write, codes, codes.clone()))
         else:
-            streams = [rep.codes[name].dtype for name in rep.moving]
-            narrow = streams[0] if len(streams) == 1 else torch.int32
-            codes = moves.codes_before.to(narrow)
-            self._codes.append(partial(rep.write_codes_, moves.groups, codes))
+            self._codes.append(partial(rep.write_codes_, groups, rep.group_codes(groups)))
 
     @torch.no_grad()
     def __call__(self) -> None:

@@ -38,7 +38,7 @@ def v_step(
     draws: Draws | torch.Generator | None = None,
     code_step: CodeStep | None = None,
     gradients: Sequence[Tensor] | None = None,
-    before_moves: Callable[[Representation, Moves], None] | None = None,
+    before_moves: Callable[[Representation, Tensor], None] | None = None,
 ) -> Tensor:
     r"""Move codes of the selected groups towards a target, the values fixed.
 
@@ -67,7 +67,7 @@ def v_step(
         gradients: ``[*shape]`` for each weight, where all updates are of one length, as Adam's
             first are: groups that ask for equal changes are ranked by them, as the predicted
             decrease of the loss then is, and not by the rounding of floating-point numbers.
-        before_moves: is told what will be done to which groups.
+        before_moves: is told which groups may move, by their numbers, before any does.
 
     Returns:
         Number of groups of each weight whose code changed, ``[weights]`` int64 on its device.
@@ -123,14 +123,14 @@ class _Step:
         subspace: which groups may move.
         trust_region: bound on the change of each matrix, or None.
         options: how hard a search tries.
-        before_moves: is told what will be done to which groups.
+        before_moves: is told which groups may move, by their numbers, before any does.
     """
 
     rounding: Rounding
     subspace: Subspace
     trust_region: TrustRegion | None
     options: SearchOptions
-    before_moves: Callable[[Representation, Moves], None] | None
+    before_moves: Callable[[Representation, Tensor], None] | None
 
     def run(
         self,
@@ -161,7 +161,10 @@ class _Step:
             groups = groups[:, asked[0] > 0]
         if groups.shape[1] == 0:
             return torch.zeros(rep.count, dtype=torch.int64, device=groups.device)
-        moves = search.moves(groups)
+        numbers = rep.numbers(groups)
+        if self.before_moves is not None:
+            self.before_moves(rep, numbers)
+        moves = search.moves(groups, numbers)
         if not (search.coupled or rounding.takes_first or asked is None):
             moves = moves.only((asked > 0).flatten())  # the nearest to a weight is its own
         found = made = moves.counts(rep.count)
@@ -170,8 +173,6 @@ class _Step:
             made = moves.counts(rep.count)
         if code_step is not None:
             code_step.observe(groups, found, moves)
-        if self.before_moves is not None:
-            self.before_moves(rep, moves)
         moves.make_(rep)
         return made
 
@@ -195,4 +196,4 @@ def _within(
             return groups, moves
         # The accepted groups were searched for company that stays out: search them again.
         groups = groups[:, kept]
-        moves = search.moves(groups)
+        moves = search.moves(groups, groups.flatten())

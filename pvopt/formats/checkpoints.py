@@ -47,7 +47,7 @@ def save(
         folder: where to; replaced if it is a checkpoint, refused if it is or holds anything else.
         model: the module that ``weights`` belongs to.
         weights: the representations.
-        format: name of a registered :class:`Writer`.
+        format: name of a registered :class:`Writer`, with settings (``gguf:Q4_0``) if it has any.
         tokenizer: a transformers tokenizer to keep with the model, or None.
         metadata: primitives, lists and dictionaries to keep.
         training_state: tensors and primitives for resuming (the optimizer's state dict, the

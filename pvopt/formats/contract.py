@@ -123,6 +123,14 @@ class Writer(ABC):
         name = str(folder)
         return self.usage.format(folder=name if '"{folder}"' in self.usage else shlex.quote(name))
 
+    def with_settings(self, text: str) -> Writer:
+        """Return a writer with settings, which follow the name of the format after a colon.
+
+        Raises:
+            ValueError: if there are no such settings.
+        """
+        raise ValueError(f"the format {self.name!r} takes no settings, got {text!r}")
+
     @abstractmethod
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         """Return why a model cannot be written losslessly in this format, or None if it can.
@@ -217,16 +225,17 @@ class Formats:
         raise CheckpointError(f"{path}: has none of the formats that can be read: {names}")
 
     def writer(self, name: str) -> Writer:
-        """Return the writer of a name.
+        """Return the writer of a name, which a colon and settings may follow.
 
         Raises:
             ValueError: if there is none.
         """
-        found = self._formats.get(name)
+        plain, colon, settings = name.partition(":")
+        found = self._formats.get(plain)
         if not isinstance(found, Writer):
             names = ", ".join(writer.name for writer in self.writers)
             raise ValueError(f"format {name!r} cannot be written; known are {names}")
-        return found
+        return found.with_settings(settings) if colon else found
 
 
 #: The formats that :func:`pvopt.formats.load` and :func:`pvopt.formats.save` know.

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,11 +125,18 @@ def load_model(
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    with _checked(folder):
+        return _from_pretrained(str(folder), dtype)
+
+
+@contextmanager
+def _checked(folder: Path) -> Iterator[None]:
+    """Look at a folder before it is read; whatever is wrong with it names it."""
     if folder.is_dir():
         check_model_folder(folder)
     check_folder(folder)
     try:
-        return _from_pretrained(str(folder), dtype)
+        yield
     except ImportError:
         raise
     except Exception as error:  # of whatever kind: the files are the user's
@@ -229,7 +236,7 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
         dtype: floating-point dtype of the weights.
 
     Raises:
-        ValueError: see `load_model`.
+        ValueError: see `load_model`; CheckpointError, which is one, for a folder's broken files.
 
     Example:
         >>> empty_model("tiny-llama").lm_head.weight.device.type
@@ -239,11 +246,10 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
     if source in (_TINY_LLAMA, _SMOLLM2) or holds_gguf(Path(source)):  # no configuration to read
         model: Any = load_model(source, dtype=dtype).model
         return model.to("meta")
-    if Path(source).exists():
-        check_folder(Path(source))
     from transformers import AutoModelForCausalLM
 
-    with _quiet_transformers(), torch.device("meta"):
+    checked = _checked(Path(source)) if Path(source).exists() else nullcontext()
+    with _quiet_transformers(), checked, torch.device("meta"):
         return AutoModelForCausalLM.from_config(_check(source), dtype=dtype)
 
 

@@ -168,7 +168,7 @@ class Representation:
         Returns:
             ``[n, codes_per_group]`` integers; a view where there is one stream and no ``groups``.
         """
-        parts = [self.codes[name].view(-1, width) for name, width in self.moving.items()]
+        parts = [self._rows_of(name, width) for name, width in self.moving.items()]
         if groups is not None:
             parts = [part.index_select(0, groups) for part in parts]
         return parts[0] if len(parts) == 1 else torch.cat([p.int() for p in parts], dim=1)
@@ -183,12 +183,16 @@ class Representation:
         widths = list(self.moving.values())
         parts = [codes] if len(widths) == 1 else codes.split(widths, dim=1)
         for (name, width), part in zip(self.moving.items(), parts, strict=True):
-            stream = self.codes[name]
-            stream = self._viewed(f"codes.{name}", stream, (stream.numel() // width, width))
+            stream = self._rows_of(name, width)
             if groups is None:
                 stream.copy_(part)
             else:
                 stream.index_copy_(0, groups, part.to(stream.dtype))
+
+    def _rows_of(self, name: str, width: int) -> Tensor:
+        """Return a stream of codes, those of a group in a row, a view."""
+        stream = self.codes[name]
+        return self._viewed(f"codes.{name}", stream, (stream.numel() // width, width))
 
     def codes_of_each(self, name: str) -> Tensor:
         """Return a stream of codes as ``[count, *shape of one weight's]``, a view."""

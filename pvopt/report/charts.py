@@ -18,6 +18,7 @@ __all__ = ["COLORS", "Figure", "figures"]
 
 # Told apart by most people, on white and on black.
 COLORS = ("#0f7fd1", "#e07b00", "#1a9a5c", "#c94fa0", "#8a6fe8", "#a08000", "#d2493b", "#20a0b0")
+_WHOLE = alt.Axis(format="d", tickMinStep=1, labelExpr="datum.value % 1 ? '' : datum.label")
 _FEW = 30  # points that are marked one by one
 
 
@@ -92,7 +93,7 @@ def figures(runs: Sequence[ReportedRun]) -> list[Figure]:
             "changed_fraction",
             "Changed codes",
             "share of all groups whose code changed in a step",
-            format=".2~%",
+            format=".3~p",
         ),
         curves(steps, "lr", "Learning rate of the codes", "after warm-up and schedule"),
         *_maps(
@@ -105,13 +106,13 @@ def figures(runs: Sequence[ReportedRun]) -> list[Figure]:
             {run.name: layer_cells(run.errors[1]) for run in runs if run.errors[0] == "outputs"},
             "Errors of layers' outputs",
             "relative to the outputs of the original, when the layer was calibrated",
-            format=".3~%",
+            format=".3~p",
         ),
         *_maps(
             {run.name: layer_cells(run.errors[1]) for run in runs if run.errors[0] == "weights"},
             "Errors of weights by layer",
             "distance from the original's weight, relative to its size",
-            format=".3~%",
+            format=".3~p",
         ),
         *_maps(
             {run.name: _bit_cells(run) for run in runs},
@@ -178,7 +179,7 @@ def _curves(
     color = alt.Color("run:N", scale=scale, legend=None)  # the page has one for all charts
     known = [alt.Tooltip("run:N"), alt.Tooltip("step:Q"), alt.Tooltip("value:Q", format=format)]
     base = alt.Chart(alt.Data(values=rows)).encode(
-        x=alt.X("step:Q", title="step", axis=alt.Axis(tickMinStep=1, format="d")), y=y, color=color
+        x=alt.X("step:Q", title="step", axis=_WHOLE), y=y, color=color
     )
     few = len(rows) <= _FEW * len(series)
     layers: list[Any] = [

@@ -75,6 +75,7 @@ def write_report(
         ],
         charts=charts,
         most_points=MOST_POINTS,
+        most_steps=max(len(run.steps) for run in runs),
         specs=_script([chart.spec for chart in charts]),
         summary=summary_rows(runs),
         settings=settings,
@@ -126,4 +127,6 @@ def _vega() -> str:
     import vl_convert
 
     release = ".".join(altair.SCHEMA_VERSION.removeprefix("v").split(".")[:2])
-    return vl_convert.javascript_bundle(None, release).replace("</script", "<\\/script")
+    return vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", release).replace(
+        "</script", "<\\/script"
+    )

@@ -34,6 +34,11 @@ class ReportedRun:
         metadata: of the checkpoint, or of the run's beginning.
         storage: what the checkpoint takes; None where there is none yet.
         records: of the run, in order; none for a checkpoint alone.
+
+    Example:
+        >>> records = [{"kind": "start", "step": 0, "settings": {"steps": 9}, "metadata": {}}]
+        >>> ReportedRun(name="mine", folder=Path("runs/mine"), records=records).state
+        'unfinished, 0 of 9'
     """
 
     name: str

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pvopt_kernels.reference.decoded_sq_norms import decoded_sq_norms as in_torch
 
-from ._arrays import MAX_GROUP, compiled
+from ._arrays import MAX_GROUP, compiled, scratch
 from ._lists import listed
 from .decode_into import stack_arrays
 
@@ -27,15 +27,15 @@ def decoded_sq_norms(
     from ._compiled.decoded_sq_norms import decoded_sq_norms_kernel
 
     weights, rows, cols, number = codes.shape
-    changes = torch.empty(weights, rows * cols, dtype=torch.float32)
+    changes = scratch(weights, rows * cols)
     # Norms of block rows, which are then added up in float64 by one thread.
     of_rows = np.empty((weights, rows), np.float32)
     kernel = decoded_sq_norms_kernel(group_size, number, out_group)
     for dense in listed(targets):
         part = dense.part
         arrays = stack_arrays(codes[part], codebooks[part], scales[part])
-        out = changes[part].view(-1).numpy(), of_rows[part].reshape(-1)
+        out = changes[part].reshape(-1), of_rows[part].reshape(-1)
         size, least = len(dense.tensors) * rows, max(1, 4096 // (cols * out_group))
         kernel(*arrays, rows, dense.addresses, dense.kind, *out, size=size, least=least)
     norms = of_rows.sum(axis=1, dtype=np.float64).astype(np.float32)
-    return changes, torch.from_numpy(norms)
+    return torch.from_numpy(changes), torch.from_numpy(norms)

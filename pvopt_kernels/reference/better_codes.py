@@ -36,16 +36,17 @@ def better_codes(
     stack = codebooks, scales, per_scale
     current = unsigned(codes).long()
     present = decode(groups, current, *stack)
+    errors_before = (present - target).square_().sum(1)
     units = scales_of(groups, scales, per_scale)
     # In units of the scale; a common factor of a group's errors does not change their order.
     unscaled = (target / units).masked_fill_(units == 0, 0.0)
     books = codebooks[0] if len(codebooks) == 1 else codebooks
     found = search(unscaled, books, current, 1, beam_size=beam_size, order=order)[:, 0]
+    del unscaled, units  # of many groups there is much: nothing is kept longer than it is needed
     decoded = decode(groups, found, *stack)
     errors = (decoded - target).square_().sum(1)
-    errors_before = (present - target).square_().sum(1)
     keep = (errors_before <= errors)[:, None]  # codes move only for a gain
-    found = torch.where(keep, current, found)
-    decoded = torch.where(keep, present, decoded)
+    found = torch.where(keep, current, found, out=found)
+    decoded = torch.where(keep, present, decoded, out=decoded)
     errors = torch.minimum(errors, errors_before)
     return found[:, None], decoded, errors[:, None], current, present

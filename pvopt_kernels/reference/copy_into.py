@@ -16,4 +16,4 @@ __all__ = ["copy_into"]
 def copy_into(outs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     """Copy the tensors; see :func:`pvopt_kernels.copy_into`."""
     if outs:
-        torch._foreach_copy_(outs, sources)
+        torch._foreach_copy_(list(outs), list(sources))

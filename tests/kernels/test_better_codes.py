@@ -10,7 +10,6 @@ from stacks import Stack, draw_stack
 from test_decode_groups import some_groups
 
 from pvopt_kernels import better_codes, decode_groups
-from pvopt_kernels.cpu import better_codes as in_pieces
 
 ENTRIES = 5
 
@@ -61,18 +60,6 @@ def test_what_is_no_better_is_not_taken(kind, device):
     found = better_codes(target, groups, *stack.args, beam_size=2, order=[0, 1])
     assert torch.equal(found[0][:, 0], found[3])
     assert torch.equal(found[1], found[4])
-
-
-@pytest.mark.parametrize("count", [1, 5])
-def test_pieces_make_no_difference(monkeypatch, count):
-    stack, groups = draw(5, torch.device("cpu"), count)
-    target = torch.randn(len(groups), 4, generator=torch.Generator().manual_seed(6))
-    expected = better_codes(target, groups, *stack.args, beam_size=2, order=[0, 1])
-    monkeypatch.setattr(in_pieces, "_AT_ONCE", 10)
-    found = better_codes(target, groups, *stack.args, beam_size=2, order=[0, 1])
-    for a, b in zip(expected, found, strict=True):
-        assert a.dtype == b.dtype
-        assert torch.equal(a, b)
 
 
 def test_errors(device):

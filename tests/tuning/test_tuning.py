@@ -257,8 +257,9 @@ def test_records_survive_torn_lines_and_infinities(tmp_path):
         file.write('{"kind": "step", "st')
     assert [record["loss"] for record in records.read()] == [1.5, None, 1.5]
     records.forget_after(1)
-    records.append("step", 7, loss=0.0)
+    records.append("step", 7, loss=0.0, parts={"a": [float("nan"), 2.0]})
     assert [record["step"] for record in records.read()] == [0, 1, 7]
+    assert records.read()[-1]["parts"] == {"a": [None, 2.0]}
     assert "Infinity" not in records.path.read_text()
 
 

@@ -94,6 +94,8 @@ def config_of(
     kind = settings.get("general.architecture")
     if kind != "llama":
         raise ValueError(f"general.architecture must be 'llama', got {kind!r}")
+    if settings.get("split.count", 1) not in (0, 1):
+        raise ValueError("it is one of several parts: join them first (llama-gguf-split --merge)")
     if settings.get("llama.expert_count", 0) != 0:
         raise ValueError("it has experts, which are not read")
     if settings.get("llama.rope.scaling.type", "none") != "none":

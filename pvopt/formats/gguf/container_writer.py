@@ -48,7 +48,7 @@ def write_container(
 
     Args:
         file: where to.
-        settings: strings, truth values, integers, floats, lists of strings or integers, by name.
+        settings: strings, truth values, integers, floats, lists of one kind of them, by name.
         table: all tensors.
         contents: of each in turn, made when it is written.
     """
@@ -86,10 +86,11 @@ def _setting(value: Any) -> bytes:
     if isinstance(value, str):
         return struct.pack("<I", STRING) + _text(value)
     if isinstance(value, list):
-        texts = all(isinstance(item, str) for item in value)
-        kind = STRING if texts else _NUMBERS["i"]
-        head = struct.pack("<IIQ", ARRAY, kind, len(value))
-        items = map(_text, value) if texts else (struct.pack("<i", item) for item in value)
-        return head + b"".join(items)
+        if all(isinstance(item, str) for item in value):
+            head = struct.pack("<IIQ", ARRAY, STRING, len(value))
+            return head + b"".join(map(_text, value))
+        kind = "f" if isinstance(value[0], float) else "i"
+        head = struct.pack("<IIQ", ARRAY, _NUMBERS[kind], len(value))
+        return head + struct.pack(f"<{len(value)}{kind}", *value)
     kind = "?" if isinstance(value, bool) else "I" if isinstance(value, int) else "f"
     return struct.pack(f"<I{kind}", _NUMBERS[kind], value)

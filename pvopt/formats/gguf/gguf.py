@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,6 +22,7 @@ from pvopt.formats.transformers_files import CONFIG
 from pvopt.parametrizations.representation import Representation
 
 from .architecture import config_of
+from .blocks import BLOCKS
 from .container import Container, read_container
 from .names import heads_of, name_in_model
 from .positions import FACTORS
@@ -42,10 +43,18 @@ class GGUF(Reader, Writer):
     Q8_0, Q2_0, Q1_0, TQ1_0, TQ2_0. Tensors of other types are read as dense ones. Everything is
     read in float32, as every reader decodes it.
 
+    Args:
+        blocks: names of the types that may be written, those preferred first.
+
+    Raises:
+        ValueError: if there is no type of a name.
+
     Example:
         >>> import tempfile
         >>> GGUF().match(Path(tempfile.mkdtemp()))
         False
+        >>> GGUF().with_settings("TQ2_0,Q4_0").blocks
+        ('TQ2_0', 'Q4_0')
 
     References:
         ggml, ``docs/gguf.md``; the block types of its ``ggml-common.h``.
@@ -57,17 +66,27 @@ class GGUF(Reader, Writer):
     marker = EXPORT
     decodes_in = torch.float32
 
+    def __init__(self, blocks: Sequence[str] = tuple(BLOCKS)) -> None:
+        unknown = [name for name in blocks if name not in BLOCKS]
+        if unknown or not blocks:
+            known = ", ".join(BLOCKS)
+            raise ValueError(f"blocks must be some of {known}, got {unknown or 'none'}")
+        self.blocks = tuple(blocks)
+
+    def with_settings(self, text: str) -> GGUF:
+        return GGUF(text.split(","))
+
     def match(self, folder: Path) -> bool:
         return any(entry.suffix == self.suffix for entry in folder.iterdir())
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
-        return unwritable(checkpoint)
+        return unwritable(checkpoint, self.blocks)
 
     def foreign(self, folder: Path) -> Collection[str]:
         return foreign_files(folder)
 
     def write(self, folder: Path, checkpoint: Checkpoint) -> None:
-        write_file(folder / _FILE, checkpoint)
+        write_file(folder / _FILE, checkpoint, self.blocks)
         write_export(folder, self.name)
 
     @contextmanager

@@ -1,15 +1,19 @@
-"""Tokenizers in GGUF: the bytes of a text, joined by merges."""
+"""Tokenizers in GGUF: bytes or pieces of a text, joined by merges."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
+
+from . import sentence_pieces
 
 __all__ = ["tokenizer_of", "tokenizer_settings"]
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5
 _IDS = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 _DIGITS = {"type": "Digits", "individual_digits": True}
 
 
@@ -54,21 +58,30 @@ def tokenizer_settings(tokenizer: Any, vocabulary: int) -> dict[str, Any]:
         raise ValueError("only tokenizers of the library tokenizers can be written")
     content = json.loads(backend.to_str())
     model = content["model"]
-    merges = (
-        [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
-        if (model["type"] == "BPE")
-        else None
-    )
-    if merges is None or model.get("byte_fallback") or content["normalizer"] is not None:
-        raise ValueError("only tokenizers that merge bytes (byte-level BPE) can be written")
-    tokens = _tokens(model["vocab"], content["added_tokens"], vocabulary)
+    if model["type"] != "BPE":
+        raise ValueError(f"only tokenizers of merges (BPE) can be written, not {model['type']}")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    tokens = _tokens(content, vocabulary)
+    names = [token for token, _ in tokens]
     settings: dict[str, Any] = {
-        "ggml.model": "gpt2",
-        "ggml.pre": _name_of_cut(content["pre_tokenizer"], merges),
-        "ggml.tokens": [token for token, _ in tokens],
+        "ggml.tokens": names,
         "ggml.token_type": [kind for _, kind in tokens],
-        "ggml.merges": merges,
     }
+    if model.get("byte_fallback", False):
+        settings |= {
+            "ggml.model": "llama",
+            "ggml.pre": "default",
+            "ggml.scores": sentence_pieces.scores_of(names, pairs),
+            "ggml.add_space_prefix": sentence_pieces.adds_space(content),
+        }
+    elif content["normalizer"] is not None:
+        raise ValueError("the tokenizer changes texts before it cuts them, which is not known")
+    else:
+        settings |= {
+            "ggml.model": "gpt2",
+            "ggml.pre": _name_of_cut(content["pre_tokenizer"], pairs),
+            "ggml.merges": [" ".join(pair) for pair in pairs],
+        }
     for name, key in _IDS.items():
         number = getattr(tokenizer, f"{name}_id")
         if number is not None:
@@ -82,14 +95,20 @@ def tokenizer_settings(tokenizer: Any, vocabulary: int) -> dict[str, Any]:
     return settings
 
 
-def _tokens(
-    known: Mapping[str, int], added: list[dict[str, Any]], vocabulary: int
-) -> list[tuple[str, int]]:
+def _tokens(content: Mapping[str, Any], vocabulary: int) -> list[tuple[str, int]]:
     """Return tokens and their kinds, in order."""
-    kinds = {number: (token, _NORMAL) for token, number in known.items()}
-    for token in added:
+    model = content["model"]
+    kinds = {number: (token, _NORMAL) for token, number in model["vocab"].items()}
+    pieces = model.get("byte_fallback", False)
+    if pieces:
+        for number, (token, _) in kinds.items():
+            if _BYTE.fullmatch(token):
+                kinds[number] = token, sentence_pieces.BYTE
+    for token in content["added_tokens"]:
         kind = _CONTROL if token["special"] else _USER_DEFINED
         kinds[token["id"]] = (token["content"], kind)
+    if pieces and model["unk_token"] in model["vocab"]:
+        kinds[model["vocab"][model["unk_token"]]] = model["unk_token"], sentence_pieces.UNKNOWN
     if max(kinds) >= vocabulary:
         raise ValueError(
             f"the tokenizer has token {max(kinds)}, and the model embeddings of {vocabulary}"
@@ -97,7 +116,7 @@ def _tokens(
     return [kinds.get(number, (f"[PAD{number}]", _UNUSED)) for number in range(vocabulary)]
 
 
-def _name_of_cut(cut: Any, merges: list[str]) -> str:
+def _name_of_cut(cut: Any, merges: list[Any]) -> str:
     if not merges and "ByteLevel" in json.dumps(cut):
         return "gpt-2"  # each byte is a token, however a text is cut
     plain = _plain(cut)
@@ -133,28 +152,56 @@ def tokenizer_of(settings: Mapping[str, Any]) -> Any:
     kind = settings.get("tokenizer.ggml.model", "no_vocab")
     if kind == "no_vocab":
         return None
-    if kind != "gpt2":
-        raise ValueError(f"tokenizer.ggml.model must be 'gpt2', others are not read: {kind!r}")
-    cut = settings.get("tokenizer.ggml.pre", "default")
-    if not isinstance(cut, str) or _ALIASES.get(cut, cut) not in _CUTS:
-        known = ", ".join([*_CUTS, *_ALIASES])
-        raise ValueError(f"tokenizer.ggml.pre must be one of {known}, got {cut!r}")
+    if kind not in ("gpt2", "llama"):
+        raise ValueError(f"tokenizer.ggml.model must be 'gpt2' or 'llama', got {kind!r}")
     tokens = _list(settings, "tokens", str)
     kinds = _list(settings, "token_type", int) or [_NORMAL] * len(tokens)
-    merges = [merge.split(" ") for merge in _list(settings, "merges", str)]
-    if not tokens or len(kinds) != len(tokens) or {len(merge) for merge in merges} - {2}:
-        raise ValueError("tokenizer.ggml.tokens, token_type and merges do not fit together")
+    if not tokens or len(kinds) != len(tokens):
+        raise ValueError("tokenizer.ggml.tokens and token_type do not fit together")
+    content = _vocabulary(tokens, kinds, _frame(settings, tokens))
+    make = _pieces if kind == "llama" else _merged_bytes
+    for part, more in make(settings, tokens, kinds).items():
+        content[part] = {**content[part], **more} if part == "model" else more
     special = {
         name: tokens[number]
         for name, key in _IDS.items()
         if isinstance(number := settings.get(f"tokenizer.ggml.{key}_token_id"), int)
         and number < len(tokens)
     }
-    return _transformers_tokenizer(
-        _content(tokens, kinds, merges, _ALIASES.get(cut, cut), _frame(settings, tokens)),
-        special,
-        settings.get("tokenizer.chat_template"),
+    return _transformers_tokenizer(content, special, settings.get("tokenizer.chat_template"))
+
+
+def _merged_bytes(
+    settings: Mapping[str, Any], tokens: list[str], kinds: list[int]
+) -> dict[str, Any]:
+    """Return what makes tokens of bytes."""
+    name = settings.get("tokenizer.ggml.pre", "default")
+    cut = _ALIASES.get(name, name) if isinstance(name, str) else None
+    if cut not in _CUTS:
+        known = ", ".join([*_CUTS, *_ALIASES])
+        raise ValueError(f"tokenizer.ggml.pre must be one of {known}, got {name!r}")
+    merges = [merge.split(" ") for merge in _list(settings, "merges", str)]
+    if {len(merge) for merge in merges} - {2}:
+        raise ValueError("tokenizer.ggml.merges must be pairs")
+    model = {"type": "BPE", "ignore_merges": cut == "llama-bpe", "merges": merges}
+    return {"pre_tokenizer": _CUTS[cut], "decoder": _bytes(True), "model": model}
+
+
+def _pieces(settings: Mapping[str, Any], tokens: list[str], kinds: list[int]) -> dict[str, Any]:
+    """Return what makes tokens of pieces of text."""
+    scores = _list(settings, "scores", float)
+    if len(scores) != len(tokens):
+        raise ValueError("tokenizer.ggml.tokens and scores do not fit together")
+    scored = [(t, s) for t, s, k in zip(tokens, scores, kinds, strict=True) if k == _NORMAL]
+    unknown = next(
+        (t for t, k in zip(tokens, kinds, strict=True) if k == sentence_pieces.UNKNOWN), None
     )
+    prefix = settings.get("tokenizer.ggml.add_space_prefix", True) is True
+    content = sentence_pieces.model_of(unknown, prefix)
+    content["model"]["merges"] = sentence_pieces.merges_of(
+        [t for t, _ in scored], [s for _, s in scored]
+    )
+    return content
 
 
 def _list(settings: Mapping[str, Any], key: str, kind: type) -> list[Any]:
@@ -170,7 +217,9 @@ def _frame(settings: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | N
     used = {}
     for name, usual, place in (("bos", 0, 0), ("eos", 0, 1)):
         number = settings.get(f"tokenizer.ggml.{name}_token_id", usual)
-        if settings.get(f"tokenizer.ggml.add_{name}_token") is True:
+        # Files of sentence pieces that do not say so want what their tokenizers did.
+        wanted = name == "bos" and settings.get("tokenizer.ggml.model") == "llama"
+        if settings.get(f"tokenizer.ggml.add_{name}_token", wanted) is True:
             if not isinstance(number, int) or not number < len(tokens):
                 raise ValueError(f"tokenizer.ggml.{name}_token_id is no token: {number!r}")
             token = tokens[number]
@@ -183,10 +232,8 @@ def _frame(settings: Mapping[str, Any], tokens: list[str]) -> dict[str, Any] | N
     return {"type": "TemplateProcessing", "single": parts, "pair": pair, "special_tokens": used}
 
 
-def _content(
-    tokens: list[str], kinds: list[int], merges: list[list[str]], cut: str, frame: Any
-) -> dict[str, Any]:
-    """Return ``tokenizer.json``."""
+def _vocabulary(tokens: list[str], kinds: list[int], frame: Any) -> dict[str, Any]:
+    """Return ``tokenizer.json`` without what makes tokens of a text."""
     added = [
         {
             "id": number,
@@ -211,15 +258,8 @@ def _content(
         "padding": None,
         "added_tokens": added,
         "normalizer": None,
-        "pre_tokenizer": _CUTS[cut],
         "post_processor": frame,
-        "decoder": _bytes(True),
-        "model": {
-            "type": "BPE",
-            "ignore_merges": cut == "llama-bpe",
-            "vocab": vocabulary,
-            "merges": merges,
-        },
+        "model": {"vocab": vocabulary},
     }
 
 

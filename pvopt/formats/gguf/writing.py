@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,8 @@ from .tokenizers import tokenizer_settings
 __all__ = ["unwritable", "write_file"]
 
 
-def unwritable(checkpoint: Checkpoint) -> str | None:
-    """Return why a model cannot be written, or None."""
+def unwritable(checkpoint: Checkpoint, types: Collection[str]) -> str | None:
+    """Return why a model cannot be written in blocks of some types, or None."""
     model: Any = checkpoint.model
     reason = unsupported_model(checkpoint) or unsupported_config(model.config)
     if reason is not None:
@@ -45,7 +45,7 @@ def unwritable(checkpoint: Checkpoint) -> str | None:
         if len(rep.shape) != 2 or name not in untied(model):
             return f"{name!r}: only matrices can be stored, under their first name"
         try:
-            blocks_of(rep, fitting_type(rep.parametrization, rep.shape[1]))
+            blocks_of(rep, fitting_type(rep.parametrization, rep.shape[1], types))
         except ValueError as error:
             return f"{name!r}: {error}"
     try:
@@ -55,8 +55,8 @@ def unwritable(checkpoint: Checkpoint) -> str | None:
     return None
 
 
-def write_file(file: Path, checkpoint: Checkpoint) -> None:
-    """Write a model that can be written.
+def write_file(file: Path, checkpoint: Checkpoint, types: Collection[str]) -> None:
+    """Write a model that can be written in blocks of some types.
 
     Raises:
         CheckpointError: if a weight would be read back as another one.
@@ -65,7 +65,8 @@ def write_file(file: Path, checkpoint: Checkpoint) -> None:
     config, weights = model.config, checkpoint.weights
     tensors = untied(model)
     stored: dict[str, BlockType | torch.dtype] = {
-        name: fitting_type(rep.parametrization, rep.shape[1]) for name, rep in weights.items()
+        name: fitting_type(rep.parametrization, rep.shape[1], types)
+        for name, rep in weights.items()
     }
     stored |= {name: narrowest(t) for name, t in tensors.items() if name not in weights}
 
