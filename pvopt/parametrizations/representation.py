@@ -84,7 +84,8 @@ class Representation:
     value_shapes: dict[str, tuple[int, ...]] = field(init=False, repr=False)
     moving: dict[str, int] = field(init=False, repr=False)
     _num_matrices: int = field(init=False, repr=False)
-    _views: ViewMemory = field(init=False, repr=False, default_factory=ViewMemory)
+    # By a function, as torch.compile knows: it does not trace calls of a class that nothing names.
+    _views: ViewMemory = field(init=False, repr=False, default_factory=lambda: ViewMemory())
 
     def __post_init__(self, check: bool) -> None:
         self.shape = tuple(self.shape)

@@ -140,7 +140,7 @@ def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> N
     found = {entry for entry in os.listdir(folder) if entry != ".lock"}
     run, checkpoint = holds_run(folder), _is_checkpoint(folder)
     if found and not run and not checkpoint:
-        raise ValueError(f"{folder} exists and is not a checkpoint; choose another folder")
+        raise ValueError(f"{folder} exists and holds something else; choose another folder")
     if (run or checkpoint) and not overwrite:
         raise ValueError(
             f"{folder} holds a {'run' if run else 'checkpoint'} already: overwrite it or choose "

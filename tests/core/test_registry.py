@@ -14,6 +14,7 @@ from pvopt import (
     E8P,
     PARAMETRIZATIONS,
     AdditiveCodebooks,
+    AffineGrid,
     AllGroups,
     Binary,
     Chain,
@@ -120,6 +121,7 @@ QUANTIZED_SCALES = st.builds(
 PLAIN = [
     st.builds(SharedValues, num_values=st.integers(1, 65536)),
     GRIDS,
+    st.builds(AffineGrid, bits=BITS, group_size=GROUPS),
     st.builds(Binary, group_size=GROUPS),
     st.builds(Ternary, group_size=GROUPS),
     vectors(),

@@ -223,7 +223,9 @@ def test_another_format_is_written_by_name_and_recognized(plain, tmp_path):
     assert list(load(folder, network()).weights) == ["0.weight", "1.weight"]
     save(folder, model, weights, format="plain")  # replaces its own
     assert [*FORMATS][-1] == "plain"
-    with pytest.raises(CheckpointError, match=r"is not a checkpoint \(it has no pvopt.json\)"):
+    with pytest.raises(
+        CheckpointError, match=r"exists and holds something else \(it has no pvopt.json\)"
+    ):
         save(folder, model, weights)
 
 
