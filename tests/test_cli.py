@@ -557,6 +557,9 @@ def test_a_checkpoint_is_exported_tuned_there_and_exported_again(tmp_path, capsy
     again = ["export", "--checkpoint", str(run), "--to", "compressed-tensors", "--out", str(served)]
     assert main(again) == 0
     assert "bfloat16" in capsys.readouterr().out
+    assert main(["eval", "--model", str(served)]) == 2
+    message = "is quantized already (compressed-tensors): name it by --checkpoint"
+    assert message in capsys.readouterr().err
     assert main(["info", "--checkpoint", str(served)]) == 2
     assert "is in the format compressed-tensors" in capsys.readouterr().err
     assert main([*export, str(start)]) == 2

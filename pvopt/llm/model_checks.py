@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from pvopt.formats import FORMATS, LayerFormat
+
 __all__ = ["check_causal", "check_config", "check_folder", "check_length", "max_positions"]
 
 
@@ -15,12 +17,18 @@ def check_folder(folder: Path) -> None:
     """Refuse folders that hold something else than a model.
 
     Raises:
-        ValueError: if it is a checkpoint of pvopt, or has no configuration.
+        ValueError: if it is a checkpoint, ours or one of others, or has no configuration.
     """
     for inside in (folder, folder / "checkpoint"):
         if (inside / "pvopt.json").is_file():
             raise ValueError(
                 f"source={str(folder)!r} is a checkpoint of pvopt, not a model: name it by "
+                "--checkpoint, or load it by pvopt.formats.load"
+            )
+    for reader in FORMATS.readers:
+        if isinstance(reader, LayerFormat) and reader.match(folder):
+            raise ValueError(
+                f"source={str(folder)!r} is quantized already ({reader.name}): name it by "
                 "--checkpoint, or load it by pvopt.formats.load"
             )
     if not (folder / "config.json").is_file():
