@@ -71,17 +71,19 @@ def _checks(settings: Settings, teacher_ppl: float, rows: list[dict[str, Any]]) 
         checks.append(Check.at_most("trellis, 2 bits, untuned", start["trellis-2"]["ppl"], 48))
     steps = settings.tuned_steps
     limit = 36 if 48 <= steps < 200 else 31 if steps >= 200 else None
-    tuned = ppl.get(("trellis-2", "subspace_pv"))
+    tuned = ppl.get(("trellis-2", "subspace_pv_ste"))
     if tuned is not None and limit is not None:
         checks.append(Check.at_most(f"trellis, 2 bits, {steps} steps", tuned, limit))
         checks.append(Check.at_most("trellis, 2 bits: 1.25 times the teacher", tuned, 29.4))
     for other in ("ste", "continuous_only"):
         if tuned is not None and ("trellis-2", other) in ppl:
             ratio = tuned / ppl["trellis-2", other]
-            checks.append(Check.at_most(f"trellis, 2 bits: subspace_pv over {other}", ratio, 1))
-    if ("trellis-3", "subspace_pv") in ppl and steps >= 48:
+            checks.append(Check.at_most(f"trellis, 2 bits: subspace_pv_ste over {other}", ratio, 1))
+    if ("trellis-3", "subspace_pv_ste") in ppl and steps >= 48:
         checks.append(
-            Check.at_most(f"trellis, 3 bits, {steps} steps", ppl["trellis-3", "subspace_pv"], 25.5)
+            Check.at_most(
+                f"trellis, 3 bits, {steps} steps", ppl["trellis-3", "subspace_pv_ste"], 25.5
+            )
         )
     return checks
 
