@@ -109,6 +109,9 @@ from .parametrizations import (
 from .parametrizations import (
     parse_scheme as parse_scheme,
 )
+from .quantization import (
+    quantize_ as quantize_,
+)
 from .recipes import (
     continuous_only as continuous_only,
 )
@@ -225,9 +228,6 @@ from .spaces import (
 )
 from .weights import (
     QuantizedWeights as QuantizedWeights,
-)
-from .weights import (
-    quantize_ as quantize_,
 )
 
 __version__: str

@@ -24,6 +24,7 @@ ROOTS = ("pvopt", "pvopt_kernels")
 _FIRST_SECTIONS = (
     "pvopt.optimizer",
     "pvopt.recipes",
+    "pvopt.quantization",
     "pvopt.weights",
     "pvopt.parametrizations",
     "pvopt.spaces",

@@ -174,8 +174,9 @@ def _quantized(
 ) -> QuantizedWeights:
     """Quantize the weights outside of the blocks, then the layers."""
     from pvopt.calibration import outside_blocks
+    from pvopt.quantization import quantize_
     from pvopt.tuning import relative_error
-    from pvopt.weights import QuantizedWeights, quantize_
+    from pvopt.weights import QuantizedWeights
 
     model = loaded.model
     errors: dict[str, float | None] = metadata["errors"]["weights"]

@@ -23,7 +23,8 @@ from pvopt.llm import (
     stable_source,
 )
 from pvopt.parametrizations.scheme import parse_scheme
-from pvopt.weights import QuantizedWeights, quantize_
+from pvopt.quantization import quantize_
+from pvopt.weights import QuantizedWeights
 
 from .optimizers import check_fits
 from .run_folders import check_run_folder, delete_run, find_checkpoint
