@@ -85,19 +85,6 @@ class ValueOptimizer(ABC):
             moments: those of :meth:`move_`.
         """
 
-    def update_(
-        self,
-        values: list[Tensor],
-        gradients: list[Tensor],
-        moments: Mapping[str, list[Tensor]],
-        lrs: Sequence[float],
-        steps: Sequence[int],
-        units: Sequence[float | None],
-    ) -> None:
-        """Move values and update their moments, by the arguments of :meth:`move_`."""
-        self.move_(values, gradients, moments, lrs, steps, units)
-        self.remember_(gradients, moments)
-
 
 @dataclass(frozen=True)
 class SGDValues(ValueOptimizer):
@@ -115,7 +102,7 @@ class SGDValues(ValueOptimizer):
     Example:
         >>> import torch
         >>> value = torch.tensor([1.0])
-        >>> SGDValues().update_([value], [torch.tensor([0.5])], {}, [0.1], [1], [None])
+        >>> SGDValues().move_([value], [torch.tensor([0.5])], {}, [0.1], [1], [None])
         >>> value
         tensor([0.9500])
     """
@@ -191,7 +178,7 @@ class AdamValues(ValueOptimizer):
         >>> import torch
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
         >>> moments = {name: [torch.zeros(2)] for name in rule.moments}
-        >>> rule.update_([value], [torch.tensor([0.3, -9.0])], moments, [0.1], [1], [None])
+        >>> rule.move_([value], [torch.tensor([0.3, -9.0])], moments, [0.1], [1], [None])
         >>> value
         tensor([ 1.8000, -1.8000])
 

@@ -190,7 +190,7 @@ def test_values_of_zero_leave_zero():
     rule = AdamValues()
     value = torch.zeros(3)
     moments = {name: [torch.zeros(3)] for name in rule.moments}
-    rule.update_([value], [torch.tensor([1.0, -1.0, 0.0])], moments, [0.1], [1], [None])
+    rule.move_([value], [torch.tensor([1.0, -1.0, 0.0])], moments, [0.1], [1], [None])
     torch.testing.assert_close(value, torch.tensor([-1e-5, 1e-5, 0.0]))
 
 

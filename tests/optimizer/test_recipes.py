@@ -259,7 +259,8 @@ def test_adam_on_values_equals_torchs_adam():
             )
             twin.grad = gradient.clone()
             adam.step()
-            rule.update_([value], [gradient], moments, [0.1], [step], [None])
+            rule.move_([value], [gradient], moments, [0.1], [step], [None])
+            rule.remember_([gradient], moments)
             torch.testing.assert_close(value, twin.detach(), rtol=1e-10, atol=1e-12)
 
 
@@ -275,7 +276,8 @@ def test_momentum_on_values_equals_torchs_sgd():
         gradient = torch.randn(5, generator=generator, dtype=torch.float64)
         twin.grad = gradient.clone()
         sgd.step()
-        rule.update_([value], [gradient], moments, [0.1], [step], [None])
+        rule.move_([value], [gradient], moments, [0.1], [step], [None])
+        rule.remember_([gradient], moments)
         torch.testing.assert_close(value, twin.detach())
 
 
