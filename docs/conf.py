@@ -53,6 +53,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.OnSupport"),
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
     ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
+    ("py:class", r"pvopt\.parametrizations\.zero_point_grid\.ZeroPointGrid"),
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),
     ("py:class", r"pvopt\.rules\.subspace\.Farthest"),
     ("py:class", r"pvopt\.starts\.obs\.OBS"),

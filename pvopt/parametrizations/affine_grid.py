@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,10 +13,10 @@ from pvopt.core.validation import check_integer
 from pvopt.metrics.contract import Metric
 
 from .options import FitOptions
+from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
 from .scalar_grid import ScalarGrid
-from .storage import Storage
 from .uniform_grid import UniformGrid
 
 __all__ = ["AffineGrid"]
@@ -93,22 +92,19 @@ class AffineGrid(ScalarGrid):
             self, rep.codes, {"scales": scales, "offsets": -scales * zeros}, rep.shape
         )
 
-    def storage(self, shape: tuple[int, int]) -> Storage:
-        return Storage(self, shape)  # products by levels know no offset where a scale is zero
-
-    def step_and_zero(
-        self, values: Mapping[str, Tensor], codes: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        scales, offsets = values["scales"], values["offsets"]
-        # Where all levels are equal, no zero point is among them.
-        flat = scales == 0
-        return scales, torch.where(flat, 0, -offsets / torch.where(flat, 1, scales))
-
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Return ``scale * code + offset``, ``[n, 1]``, rounded once as in files."""
         if codes is None:
             codes = rep.group_codes(groups)
-        scales, offsets = (self._spread(rep, rep.values[n], groups) for n in self.scaling)
+        scales, offsets = self._scales_and_offsets(rep, groups)
         return scales * codes.to(scales.dtype) + offsets
+
+    def _position(self, query: Query) -> Tensor:
+        scales, offsets = self._scales_and_offsets(query.rep, query.groups)
+        # A scale of zero makes every level equal: any finite position will do.
+        return torch.where(scales == 0, 0, (query.target - offsets) / scales)
+
+    def _scales_and_offsets(self, rep: Representation, groups: Tensor | None) -> list[Tensor]:
+        return self._of_groups(rep, (rep.values[name] for name in self.scaling), groups)

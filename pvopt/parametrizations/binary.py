@@ -15,7 +15,7 @@ from .options import FitOptions
 from .preparation import prepare_fit
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .scalar_grid import ScalarGrid
+from .zero_point_grid import ZeroPointGrid
 
 __all__ = ["Binary"]
 
@@ -31,7 +31,7 @@ __all__ = ["Binary"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class Binary(ScalarGrid):
+class Binary(ZeroPointGrid):
     r"""Weights of two values, :math:`\pm a`, with a scale per row or group of inputs.
 
     .. math:: w = a_g\,(2 q - 1), \qquad q \in \{0, 1\}

@@ -15,7 +15,7 @@ from .options import FitOptions
 from .preparation import prepare_fit, usable_scales, usual_size
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .scalar_grid import ScalarGrid
+from .zero_point_grid import ZeroPointGrid
 
 __all__ = ["Ternary"]
 
@@ -31,7 +31,7 @@ __all__ = ["Ternary"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class Ternary(ScalarGrid):
+class Ternary(ZeroPointGrid):
     r"""Weights of three values, :math:`-a, 0, a`, with a scale per row or group of inputs.
 
     .. math:: w = a_g\,(q - 1), \qquad q \in \{0, 1, 2\}

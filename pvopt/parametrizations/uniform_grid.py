@@ -18,7 +18,7 @@ from .options import FitOptions
 from .preparation import prepare_fit, usable_scales, usual_size
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .scalar_grid import ScalarGrid
+from .zero_point_grid import ZeroPointGrid
 
 __all__ = ["UniformGrid"]
 
@@ -59,7 +59,7 @@ _USUAL_ROUNDS = 8
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class UniformGrid(ScalarGrid):
+class UniformGrid(ZeroPointGrid):
     r"""Integers of ``b`` bits with a scale (and a zero point) per group of consecutive inputs.
 
     .. math:: w = s_g\,(q - z_g), \qquad q \in \{0, \dots, 2^b - 1\}

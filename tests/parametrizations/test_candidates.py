@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pvopt import (
     AdditiveCodebooks,
+    AffineGrid,
     AllGroups,
     Binary,
     Block,
@@ -294,12 +295,27 @@ def test_grid_targets_far_outside_take_the_ends(symmetric):
     assert ends.codes.flatten().tolist() == [0, 3]
 
 
+@pytest.mark.parametrize("scale", [1e-39, 0.0])
+@pytest.mark.parametrize("grid", [UniformGrid(bits=2), AffineGrid(bits=2)], ids=str)
+def test_levels_that_nearly_fall_together_have_codes_all_the_same(grid, scale):
+    """Their distance is too small to divide by: a quotient of infinities would be no code."""
+    other = "offsets" if isinstance(grid, AffineGrid) else "zeros"
+    values = {"scales": torch.tensor([[scale]]), other: torch.ones(1, 1)}
+    rep = Representation(grid, {"levels": torch.zeros(1, 4, 1, dtype=torch.uint8)}, values, (1, 4))
+    target = torch.tensor([[1.0], [0.5], [2.0], [0.0]])
+    for count in (1, 3):
+        query = ask(rep, target, torch.arange(4), count)
+        for codes in (grid.search(query), grid.bracket(query).codes):
+            assert 0 <= int(codes.min()) <= int(codes.max()) < 4
+
+
 @pytest.mark.parametrize(
     "parametrization",
     [
         SharedValues(num_values=4),
         UniformGrid(bits=2, group_size=2),
         UniformGrid(bits=2, symmetric=True),
+        AffineGrid(bits=2, group_size=2),
         Binary(),
         Ternary(group_size=2),
     ],
