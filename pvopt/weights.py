@@ -261,11 +261,15 @@ class QuantizedWeights(Mapping[str, Representation]):
         """Return what of the model is quantized and what is not, and the size of the whole."""
         return Coverage.of(self.model, self, self._reasons)
 
-    def bits_per_weight(self) -> float:
-        """Return the storage of all quantized weights per weight, values at their present dtype.
+    def bits_per_weight(self, *, value_bits: int | None = None) -> float:
+        """Return the storage of all quantized weights per weight.
 
         See :meth:`coverage` for that of the whole model.
+
+        Args:
+            value_bits: bits of one value, 0 for codes alone; None counts values at their present
+                dtype.
         """
         sizes = [self.parameter(name).numel() for name in self]
-        bits = [rep.bits_per_weight() for rep in self.values()]
+        bits = [rep.bits_per_weight(value_bits=value_bits) for rep in self.values()]
         return sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))

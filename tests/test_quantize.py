@@ -308,9 +308,10 @@ def test_write_restores_the_decoded_weights():
 
 def test_bits_are_the_mean_over_weights():
     weights = quantize_(make(), {"*.up_proj": GRID, "*.down_proj": UniformGrid(bits=4)})
-    # up: 96 codes of 2 bits, 2 x 48 floats; down: 96 codes of 4 bits, 2 x 8 floats
-    expected = ((96 * 2 + 96 * 32) + (96 * 4 + 16 * 32)) / 192
-    assert weights.bits_per_weight() == pytest.approx(expected)
+    for value_bits, stored in ((None, 32), (16, 16), (0, 0)):
+        # up: 96 codes of 2 bits, 2 x 48 floats; down: 96 codes of 4 bits, 2 x 8 floats
+        expected = ((96 * 2 + 96 * stored) + (96 * 4 + 16 * stored)) / 192
+        assert weights.bits_per_weight(value_bits=value_bits) == pytest.approx(expected)
     assert QuantizedWeights(make(), {}).bits_per_weight() == 0.0
 
 

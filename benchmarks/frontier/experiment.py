@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity, text_quality
-from pvopt import QuantizedWeights, formats
+from pvopt import formats
 from pvopt.calibration import EndLoss, FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
 
-__all__ = ["Settings", "measure", "measure_teacher", "true_bits"]
+__all__ = ["Settings", "measure", "measure_teacher"]
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,6 @@ def measure_teacher(settings: Settings) -> dict[str, Any]:
     return {"teacher_ppl": text_perplexity(settings, teacher.model, _texts(settings, teacher)[1])}
 
 
-def true_bits(weights: QuantizedWeights) -> float:
-    """Return bits per quantized weight, with values of 16 bits."""
-    sizes = {name: weights.parameter(name).numel() for name in weights}
-    bits = [rep.bits_per_weight(value_bits=16) * sizes[name] for name, rep in weights.items()]
-    return sum(bits) / sum(sizes.values())
-
-
 def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
     """Quantize the model by one row's start and return the row."""
     row = ROWS[name]
@@ -122,7 +115,7 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         "format": name,
         "method": row.start,
         "steps": 0,
-        "bits_per_weight": true_bits(result.weights),
+        "bits_per_weight": result.weights.bits_per_weight(value_bits=16),
         **text_quality(settings, loaded.model, settings.model, test),
         "layer_error": statistics.mean(errors),
         "layer_error_max": max(errors),

@@ -11,7 +11,7 @@ from benchmarks.evaluation import text_quality
 from benchmarks.llm_tune import experiment as llm_tune
 from pvopt import formats
 
-from .experiment import Settings, true_bits
+from .experiment import Settings
 
 __all__ = ["prepare_tuning", "tune"]
 
@@ -52,7 +52,7 @@ def tune(settings: Settings, name: str, recipe: str, folder: Path) -> dict[str, 
         "format": name,
         "method": recipe,
         "steps": settings.tuned_steps,
-        "bits_per_weight": true_bits(loaded.weights),
+        "bits_per_weight": loaded.weights.bits_per_weight(value_bits=16),
         **text_quality(own, loaded.model, own.model, test),
         "minutes": step_s * settings.tuned_steps / 60,
         "peak_bytes": found["peak_bytes"],

@@ -59,7 +59,7 @@ def model_card(checkpoint: Checkpoint, writer: Writer, folder: str | Path) -> st
 def _front_matter(checkpoint: Checkpoint, writer: Writer) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    bits = round(_mean_bits(checkpoint, value_bits=0))
+    bits = round(checkpoint.weights.bits_per_weight(value_bits=0))
     data: dict[str, Any] = {"tags": ["pvopt", "quantized", f"{bits}-bit", writer.name]}
     base = _hub_id(checkpoint.metadata.get("model"))
     if base is not None:
@@ -100,22 +100,16 @@ def _loading(checkpoint: Checkpoint, writer: Writer, folder: str | Path) -> str:
 def _size(checkpoint: Checkpoint) -> str:
     coverage = checkpoint.weights.coverage()
     rows = [
-        ["codes alone", _mean_bits(checkpoint, value_bits=0)],
-        ["with codebooks and scales, in 16 bits", _mean_bits(checkpoint, value_bits=16)],
+        ["codes alone", checkpoint.weights.bits_per_weight(value_bits=0)],
+        [
+            "with codebooks and scales, in 16 bits",
+            checkpoint.weights.bits_per_weight(value_bits=16),
+        ],
         ["with codebooks and scales, as they were tuned", coverage.bits_per_weight],
         ["all parameters of the model, as they were tuned", coverage.bits_per_parameter],
     ]
     shown = [[name, f"{bits:.2f}"] for name, bits in rows]
     return "## Size\n\n" + _table(["what is counted", "bits per weight"], shown)
-
-
-def _mean_bits(checkpoint: Checkpoint, *, value_bits: int) -> float:
-    reps = checkpoint.weights.values()
-    bits = [
-        rep.scheme.bits_per_weight(rep.shape, value_bits=value_bits) * math.prod(rep.shape)
-        for rep in reps
-    ]
-    return sum(bits) / max(1, sum(math.prod(rep.shape) for rep in reps))
 
 
 def _quality(metadata: Mapping[str, Any]) -> str:
@@ -183,7 +177,8 @@ def _title(checkpoint: Checkpoint) -> str:
     model = checkpoint.metadata.get("model")
     name = model if isinstance(model, str) else type(checkpoint.model).__name__
     name = Path(name).name if Path(name).is_absolute() else name
-    return f"{_cell(name)}, {_mean_bits(checkpoint, value_bits=16):.2f} bits per weight"
+    bits = checkpoint.weights.bits_per_weight(value_bits=16)
+    return f"{_cell(name)}, {bits:.2f} bits per weight"
 
 
 def _hub_id(model: Any) -> str | None:

@@ -395,8 +395,9 @@ class Representation:
         Args:
             value_bits: bits of one value; None counts values at their present dtype.
         """
+        own = 8 * self.dtype.itemsize
         return self.scheme.bits_per_weight(
-            self.shape, value_bits=value_bits or 8 * self.dtype.itemsize
+            self.shape, value_bits=own if value_bits is None else value_bits
         )
 
     def to(
