@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pvopt.parametrizations.binary import Binary
 from pvopt.parametrizations.contract import Parametrization
 from pvopt.parametrizations.representation import Representation
-from pvopt.parametrizations.ternary import Ternary
 from pvopt.parametrizations.uniform_grid import UniformGrid
+
+from .levels import Shift, levels_of
 
 __all__ = ["IntegerGrid", "StoredGrid", "stored_grid"]
 
@@ -53,41 +52,32 @@ class StoredGrid:
         )
 
 
-@functools.singledispatch
 def stored_grid(parametrization: Parametrization) -> StoredGrid:
-    """Return how the codes of a format are stored.
+    """Return how the codes of a format are stored, in as few bits as its levels take.
 
     Raises:
         ValueError: if its weights are no integers times a scale; the message says why.
     """
-    raise ValueError("only integers times a scale can be stored (grid, ternary, binary)")
-
-
-@stored_grid.register
-def _(parametrization: UniformGrid) -> StoredGrid:
-    if not (parametrization.symmetric or parametrization.integer_zeros):
+    levels = levels_of(parametrization)
+    if levels.shift in (Shift.ZEROS, Shift.OFFSETS):
+        what = "zero points" if levels.shift == Shift.ZEROS else "offsets"
         raise ValueError(
-            "its zero points are no integers: take a symmetric grid (grid:...s) or one of integer "
+            f"its {what} are no integers: take a symmetric grid (grid:...s) or one of integer "
             "zero points (grid:...z)"
         )
-    if parametrization.bits == 1:
+    symmetric, integers = levels.shift == Shift.NONE, levels.integers
+    # Stored integers begin at 0, which symmetric ones count from minus half of all.
+    half = 1 << max(-integers[0] - 1, integers[-1]).bit_length() if symmetric else 0
+    bits = half.bit_length() if symmetric else integers[-1].bit_length()
+    if bits == 1:
         raise ValueError("grids of one bit cannot be stored, two bits are the fewest")
     return StoredGrid(
-        bits=parametrization.bits,
-        group_size=parametrization.group_size,
-        symmetric=parametrization.symmetric,
+        bits=bits,
+        group_size=levels.group_size,
+        symmetric=symmetric,
+        factor=integers.step,
+        offset=integers[0] + half,
     )
-
-
-@stored_grid.register
-def _(parametrization: Ternary) -> StoredGrid:
-    return StoredGrid(bits=2, group_size=parametrization.group_size, offset=1)
-
-
-@stored_grid.register
-def _(parametrization: Binary) -> StoredGrid:
-    # The scale is half of the distance between the two levels, -1 and 1.
-    return StoredGrid(bits=2, group_size=parametrization.group_size, factor=2, offset=1)
 
 
 @dataclass(frozen=True, eq=False)

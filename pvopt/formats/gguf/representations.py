@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from pvopt.formats.levels import Levels, Shift, levels_of
 from pvopt.parametrizations.affine_grid import AffineGrid
 from pvopt.parametrizations.binary import Binary
 from pvopt.parametrizations.contract import Parametrization
@@ -32,65 +31,6 @@ _READ_AS: dict[str, UniformGrid | Ternary | Binary | AffineGrid] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Levels:
-    r"""The integers that the weights of a format are, times a scale.
-
-    .. math:: w = s_g\,n + m_g
-
-    Args:
-        integers: all that there are. Codes count them from the lowest on, up to a zero point.
-        group_size: inputs that share a scale; None stands for a whole row.
-        offsets: whether there is an :math:`m`.
-    """
-
-    integers: range
-    group_size: int | None
-    offsets: bool = False
-
-
-@functools.singledispatch
-def levels_of(parametrization: Parametrization) -> Levels:
-    """Return the levels of a format.
-
-    Raises:
-        ValueError: if its weights are no integers times a scale; the message says why.
-    """
-    raise ValueError("only integers times a scale can be stored (grid, affine, ternary, binary)")
-
-
-@levels_of.register
-def _(parametrization: UniformGrid) -> Levels:
-    last = (1 << parametrization.bits) - 1
-    middle = 1 << (parametrization.bits - 1)
-    if parametrization.symmetric:
-        integers = range(-middle, last - middle + 1)
-    elif parametrization.integer_zeros:
-        integers = range(-last, last + 1)
-    else:
-        raise ValueError(
-            "its zero points are no integers: take offsets (affine:...), integer zero points "
-            "(grid:...z) or a symmetric grid (grid:...s)"
-        )
-    return Levels(integers=integers, group_size=parametrization.group_size)
-
-
-@levels_of.register
-def _(parametrization: AffineGrid) -> Levels:
-    integers = range(1 << parametrization.bits)
-    return Levels(integers=integers, group_size=parametrization.group_size, offsets=True)
-
-
-@levels_of.register
-def _(parametrization: Ternary) -> Levels:
-    return Levels(integers=range(-1, 2), group_size=parametrization.group_size)
-
-
-@levels_of.register
-def _(parametrization: Binary) -> Levels:
-    return Levels(integers=range(-1, 2, 2), group_size=parametrization.group_size)
-
-
 def fitting_type(
     parametrization: Parametrization, columns: int, types: Collection[str] = tuple(BLOCKS)
 ) -> BlockType:
@@ -105,6 +45,11 @@ def fitting_type(
         ValueError: if there is none; the message says why.
     """
     levels = levels_of(parametrization)
+    if levels.shift == Shift.ZEROS:
+        raise ValueError(
+            "its zero points are no integers: take offsets (affine:...), integer zero points "
+            "(grid:...z) or a symmetric grid (grid:...s)"
+        )
     known = [block for block in map(BLOCKS.__getitem__, types) if _has(block, levels)]
     if not known:
         raise ValueError(f"no block type of {', '.join(types)} has its levels")
@@ -120,7 +65,10 @@ def fitting_type(
 
 
 def _has(block: BlockType, levels: Levels) -> bool:
-    return block.offsets == levels.offsets and _sign(block, levels.integers) != 0
+    integers, last = levels.integers, levels.integers[-1]
+    if levels.shift == Shift.INTEGERS:  # less a zero point that is one of them
+        integers = range(-last, last + 1)
+    return block.offsets == (levels.shift == Shift.OFFSETS) and _sign(block, integers) != 0
 
 
 def _sign(block: BlockType, integers: range) -> int:
