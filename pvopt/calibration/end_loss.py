@@ -30,13 +30,15 @@ class EndLoss:
     diagonal of the Fisher information, averaged over outputs, and needs many tokens: gradients
     have heavy tails, so that few tokens decide. The square root, p = 1/2, does with fewer.
 
-    Costs one forward and one backward pass over the text. Experts in one tensor keep plain X'X.
+    Costs one forward and one backward pass over the text, and the memory of the activations of one
+    batch in the whole model. Experts in one tensor keep plain X'X.
 
     Args:
         power: ``p``, 0 to 1; 0 weighs all tokens alike.
 
     Raises:
-        ValueError: if the power is out of range.
+        TypeError: if the power is no number.
+        ValueError: if it is out of range.
 
     Example:
         >>> from pvopt.llm import load_model

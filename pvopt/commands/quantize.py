@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import statistics
 import time
 from typing import TYPE_CHECKING, Any
@@ -176,13 +175,14 @@ def _quantized(
     from pvopt.calibration import outside_blocks
     from pvopt.quantization import quantize_
     from pvopt.tuning import relative_error
+    from pvopt.tuning.records import finite
     from pvopt.weights import QuantizedWeights
 
     model = loaded.model
     errors: dict[str, float | None] = metadata["errors"]["weights"]
 
     def note_error(name: str, dense: Tensor, rep: Representation) -> None:
-        errors[name] = _finite(relative_error(rep.decode(), dense))
+        errors[name] = finite(relative_error(rep.decode(), dense))
 
     exact: dict[str, Any] = {"exclude": (), "seed": args.seed, "on_fit": note_error}
     found: dict[str, Any] = {}
@@ -212,6 +212,7 @@ def _calibrated(
     """Quantize layers on a text; say how in the metadata."""
     from pvopt.calibration import EndLoss, FineTuning, calibrate_, sequences_of
     from pvopt.starts import parse_start, usual_start
+    from pvopt.tuning.records import finite
 
     try:
         sequences = sequences_of(
@@ -249,7 +250,7 @@ def _calibrated(
         "fine_tune": args.fine_tune,
     }
     metadata["seen"] = [text.record("calibration")]
-    metadata["errors"]["outputs"] = {n: _finite(e) for n, e in result.layer_errors.items()}
+    metadata["errors"]["outputs"] = finite(result.layer_errors)
     errors = list(result.layer_errors.values())
     print(
         f"{shown} on {sequences.count:,} tokens: mean relative error of a layer's outputs "
@@ -267,8 +268,3 @@ def _calibrated(
 def _blocks_bar(names: list[str]) -> Any:
     """Return a bar over the blocks to calibrate."""
     return progress_bar(iterable=names, desc="calibrate", unit="block")
-
-
-def _finite(value: float) -> float | None:
-    """Return a number that JSON has, or None."""
-    return value if math.isfinite(value) else None

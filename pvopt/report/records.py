@@ -11,10 +11,10 @@ from typing import Any
 
 from pvopt.formats import CheckpointError
 from pvopt.formats.files import read_bytes
+from pvopt.tuning.records import RECORDS
 
-__all__ = ["RECORDS", "read_records"]
+__all__ = ["read_records"]
 
-RECORDS = "metrics.jsonl"
 _MOST_BYTES = 1 << 30
 
 

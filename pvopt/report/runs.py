@@ -18,8 +18,9 @@ from pvopt.formats import (
     storage_report,
 )
 from pvopt.tuning import find_checkpoint
+from pvopt.tuning.records import RECORDS
 
-from .records import RECORDS, read_records
+from .records import read_records
 
 __all__ = ["ReportedRun", "read_runs"]
 

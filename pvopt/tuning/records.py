@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RecordsFile", "StepRecord", "first_and_last"]
+__all__ = ["RECORDS", "RecordsFile", "StepRecord", "finite", "first_and_last"]
+
+#: Name of the file in the folder of a run.
+RECORDS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ class RecordsFile:
     def append(self, kind: str, step: int, **values: Any) -> None:
         """Write one record; it is in the file when this returns."""
         # JSON has no infinity: a perplexity that overflows is null
-        line = json.dumps({"kind": kind, "step": step, **_finite(values)}, allow_nan=False)
+        line = json.dumps({"kind": kind, "step": step, **finite(values)}, allow_nan=False)
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -107,9 +110,10 @@ def first_and_last(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     return teacher[-1:] + student[:1] + student[1:][-1:]
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return numbers, in mappings and lists as well, with None for those that JSON lacks."""
     if isinstance(value, Mapping):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(part) for part in value]
+        return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

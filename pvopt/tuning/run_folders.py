@@ -9,6 +9,8 @@ from pathlib import Path
 from pvopt.formats import FORMATS, CheckpointError
 from pvopt.formats.locks import locked
 
+from .records import RECORDS
+
 __all__ = [
     "check_checkpoint_folder",
     "check_run_folder",
@@ -18,7 +20,7 @@ __all__ = [
 ]
 
 # What a run writes into its folder.
-_RUN_FILES = ("checkpoint", ".checkpoint.previous", "metrics.jsonl", "tensorboard")
+_RUN_FILES = ("checkpoint", ".checkpoint.previous", RECORDS, "tensorboard")
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -30,7 +30,7 @@ from pvopt.weights import QuantizedWeights
 
 from .evaluation import Evaluation
 from .optimizers import build_optimizer
-from .records import RecordsFile, StepRecord, first_and_last
+from .records import RECORDS, RecordsFile, StepRecord, first_and_last
 from .settings import TuneSettings, autocast_dtype, computing_dtype
 from .weight_errors import weight_errors
 
@@ -95,7 +95,7 @@ class Trainer:
             settings, dtype=computing_dtype(settings.dtype, student.model)
         )
         self.folder = Path(folder)
-        self.records = RecordsFile(self.folder / "metrics.jsonl")
+        self.records = RecordsFile(self.folder / RECORDS)
         self.resumable = resumable
         self.step = 0
         self._resumed = self._owns_folder = False

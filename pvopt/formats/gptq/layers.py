@@ -50,7 +50,7 @@ def write_layer(layer: str, kind: GPTQGrid, rep: Representation) -> dict[str, Te
     size = columns // grid.scales.shape[1]
     groups = torch.arange(columns, dtype=torch.int32) // size
     integers = grid.integers
-    if kind.moving and not rep.space.trivial:
+    if kind.moving:
         places = rep.codes["space.order"].long().argsort().cpu()  # where an input is in the space
         groups, integers = groups[places], integers[:, places.to(integers.device)]
     zeros = grid.zeros
