@@ -28,6 +28,14 @@ STILL = "gptq[activation_order=False]"
 gptq = partial(reference_gptq, bits=2, group=64)
 symmetric = partial(gptq, symmetric=True)
 joint = partial(sparse_gpt, bits=4, group=64)
+TRELLIS = "had+trellis:2l12-mul1@192x1"
+
+
+def trellis_gptq(weight: Tensor, hessian: Tensor) -> Tensor:
+    """Return a weight as a trellis by GPTQ's recursion alone, without rounds after it."""
+    return parse_start("gptq").start(weight, parse_scheme(TRELLIS), metric=Row(hessian)).decode()
+
+
 #: Scheme, start, the reference and its name. Symmetric grids and integer zero points are the
 #: reference's own formats; `grid:2g64` has zero points of 16 bits, which it lacks.
 CASES: list[tuple[str, str, str, Reference]] = [
@@ -40,6 +48,7 @@ CASES: list[tuple[str, str, str, Reference]] = [
     ("grid:4g64z", "gptq", "GPTQ, activation order", partial(gptq, bits=4, order=True)),
     ("grid:2g64", "gptq", "GPTQ, activation order", partial(gptq, order=True)),
     ("grid:2g64z", "lnq", "GPTQ, activation order", partial(gptq, order=True)),
+    (TRELLIS, "aqlm", "GPTQ alone", trellis_gptq),
     ("sparse:50%", "obs", "SparseGPT", sparse_gpt),
     ("sparse:50%", "iterative-obs", "SparseGPT", sparse_gpt),
     ("sparse:50%:tensor", "obs", "SparseGPT", sparse_gpt),

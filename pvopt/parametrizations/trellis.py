@@ -119,7 +119,7 @@ class Trellis(Parametrization):
 
     stacks = True
     has_windows = True
-    # Rounds after the recursion lower a layer's error by 0.2 % in five times the time.
+    # Rounds after the recursion gain next to nothing (benchmarks.starts).
     usual_start = "gptq"
     pull_sums_all = True
     has_zero = False
