@@ -22,6 +22,7 @@ extensions = [
     "mathml",
     "pictures",
     "results",
+    "site_checks",
 ]
 # What is generated is included by pages, or was written by an earlier edition.
 exclude_patterns = ["_build", "_ext", "generated", "api/generated"]
@@ -39,8 +40,17 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"pvopt {release}"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
+html_search_scorer = "_static/scorer.js"
 html_css_files = ["pvopt.css"]
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5394", "color-brand-content": "#0b5394"},
+    "dark_css_variables": {"color-brand-primary": "#7cc0f5", "color-brand-content": "#7cc0f5"},
+}
+pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 html_copy_source = False
 

@@ -104,7 +104,8 @@ def package_page(package: str) -> str:
 def name_page(n: PublicName) -> str:
     """Return the page of a public name in reStructuredText."""
     # The title alone, so that who searches for `ste` gets this page first.
-    lines = [":orphan:", "", n.name, "=" * len(n.name), "", f":doc:`../packages/{n.home}`", ""]
+    lines = [":orphan:", "", n.name, "=" * len(n.name), ""]
+    lines += [f":doc:`API reference <../index>` › :doc:`../packages/{n.home}`", ""]
     if n.directive == "autodata":
         lines += [f".. py:data:: {n.full}", ""]
         return "\n".join([*lines, *(f"   {line}" for line in _comment(n)), ""])

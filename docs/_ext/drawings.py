@@ -34,13 +34,13 @@ _LABELS = {
     "trellis-2": ("trellis", (-8, -4), "right"),
     "e8p-2": ("lattice", (-8, -2), "right"),
     "vq-2": ("codebook", (0, 9), "center"),
-    "aqlm-2x8g8": ("2 codebooks", (7, 1), "left"),
+    "aqlm-2x8g8": ("2 codebooks", (7, -2), "left"),
     "gptq-2": ("grid, 2 bits", (8, 0), "left"),
     "e8p-3": ("lattice", (-6, 7), "right"),
-    "aqlm-3x8g8": ("3 codebooks", (0, 18), "center"),
+    "aqlm-3x8g8": ("3 codebooks", (18, 20), "center"),
     "gptq-3": ("grid, 3 bits", (6, 7), "left"),
-    "e8p-4": ("lattice", (0, 9), "center"),
-    "gptq-4": ("grid, 4 bits", (4, 9), "center"),
+    "e8p-4": ("lattice", (-4, 9), "center"),
+    "gptq-4": ("grid, 4 bits", (8, 9), "center"),
     "ternary": ("ternary", (-8, 0), "right"),
     "aqlm-1x8g8": ("codebook, groups of 8", (8, -4), "left"),
 }
@@ -53,7 +53,7 @@ def frontier(ink: str) -> Figure:
     report = results.read("frontier")
     full = report["settings"]["teacher"]["teacher_ppl"]
     tuned = {r["format"]: r["ppl"] for r in report["rows"] if r["method"] == "subspace_pv_ste"}
-    figure, axes = pyplot.subplots(figsize=(7.6, 4.6))
+    figure, axes = pyplot.subplots(figsize=(6.8, 4.6))
     for row in report["rows"]:
         name, height = row["format"], row["ppl"]
         if row["steps"] or name not in _LABELS:
@@ -66,10 +66,10 @@ def frontier(ink: str) -> Figure:
         words, offset, side = _LABELS[name]
         place = tuned[name] if name == "aqlm-2x8g8" else height  # the others leave no room above
         axes.annotate(
-            words, (bits, place), offset, textcoords="offset points", ha=side, fontsize=10
+            words, (bits, place), offset, textcoords="offset points", ha=side, fontsize=11
         )
     axes.axhline(full, color=ink, ls=":", lw=1)
-    axes.text(0.95, 0.96 * full, f"full precision: {full:.1f}", va="top", fontsize=10)
+    axes.text(0.95, 0.96 * full, f"full precision: {full:.1f}", va="top", fontsize=11)
     steps = report["settings"]["tuned_steps"]
     axes.plot([], [], "o", color="C0", label="calibrated start")
     axes.plot([], [], color="C1", marker="v", label=f"after {steps} steps of tuning")
@@ -127,7 +127,7 @@ def stall(ink: str) -> Figure:
     needed = np.where(downhill, np.abs(offset), np.inf).min(1) / 2
     share = np.abs(gradient) / needed
     order = np.argsort(-share)
-    figure, axes = pyplot.subplots(figsize=(7.6, 3))
+    figure, axes = pyplot.subplots(figsize=(6.8, 3))
     own = share / np.diag(problem.curvature)
     places = np.arange(1, 25)
     axes.bar(
@@ -174,7 +174,7 @@ def traps(ink: str) -> Figure:
                 stuck[name].append(float((after == fitted.weights).all(-1).mean()))
         for name, found in stuck.items():
             shares[name].append(float(np.mean(found)))
-    figure, axes = pyplot.subplots(figsize=(7.6, 3))
+    figure, axes = pyplot.subplots(figsize=(6.8, 3))
     for number, (name, found) in enumerate(shares.items()):
         axes.bar(np.arange(2, 6) + 0.2 * (number - 1.5), found, 0.2, label=name)
     axes.set(
@@ -182,7 +182,7 @@ def traps(ink: str) -> Figure:
     )
     axes.set_ylim(0, 1)
     axes.grid(visible=False, axis="x")
-    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), title="V step")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, title="V step")
     return figure
 
 
@@ -195,7 +195,7 @@ def subspaces(ink: str) -> Figure:
     for size in sizes:
         subsets = np.stack([generator.permutation(48)[:size] for _ in range(60)])
         found.append(restricted_smoothness(problem.curvature, subsets) / problem.smoothness)
-    figure, axes = pyplot.subplots(figsize=(7.6, 3))
+    figure, axes = pyplot.subplots(figsize=(6.8, 3))
     low, middle, high = np.quantile(found, [0.1, 0.5, 0.9], axis=1)
     shares = np.array(sizes) / 48
     axes.fill_between(shares, low, high, color="C0", alpha=0.2, lw=0, label="8 of 10 subsets")

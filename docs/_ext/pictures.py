@@ -20,7 +20,7 @@ _SHARED: dict[str, Any] = {
     "axes.spines.right": False,
     "axes.spines.top": False,
     "font.family": "sans-serif",
-    "font.size": 11,
+    "font.size": 12,
     "grid.alpha": 0.25,
     "legend.frameon": False,
     "savefig.transparent": True,
@@ -52,15 +52,21 @@ def draw(name: str, theme: str) -> str:
 
 
 class Picture(SphinxDirective):
-    """A picture with a caption; ``:alt:`` says what is on it."""
+    """A picture with a caption.
+
+    ``:alt:`` says what is on it, ``:wide:`` that it has several panels.
+    """
 
     required_arguments = 1
     has_content = True
-    option_spec: ClassVar[dict[str, Callable[[str], Any]]] = {"alt": directives.unchanged_required}
+    option_spec: ClassVar[dict[str, Callable[[str], Any]]] = {
+        "alt": directives.unchanged_required,
+        "wide": directives.flag,
+    }
 
     def run(self) -> list[nodes.Node]:
         """Return a figure with one image for each theme."""
-        figure = nodes.figure(classes=["picture"])
+        figure = nodes.figure(classes=["picture", *(["wide"] if "wide" in self.options else [])])
         for theme in _INK:
             image = nodes.image(
                 uri=f"/generated/{self.arguments[0]}-{theme}.svg",
