@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 
-from exports import logits, tiny
+from exports import draw, drawn, logits, tiny
 from torch import Tensor, nn
 
 import pvopt
@@ -22,40 +22,10 @@ from pvopt.formats import CheckpointError, load, save
 from pvopt.formats.exl3 import EXL3Format
 from pvopt.formats.exl3.canonical import canonical_space, canonical_trellis
 from pvopt.formats.exl3.layers import PARTS, read_layer, write_layer
-from pvopt.llm import load_model
 from pvopt.starts import GPTQ
 
 CONSTANTS = {"3inst": None, "mcg": 0xCBAC1FED, "mul1": 0x83DCD12D}
 LAYER = "model.layers.0.self_attn.q_proj"
-
-
-def draw(scheme: pvopt.Scheme, shape: tuple[int, ...], seed: int = 0) -> pvopt.Representation:
-    """Draw codes and values: a search of 2^16 states takes too long for a test."""
-    draws = torch.Generator().manual_seed(seed)
-    codes = {
-        name: torch.randint(s.num_codes, s.shape, generator=draws).to(s.dtype)
-        for name, s in scheme.streams(shape).items()
-    }
-    values = {
-        name: torch.randn(size, generator=draws).half().float() / 16
-        for name, size in scheme.value_shapes(shape).items()
-    }
-    values["scales"].fill_(1.0)
-    return pvopt.Representation(scheme.parametrization, codes, values, shape, scheme.space)
-
-
-def drawn(kinds: Any, model: Any = None) -> tuple[Any, pvopt.QuantizedWeights]:
-    """Return a small model whose layers that a pattern names are drawn."""
-    model = model or load_model("tiny-llama").model
-    reps = {}
-    for number, (name, module) in enumerate(model.named_modules()):
-        kind = next((k for part, k in kinds.items() if part in name), None)
-        if isinstance(module, nn.Linear) and kind is not None:
-            scheme = pvopt.Scheme(canonical_trellis(*kind), canonical_space())
-            reps[f"{name}.weight"] = draw(scheme, tuple(module.weight.shape), number)
-    weights = pvopt.QuantizedWeights(model, reps)
-    weights.write_()
-    return model, weights
 
 
 def value_of(code: str, state: int) -> float:

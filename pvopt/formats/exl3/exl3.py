@@ -93,8 +93,7 @@ class EXL3Format(LayerFormat):
         return write_layer(layer, rep)
 
     def kind_of(self, settings: Mapping[str, Any], layer: str) -> None:
-        """Every layer says itself what it is."""
-        return None
+        return None  # the tensors of a layer say what it is
 
     def representation(
         self, layer: str, kind: Any, tensors: Mapping[str, Tensor]
