@@ -34,6 +34,8 @@ def narrowest(tensor: Tensor) -> torch.dtype:
     """Return the dtype that holds a tensor exactly and takes the least room.
 
     Example:
+        >>> import torch
+        >>> from pvopt.formats.shards import narrowest
         >>> narrowest(torch.tensor([[0.5, 1e-5]])), narrowest(torch.tensor([[0.5, 1.0]]))
         (torch.float32, torch.float16)
     """

@@ -45,6 +45,8 @@ class EXL3Format(LayerFormat):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.exl3 import EXL3Format
         >>> EXL3Format().match(Path(tempfile.mkdtemp()))
         False
 

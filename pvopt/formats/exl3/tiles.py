@@ -19,6 +19,8 @@ def pack_tiles(symbols: Tensor, bits: int) -> Tensor:
     A circle is written most significant bit first, in words of 32 bits.
 
     Example:
+        >>> import torch
+        >>> from pvopt.formats.exl3.tiles import pack_tiles
         >>> circle = torch.zeros(256, dtype=torch.uint8)
         >>> circle[0] = 1
         >>> pack_tiles(circle, 4)[:2].tolist()  # the first word is the high half of 32 bits
