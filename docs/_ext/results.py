@@ -117,7 +117,7 @@ def frontier(report: dict[str, Any], names: Sequence[str] | None = None) -> str:
         if row["ppl"] <= _NOISE * full:
             found = shown(row["ppl"])
             rows.append([words, f"`{short}`", f"`{row['method']}`", bits, found, after])
-    heads = ["weights", "format", "start", "bits", "perplexity", f"{steps} steps"]
+    heads = ["weights", "format", "start", "bits", "perplexity", f"tuned, {steps} steps"]
     noise = [row for row in chosen if row["ppl"] > _NOISE * full]
     left = ", ".join(f"{FORMATS[r['format']][0]} ({shown(r['ppl'])})" for r in noise)
     return table(heads, rows, 3) + (f"\nModels that write noise: {left}.\n" if left else "")
