@@ -9,6 +9,7 @@ import doctest
 import inspect
 import re
 import runpy
+import statistics
 import sys
 import typing
 from collections.abc import Iterator
@@ -147,6 +148,34 @@ def test_messages_of_the_troubleshooting_page_are_those_of_the_library():
     sources = [file.read_text("utf-8") for file in (DOCS.parent / "pvopt").rglob("*.py")]
     texts = [text for source in sources for text in _texts(ast.parse(source))]
     assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
+def test_results_are_those_that_the_benchmarks_report():
+    """Who measures anew copies the file of ``--json`` to ``benchmarks/results``, too."""
+    text = (DOCS.parent / "benchmarks" / "README.md").read_text("utf-8").replace("`", "")
+
+    def shown(figure: float, *beginning: str) -> bool:
+        lines = re.findall(rf"^\| {re.escape(' | '.join(beginning))} \|.*$", text, re.M)
+        found = [n for line in lines for n in re.findall(r"[\d.]+(?:e\+?\d+)?", line)]
+        return any(abs(float(n) - figure) <= 0.015 * figure for n in found)
+
+    rows = results.read("frontier")["rows"]
+    start = {r["format"]: r["method"] for r in rows if not r["steps"]}
+    wrong: list[Any] = [
+        row for row in rows if not shown(row["ppl"], row["format"], start[row["format"]])
+    ]
+    for row in results.read("llm_tune")["rows"]:
+        wrong += [row] * (not shown(row["ppl_48"], row["recipe"]))
+    losses: dict[tuple[str, str], list[float]] = {}
+    for row in results.read("recipes")["rows"]:
+        losses.setdefault((row["method"], row["task"]), []).append(row["loss"])
+    wrong += [k for k, own in losses.items() if not shown(statistics.mean(own), k[0])]
+    assert wrong == []
+
+
+def test_the_table_of_servers_asks_every_writer():
+    names = {writer.name for writer in results.WRITERS.writers}
+    assert names - {"native", "dense"} == set(results.SERVERS)
 
 
 def test_every_measured_row_is_shown():
