@@ -25,6 +25,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 import api_pages  # noqa: E402
 import public_names  # noqa: E402
 import results  # noqa: E402
+import site_checks  # noqa: E402
 
 PUBLIC = [n for n in public_names.public_names() if n.home == n.package]
 WITHOUT_PAGE = [p for _, p in runpy.run_path(str(DOCS / "conf.py"))["nitpick_ignore_regex"]]
@@ -127,6 +128,33 @@ def test_reference_has_every_public_name_once():
 def test_every_name_has_a_summary_of_one_sentence():
     rows = [line for n in PUBLIC for line in api_pages.summary([n]) if line.startswith("     - ")]
     assert [row for row in rows if not row.removeprefix("     - ")] == []
+
+
+GOOD = (
+    '<h1 id="top">A</h1><a href="b.html#top">b</a><img src="i.svg" alt="i"><a href="http://x">x</a>'
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (("", ""), []),
+        (("b.html", "c.html"), ["leads to c.html#top, which is not there"]),
+        (("#top", "#end"), ["leads to b.html#end, where there is no such place"]),
+        (("i.svg", "j.svg"), ["leads to j.svg, which is not there"]),
+        ((' alt="i"', ""), ["no text in place of"]),
+        (("<h1", "<h2"), ["must have one title"]),
+        (("http:", "x" * 300_000 + ":"), ["has 300,0"]),
+    ],
+    ids=["good", "link", "place", "picture", "text", "title", "weight"],
+)
+def test_faults_of_finished_pages_are_found(tmp_path, change, found):
+    (tmp_path / "a.html").write_text(GOOD.replace(*change), "utf-8")
+    (tmp_path / "b.html").write_text(GOOD, "utf-8")
+    (tmp_path / "i.svg").touch()
+    problems = list(site_checks.problems(tmp_path))
+    assert len(problems) == len(found)
+    assert all(part in problem for part, problem in zip(found, problems, strict=True))
 
 
 def _texts(tree: ast.AST) -> Iterator[str]:
