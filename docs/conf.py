@@ -20,6 +20,7 @@ extensions = [
     "api_pages",
     "gallery",
     "mathml",
+    "papers",
     "pictures",
     "results",
     "site_checks",
