@@ -378,7 +378,7 @@ def test_models_in_half_precision(tmp_path, text, capsys, processor, native, hal
     flags = tune_flags(text, tmp_path / "wide", steps=1, dtype="float32")
     flags[1:5] = ["--checkpoint", str(quantized)]
     assert main(flags) == 2
-    message = f"dtype must be auto, bfloat16 or float16 to tune a model in torch.{half}"
+    message = f"--dtype must be auto, bfloat16 or float16 to tune a model in torch.{half}"
     assert message in capsys.readouterr().err
 
 
@@ -474,25 +474,28 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
     [
         (
             ["quantize", "--model", "tiny-llama", "--format", "7b", "--out", "X"],
-            "parametrization '7b' is un",
+            "--format '7b' is un",
         ),
         (["quantize", "--model", "tiny-llama", "--format", "2x99g8", "--out", "X"], "bits must be"),
         (
             ["quantize", "--model", "tiny-llama", "--format", "vq:4g7", "--out", "X"],
             "q_proj.weight",
         ),
-        (["quantize", "--model", "no/../model", "--out", "X"], "neither an existing folder"),
-        (["eval", "--model", "tiny-llama", "--text", "/nowhere"], "existing text file"),
+        (["quantize", "--model", "no/../model", "--out", "X"], "--model 'no/../model' is neither"),
+        (["eval", "--model", "tiny-llama", "--text", "/nowhere"], "--text '/nowhere' must be"),
         (["eval", "--checkpoint", "/nowhere"], "must be a checkpoint folder, found nothing"),
-        (["eval", "--model", "tiny-llama", "--context", "1"], "context_length must be"),
-        (["info", "--checkpoint", "/"], "pvopt.json: is missing"),
+        (["eval", "--model", "tiny-llama", "--context", "1"], "--context must be"),
+        (["info", "--checkpoint", "/"], "it has no config.json"),
         (["tune", "--out", "X"], "one of --model, --checkpoint and --resume"),
         (["tune", "--resume", "--out", "X"], "checkpoint folder"),
         (
             ["tune", "--model", "tiny-llama", "--out", "X", "--batch", "3", "--micro-batch", "2"],
-            "div",
+            "--micro-batch must divide --batch=3, got 2",
         ),
-        (["tune", "--model", "tiny-llama", "--out", "X", "--lr", "-1"], "lr must not be negative"),
+        (
+            ["tune", "--model", "tiny-llama", "--out", "X", "--lr", "-1"],
+            "--lr must not be negative",
+        ),
         (
             ["tune", "--model", "tiny-llama", "--out", "X", "--length", "99999999"],
             "most 512, the pos",
@@ -501,10 +504,13 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
             ["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "greedy:2"],
             "fraction must be in (0, 1], got 2.0",
         ),
-        (["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "gready"], "'gready' is un"),
+        (
+            ["tune", "--model", "tiny-llama", "--out", "X", "--subspace", "gready"],
+            "--subspace 'gready' is un",
+        ),
         (
             ["tune", "--model", "tiny-llama", "--format", "grid:4", "--out", "X", "--beam", "3"],
-            "beam does not fit UniformGrid",
+            "--beam does not fit UniformGrid",
         ),
         (["tune", "--out", "X", "--recipe", "best"], "argument --recipe: invalid choice: 'best'"),
         (["tune", "--out", "X", "--steps", "many"], "argument --steps: invalid int value"),

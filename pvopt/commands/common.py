@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from pvopt import QuantizedWeights
-    from pvopt.llm import LanguageModel
+    from pvopt.llm import LanguageModel, TextPart
 
 __all__ = [
     "add_computation",
@@ -23,6 +23,7 @@ __all__ = [
     "prepare_dtype",
     "remember_command",
     "shortened",
+    "warn_of_seen",
 ]
 
 
@@ -126,6 +127,18 @@ def remember_command(metadata: dict[str, Any], args: argparse.Namespace) -> None
     before = metadata.get("commands")
     commands = list(before) if isinstance(before, list) else []
     metadata["commands"] = [*commands, args.command_line]
+
+
+def warn_of_seen(text: TextPart, metadata: Mapping[str, Any]) -> None:
+    """Say that a checkpoint was made with the text that it is measured on."""
+    for record in text.recorded(metadata):
+        if text.overlaps(record):
+            other = "--part held-out was not used" if record["part"] == "train" else "take another"
+            note(
+                f"the checkpoint was made with the text {text.source} ({record['use']} on "
+                f"{record['text']}, {record['part']}): it will look better than on texts it has "
+                f"not seen; {other}"
+            )
 
 
 def shortened(message: str, limit: int = 600) -> str:

@@ -12,7 +12,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import original_of, remember_command
+from .common import original_of, remember_command, warn_of_seen
 from .tables import names_bar, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
             progress=names_bar,
         )
     remember_command(trainer.metadata, args)
+    _warn(trainer)
     with StopRequest() as stop:
         train(trainer, stop, log_to=log_to)
     if stop():
@@ -155,6 +156,16 @@ def train(trainer: Trainer, stop: StopRequest, *, log_to: str | None = None) -> 
     for path in (trainer.checkpoint, trainer.records.path):
         print(path)
     print(f"next: python -m pvopt report {shlex.quote(str(trainer.folder))}")
+
+
+def _warn(trainer: Trainer) -> None:
+    """Say that the student was made with the text that it is evaluated on."""
+    from pvopt.llm import TextPart
+
+    inputs = trainer.metadata["inputs"]
+    own = inputs["eval_text"]
+    text = TextPart.load(own or inputs["text"], "all" if own else "held-out")
+    warn_of_seen(text, trainer.metadata)
 
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -136,8 +136,7 @@ def start_run(
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
         student, weights, found = load_student(inputs.checkpoint, device=settings.device)
-        seen = list(found.get("seen", ()))
-        commands = list(found.get("commands", ()))
+        seen, commands = TextPart.recorded(found), _commands(found)
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
             check_fits(settings, rep.parametrization)
@@ -215,8 +214,8 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
     metadata = {
         "model": inputs.model,
         "inputs": asdict(inputs),
-        "seen": list(metadata.get("seen", ())),
-        "commands": list(metadata.get("commands", ())),
+        "seen": TextPart.recorded(metadata),
+        "commands": _commands(metadata),
     }
     trainer = Trainer(
         student, weights, teacher.model, batches, held_out, settings, folder, metadata
@@ -253,6 +252,11 @@ def _texts(
             f"{settings.context_length}: take a longer one or a smaller eval_length"
         )
     return batches, tokens
+
+
+def _commands(metadata: Mapping[str, Any]) -> list[str]:
+    found = metadata.get("commands")
+    return [str(line) for line in found] if isinstance(found, list) else []
 
 
 def _training_text(inputs: Inputs) -> TextPart:
