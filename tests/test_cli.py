@@ -484,7 +484,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
         (["quantize", "--model", "no/../model", "--out", "X"], "--model 'no/../model' is neither"),
         (["eval", "--model", "tiny-llama", "--text", "/nowhere"], "--text '/nowhere' must be"),
         (["eval", "--checkpoint", "/nowhere"], "must be a checkpoint folder, found nothing"),
-        (["eval", "--model", "tiny-llama", "--context", "1"], "--context must be"),
+        (["eval", "--model", "tiny-llama", "--context", "1"], "--context must be in 2.."),
         (["info", "--checkpoint", "/"], "it has no config.json"),
         (["tune", "--out", "X"], "one of --model, --checkpoint and --resume"),
         (["tune", "--resume", "--out", "X"], "checkpoint folder"),
@@ -494,7 +494,7 @@ def test_a_resumed_run_keeps_its_settings(tmp_path, text, capsys):
         ),
         (
             ["tune", "--model", "tiny-llama", "--out", "X", "--lr", "-1"],
-            "--lr must not be negative",
+            "--lr must be finite and not neg",
         ),
         (
             ["tune", "--model", "tiny-llama", "--out", "X", "--length", "99999999"],

@@ -111,9 +111,9 @@ def test_every_failure_is_one_line(monkeypatch, capsys, error, code, message):
         (["eval", "--model", "tiny-llama", "--contxt", "3"], "did you mean --context?"),
         (["tune", "--out", "x", "--recipe", "subspace_pv_st"], "did you mean subspace_pv_ste?"),
         (["quantize", "--model", "tiny-llama", "--out", "x", "--format", "gird:2"], "grid"),
-        (["quantize", "--model", "tiny-llama", "--text", "x"], "did you mean --calibration?"),
-        (["generate", "--model", "x", "--max_new_tokens=3"], "did you mean --tokens?"),
-        (["export", "--checkpoint", "x", "--format", "gguf"], "did you mean --to?"),
+        (["quantize", "--model", "x", "--out", "x", "--text", "x"], "did you mean --calibration?"),
+        (["eval", "--model", "x", "--max_length=3"], "did you mean --context?"),
+        (["tune", "--out", "x", "--learning-rate", "1"], "did you mean --lr?"),
     ],
 )
 def test_what_was_meant_is_guessed(capsys, command, message):

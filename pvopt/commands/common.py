@@ -103,8 +103,13 @@ def open_source(
     return load_student(checkpoint, device=device)
 
 
-def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
+def original_of(folder: str | Path, metadata: Mapping[str, Any], flag: str = "--model") -> str:
     """Return the name of the original of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        metadata: of it.
+        flag: by which the command takes another one.
 
     Raises:
         CheckpointError: if the checkpoint names none, or it is a folder or a file that is not here.
@@ -113,11 +118,11 @@ def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
 
     model = metadata.get("model")
     if not isinstance(model, str):
-        raise CheckpointError(f"{folder}: does not name its original; give it by --model")
+        raise CheckpointError(f"{folder}: does not name its original; give it by {flag}")
     if Path(model).is_absolute() and not Path(model).exists():
         raise CheckpointError(
             f"{folder}: was made of the model {model}, which is not on this machine; give it by "
-            "--model"
+            f"{flag}"
         )
     return model
 

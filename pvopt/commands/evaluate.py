@@ -104,6 +104,10 @@ def run(args: argparse.Namespace) -> int:
     check_length(loaded.model, "--context", context)
     warn_of_seen(text, metadata)
     tokens = loaded.encode(text.text)
+    if not 2 <= context <= len(tokens):
+        raise ValueError(
+            f"--context must be in 2..{len(tokens)}, the tokens of the text, got {context}"
+        )
     measure = {
         "context_length": context,
         "max_windows": args.windows,
@@ -139,7 +143,7 @@ def _original(
         return None
     dtype = next(p.dtype for p in loaded.model.parameters() if p.is_floating_point())
     try:
-        name = args.original or original_of(args.checkpoint, metadata)
+        name = args.original or original_of(args.checkpoint, metadata, "--original")
         original = load_model(name, dtype=dtype, device=device)
         sizes = [len(output_head(found.model).weight) for found in (loaded, original)]
         if sizes[0] != sizes[1]:

@@ -17,6 +17,7 @@ _RENAMED = {
     "sequence_length": "length",
     "beam_size": "beam",
     "length": "calibration_length",
+    "tokens": "calibration_tokens",
     "epochs": "fine_tune",
     "power": "end_loss",
 }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pvopt.selection.patterns import check_patterns
 from pvopt.selection.schemes import select_schemes
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def choose(args: Any, model: nn.Module) -> Choice:
     from pvopt.parametrizations import parse_scheme
 
     scheme = parse_scheme(args.format)
+    check_patterns(model, args.exclude, "--exclude")
     names = {id(p): name for name, p in model.named_parameters()}
     embeddings = _weight_name(model, "get_input_embeddings", names)
     head = _weight_name(model, "get_output_embeddings", names)

@@ -12,7 +12,7 @@ from torch import nn
 
 from .layers import LayerWeight, Place, layer_weights
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "check_patterns", "select"]
 
 Setting = TypeVar("Setting")
 
@@ -86,6 +86,31 @@ def select(
         hints = [_hint(pattern, patterns, found, model) for pattern in unused]
         raise ValueError(f"{argument} patterns {unused} match no weight: {'; '.join(hints)}")
     return found
+
+
+def check_patterns(model: nn.Module, patterns: Iterable[str], argument: str) -> None:
+    """Raise unless each pattern matches the name of a matrix or of its module.
+
+    Args:
+        model: any module.
+        patterns: as ``exclude`` takes them.
+        argument: name of ``patterns`` in messages.
+
+    Raises:
+        ValueError: if one matches none; the message says what it comes close to.
+
+    Example:
+        >>> check_patterns(nn.Sequential(nn.Linear(2, 2)), ["0", "1"], "exclude")
+        Traceback (most recent call last):
+        ...
+        ValueError: exclude pattern '1' matches no weight: '1': weights are '0.weight'
+    """
+    found: Selection[Any] = Selection({}, layer_weights(model))
+    for pattern in patterns:
+        pairs = ((weight, place) for weight in found.weights.values() for place in _faces(weight))
+        if not any(_covers(pattern, weight, place) for weight, place in pairs):
+            hint = _hint(pattern, {pattern: True}, found, model)
+            raise ValueError(f"{argument} pattern {pattern!r} matches no weight: {hint}")
 
 
 def _tied_layer(

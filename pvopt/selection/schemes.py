@@ -35,7 +35,7 @@ def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Sele
             wrong[name] = f"cannot quantize {name!r} with {scheme}: {error}"
     if wrong:
         first, *others = wrong
-        more = f" (nor {', '.join(map(repr, others[:8]))})" if others else ""
+        more = f" (nor {', '.join(map(repr, others[:3]))})" if others else ""
         ways = "exclude it, give it settings of its own or fill it up with Padding"
         raise ValueError(f"{wrong[first]}{more}; {ways}")
     return Selection(chosen, found.weights, found.left, found.tied)

@@ -106,7 +106,8 @@ def start_run(
         progress: wraps the names of the weights to quantize, for instance ``tqdm.tqdm``.
 
     Returns:
-        A trainer at step 0.
+        A trainer at step 0. Values that a checkpoint holds in half precision are tuned in single
+        precision, in which a step is not rounded away.
 
     Raises:
         ValueError: if an input cannot be found, settings do not fit it, or the folder holds a run
@@ -135,7 +136,8 @@ def start_run(
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
-        student, weights, found = load_student(inputs.checkpoint, device=settings.device)
+        student, stored, found = load_student(inputs.checkpoint, device=settings.device)
+        weights = _in_single_precision(student.model, stored)
         seen, commands = TextPart.recorded(found), _commands(found)
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
@@ -227,6 +229,15 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
             f"{checkpoint}: its training state does not fit its model ({error})"
         ) from error
     return trainer
+
+
+def _in_single_precision(model: Any, weights: QuantizedWeights) -> QuantizedWeights:
+    """Return the weights with values in which steps are not rounded away, written."""
+    dtypes = {name: torch.promote_types(rep.dtype, torch.float32) for name, rep in weights.items()}
+    wide = {name: rep.to(dtype=dtypes[name]) for name, rep in weights.items()}
+    found = QuantizedWeights(model, wide)
+    found.write_()
+    return found
 
 
 def _texts(
