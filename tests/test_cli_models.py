@@ -238,7 +238,7 @@ REASONS = {
     "t5": "has an encoder and a decoder",
     "bert": "no causal language model",
     "llava": "takes more than text: save its language model by itself",
-    "qwen2_vl": "takes more than text: save its language model by itself",
+    "qwen2_vl": "takes more than text, and its language model is none that transformers loads",
     "classifier": "a LlamaForSequenceClassification, no causal language model",
     "code": "without running code from its folder, which pvopt never does",
 }
@@ -331,11 +331,21 @@ def test_formats_by_layer_exclusions_head_and_embeddings(tmp_path, capsys):
     model = student.model
     assert model.lm_head.weight is model.model.embed_tokens.weight
     assert torch.equal(model.lm_head.weight, weights["model.embed_tokens.weight"].decode())
+    for flags, expected in (
+        (["*.self_attn.*=ternary", "*.mlp.*=binary"], {"ternary", "binary"}),
+        (["*=binary", "*.mlp.*=ternary"], {"ternary", "binary"}),
+    ):
+        given = [part for flag in flags for part in ("--layer", flag)]
+        shown = run(capsys, "quantize", "--model", "tiny-llama", *given, "--dry-run", "--out", "x")
+        assert {line.split()[2] for line in shown.splitlines() if "_proj" in line} == expected
     conflict = run(capsys, *command, "--embeddings", "ternary", "--out", tmp_path / "x", code=2)
     assert "--head and --embeddings are one weight" in conflict
     for flags, message in (
         (["--layer", "mlp"], "--layer must be PATTERN=FORMAT, got 'mlp'"),
-        (["--layer", "*.nothing=ternary"], "nothing"),
+        (["--layer", "*.nothing=ternary"], "--layer patterns ['*.nothing'] match no weight"),
+        (["--layer", "*.mlp.*=ternary", "--layer", "*.mlp.*=e8p:2"], "each pattern once"),
+        (["--exclude", "model.layers.0"], "--exclude pattern 'model.layers.0' matches no weight"),
+        (["--exclude", "*"], "nothing is left to quantize"),
     ):
         command = ["quantize", "--model", "tiny-llama", *flags, "--out", tmp_path / "x"]
         assert message in run(capsys, *command, code=2)

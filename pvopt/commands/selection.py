@@ -127,11 +127,17 @@ def choose(args: Any, model: nn.Module) -> Choice:
                 f"--head and --embeddings are one weight in this model, {name!r}, and need one "
                 "format"
             )
-    spec = {**_formats(args.layer), "*": scheme}
+    spec = {"*": scheme} | _formats(args.layer)
+    spec["*"] = spec.pop("*")  # the last to be asked
     apart = {name for name in (embeddings, head) if name is not None}
-    layers = select_schemes(model, spec, (*args.exclude, *_aliases(model, apart))).chosen
+    left_out = (*args.exclude, *_aliases(model, apart))
+    layers = select_schemes(model, spec, left_out, "--layer", optional=("*",)).chosen
+    if not layers and not outside:
+        raise ValueError(
+            "nothing is left to quantize: --exclude matches every layer, or there are none"
+        )
     if outside:
-        outside = select_schemes(model, outside, tuple(args.exclude)).chosen
+        outside = select_schemes(model, outside, tuple(args.exclude), "--head").chosen
     left, excluded = _left(model, {*layers, *outside}, apart, args.exclude)
     return Choice(layers, outside, left, excluded)
 
@@ -144,6 +150,8 @@ def _formats(layers: Sequence[str]) -> dict[str, Scheme]:
         pattern, separator, form = text.partition("=")
         if not (pattern and separator and form):
             raise ValueError(f"--layer must be PATTERN=FORMAT, got {text!r}")
+        if pattern in found:
+            raise ValueError(f"--layer must have each pattern once, got {pattern!r} again")
         found[pattern] = parse_scheme(form)
     return found
 

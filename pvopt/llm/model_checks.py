@@ -93,10 +93,17 @@ def check_config(source: str, config: Any) -> None:
             f"{kind}, which has an encoder and a decoder: pvopt works on models that are a decoder "
             "alone (causal language models)"
         )
-    if not classes and config.get_text_config() is not config:
+    text = config.get_text_config()
+    if not classes and text is not config:
+        if text.model_type not in known:
+            raise ValueError(
+                f"{kind}, which takes more than text, and its language model is none that "
+                "transformers loads by itself"
+            )
         raise ValueError(
-            f"{kind}, which takes more than text: save its language model by itself "
-            "(model.language_model.save_pretrained(...)) and name that folder"
+            f"{kind}, which takes more than text: save its language model by itself, "
+            "AutoModelForCausalLM.from_config(model.config.text_config) with the weights of "
+            "model.model.language_model (as its .model) and model.lm_head, and name that folder"
         )
     other = [name for name in own if name not in classes and not name.endswith("Model")]
     if not classes or len(other) == len(own) > 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -41,6 +41,7 @@ def select(
     exclude: Iterable[str],
     kinds: tuple[type[Setting], ...],
     argument: str,
+    optional: Collection[str] = (),
 ) -> Selection[Setting]:
     """Find a setting for each weight that a pattern means; the first match wins.
 
@@ -50,6 +51,7 @@ def select(
         exclude: patterns of modules or parameters to leave out.
         kinds: classes, of one of which every setting must be an instance.
         argument: name of ``settings`` in messages.
+        optional: patterns that need not mean any weight.
 
     Raises:
         TypeError: if a setting is of another class.
@@ -81,7 +83,7 @@ def select(
             if layer is not None:
                 found.tied[name] = layer
                 found.left[name] = f"{weight.left}, although it is the weight of {layer!r}, too"
-    unused = [pattern for pattern in patterns if pattern not in used]
+    unused = [pattern for pattern in patterns if pattern not in {*used, *optional}]
     if unused:
         hints = [_hint(pattern, patterns, found, model) for pattern in unused]
         raise ValueError(f"{argument} patterns {unused} match no weight: {'; '.join(hints)}")
