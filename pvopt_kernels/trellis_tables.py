@@ -48,6 +48,7 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
         ValueError: if it is out of range, or the code is unknown.
 
     Example:
+        >>> from pvopt_kernels import trellis_table
         >>> table = trellis_table("1mad", 16)
         >>> table.shape, round(float(table.std()), 2)
         (torch.Size([65536]), 1.0)
@@ -98,6 +99,7 @@ def hybrid_index(state_bits: int, table_bits: int) -> tuple[Tensor, Tensor]:
         ValueError: if one is out of range.
 
     Example:
+        >>> from pvopt_kernels import hybrid_index
         >>> pairs, signs = hybrid_index(16, 9)
         >>> int(pairs.max()), signs.shape
         (511, torch.Size([65536, 2]))

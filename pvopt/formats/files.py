@@ -30,6 +30,7 @@ def is_plain_name(name: object) -> bool:
     """Tell whether a name is that of a file inside of a folder, on every system.
 
     Example:
+        >>> from pvopt.formats.files import is_plain_name
         >>> is_plain_name("model.safetensors"), is_plain_name("../model.safetensors")
         (True, False)
     """
@@ -47,7 +48,10 @@ def regular_file(folder: Path, name: str) -> Path:
             something outside of the folder.
 
     Example:
+        >>> import os
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import regular_file
         >>> folder = Path(tempfile.mkdtemp())
         >>> os.mkfifo(folder / "config.json")
         >>> regular_file(folder, "config.json")
@@ -112,6 +116,8 @@ def read_json(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import read_json
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "x.json").write_text("[" * 200 + "]" * 200)
         >>> read_json(folder, "x.json")

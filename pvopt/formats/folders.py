@@ -42,6 +42,7 @@ def complete_folder(folder: str | Path) -> Path:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.formats import complete_folder
         >>> folder = tempfile.mkdtemp()
         >>> complete_folder(folder).samefile(folder)
         True
@@ -75,6 +76,7 @@ def read_complete(folder: str | Path, read: Callable[[Path], Result]) -> Result:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.formats.folders import read_complete
         >>> read_complete(tempfile.mkdtemp(), lambda folder: sorted(folder.iterdir()))
         []
     """
@@ -106,6 +108,8 @@ def one_generation(folder: Path) -> Iterator[None]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.folders import one_generation
         >>> folder = Path(tempfile.mkdtemp()) / "x"
         >>> folder.mkdir()
         >>> with one_generation(folder):
@@ -166,6 +170,9 @@ def replaced_folder(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats import complete_folder
+        >>> from pvopt.formats.folders import replaced_folder
         >>> place = Path(tempfile.mkdtemp()) / "state"
         >>> with replaced_folder(place, "mark") as new:
         ...     _ = (new / "mark").write_text("1")

@@ -36,8 +36,10 @@ def model_card(checkpoint: Checkpoint, writer: Writer, folder: str | Path) -> st
         ImportError: without huggingface_hub.
 
     Example:
-        >>> import pvopt, torch
-        >>> from pvopt.formats import FORMATS
+        >>> import torch
+        >>> import pvopt
+        >>> from pvopt.formats import FORMATS, Checkpoint
+        >>> from pvopt.formats.model_cards import model_card
         >>> model = torch.nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> card = model_card(Checkpoint(model, weights), FORMATS.writer("native"), "tuned")

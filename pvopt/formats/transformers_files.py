@@ -90,6 +90,8 @@ def check_settings(folder: Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.transformers_files import check_settings
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
         >>> check_settings(folder)
@@ -203,7 +205,10 @@ def check_model_folder(folder: Path) -> None:
             there are weights.
 
     Example:
-        >>> import os, tempfile
+        >>> import os
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.transformers_files import check_model_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> os.mkfifo(folder / "model.safetensors")
         >>> check_model_folder(folder)

@@ -28,6 +28,7 @@ class Comparison(PerplexityResult):
         agreement: share of the positions at which both think the same token the likeliest.
 
     Example:
+        >>> from pvopt.llm import Comparison
         >>> Comparison(12.0, 2.48, 6, 2, 4, divergence=0.5, agreement=0.75).positions
         8
     """
@@ -77,7 +78,7 @@ def compare(
             vocabularies differ.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import compare, load_model
         >>> model = load_model("tiny-llama").model
         >>> near = compare(model, model, range(100), context_length=50)
         >>> near.divergence, near.agreement, near.tokens, near.positions

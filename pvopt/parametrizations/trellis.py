@@ -100,6 +100,8 @@ class Trellis(Parametrization):
             or (on use) tiles do not fit the weight.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Trellis
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> rep = Trellis(bits=2, state_bits=8).fit(weight)
         >>> rep.codes["symbols"].shape, rep.codes["symbols"].dtype

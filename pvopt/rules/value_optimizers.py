@@ -101,6 +101,7 @@ class SGDValues(ValueOptimizer):
 
     Example:
         >>> import torch
+        >>> from pvopt import SGDValues
         >>> value = torch.tensor([1.0])
         >>> SGDValues().move_([value], [torch.tensor([0.5])], {}, [0.1], [1], [None])
         >>> value
@@ -176,6 +177,7 @@ class AdamValues(ValueOptimizer):
 
     Example:
         >>> import torch
+        >>> from pvopt import AdamValues
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
         >>> moments = {name: [torch.zeros(2)] for name in rule.moments}
         >>> rule.move_([value], [torch.tensor([0.3, -9.0])], moments, [0.1], [1], [None])

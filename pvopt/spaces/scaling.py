@@ -48,6 +48,8 @@ class Scaling(Space):
         ValueError: if both are False.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Scaling
         >>> space, weight = Scaling(inputs=True), torch.tensor([[1.0, 2.0], [1.0, 2.0]])
         >>> _, owned = space.start(weight, None)
         >>> owned["input_scales"], space.enter(weight, owned)

@@ -32,6 +32,8 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import find_checkpoint
         >>> run = Path(tempfile.mkdtemp())
         >>> (run / "checkpoint").mkdir()
         >>> find_checkpoint(run).name
@@ -48,6 +50,7 @@ def holds_run(folder: str | Path) -> bool:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.tuning import holds_run
         >>> holds_run(tempfile.mkdtemp())
         False
     """
@@ -62,6 +65,8 @@ def delete_run(folder: str | Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import delete_run, holds_run
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> (folder / "notes.txt").touch()
@@ -98,6 +103,8 @@ def check_run_folder(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import check_run_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> check_run_folder(folder)
@@ -130,6 +137,8 @@ def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> N
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import check_checkpoint_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> check_checkpoint_folder(folder)

@@ -29,6 +29,8 @@ def narrowest(tensor: Tensor) -> torch.dtype:
     What has one dimension is multiplied in float32 by llama.cpp, which wants it so.
 
     Example:
+        >>> import torch
+        >>> from pvopt.formats.gguf.tensors import narrowest
         >>> narrowest(torch.tensor([[0.5, 1e-5]])), narrowest(torch.tensor([[0.5, 1.0]]))
         (torch.float32, torch.float16)
     """
