@@ -64,6 +64,7 @@ def in_flags(message: str, flags: Mapping[str, str], given: Mapping[str, Any]) -
         given: values of the arguments.
 
     Example:
+        >>> from pvopt.commands.flags import in_flags
         >>> flags = {"micro_batch": "--micro-batch", "batch": "--batch", "text": "--text"}
         >>> in_flags("micro_batch must divide batch=4, got 3", flags, {})
         '--micro-batch must divide --batch=4, got 3'
@@ -100,6 +101,7 @@ def meant_flag(flag: str, known: Mapping[str, Any]) -> str | None:
         known: flags that it has.
 
     Example:
+        >>> from pvopt.commands.flags import meant_flag
         >>> meant_flag("--max-new-tokens", {"--tokens": None, "--temperature": None})
         '--tokens'
     """

@@ -108,6 +108,8 @@ def check_place(folder: str | Path, format: str = "native") -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats import check_place
         >>> folder = Path(tempfile.mkdtemp())
         >>> check_place(folder)
         >>> (folder / "notes.txt").touch()

@@ -32,6 +32,8 @@ def check_replaceable(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.places import check_replaceable
         >>> file = Path(tempfile.mkdtemp()) / "file"
         >>> file.touch()
         >>> check_replaceable(file / "state", "mark")

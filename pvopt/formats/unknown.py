@@ -25,6 +25,8 @@ def unknown_reason(path: Path) -> str:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.unknown import unknown_reason
         >>> unknown_reason(Path(tempfile.mkdtemp()))
         'it has no config.json'
     """

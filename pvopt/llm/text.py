@@ -142,6 +142,7 @@ class TextPart:
         """Return the records among the metadata of a checkpoint; what is none is left out.
 
         Example:
+            >>> from pvopt.llm import TextPart
             >>> record = TextPart("mine", "all", "so long", "0").record("tuning")
             >>> TextPart.recorded({"seen": [record, "yours"]}) == [record]
             True

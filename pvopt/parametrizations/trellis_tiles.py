@@ -21,6 +21,7 @@ def fitting_tiles(trellis: Trellis, shape: tuple[int, ...]) -> Trellis | None:
 
     Example:
         >>> from pvopt import Trellis
+        >>> from pvopt.parametrizations.trellis_tiles import fitting_tiles
         >>> tiles = fitting_tiles(Trellis(), (32, 64))
         >>> tiles.out_group, tiles.in_group
         (32, 4)

@@ -102,6 +102,8 @@ def check_patterns(model: nn.Module, patterns: Iterable[str], argument: str) -> 
         ValueError: if one matches none; the message says what it comes close to.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt.selection.patterns import check_patterns
         >>> check_patterns(nn.Sequential(nn.Linear(2, 2)), ["0", "1"], "exclude")
         Traceback (most recent call last):
         ...
