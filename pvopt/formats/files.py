@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import CheckpointError
 
-__all__ = ["MAX_JSON_BYTES", "is_plain_name", "read_bytes", "read_json", "regular_file"]
+__all__ = ["MAX_JSON_BYTES", "is_plain_name", "read_bytes", "read_json", "regular_file", "root_of"]
 
 #: Settings of a million experts take less.
 MAX_JSON_BYTES = 1 << 27
@@ -40,6 +40,20 @@ def is_plain_name(name: object) -> bool:
     return not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
 
 
+def root_of(folder: Path) -> Path:
+    """Return the folder that links in a folder of a model may not leave.
+
+    Models of the hub's cache consist of links into a folder of blobs beside; these are followed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import root_of
+        >>> root_of(Path("cache/models--a--b/snapshots/0f3")).name, root_of(Path("runs/a")).name
+        ('models--a--b', 'a')
+    """
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder
+
+
 def regular_file(folder: Path, name: str) -> Path:
     """Return the path of a file in a folder, after a look at what it is; it is not opened.
 
@@ -62,7 +76,8 @@ def regular_file(folder: Path, name: str) -> Path:
     file = folder / name
     try:
         mode = file.stat().st_mode
-        inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+        root = os.path.realpath(root_of(folder))
+        inside = Path(os.path.realpath(file)).is_relative_to(root)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing") from error
     except (OSError, ValueError) as error:

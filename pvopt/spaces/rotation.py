@@ -18,7 +18,7 @@ from pvopt.metrics.contract import Metric
 from .contract import SPACES, Space
 from .orthogonal import kronecker_factors, transform
 
-__all__ = ["Rotation", "rotate"]
+__all__ = ["Rotation", "random_signs", "rotate"]
 
 
 @SPACES.register(
