@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from .errors import CheckpointError
-from .files import read_json, regular_file, root_of
+from .files import is_plain_name, read_json, regular_file, root_of
 
 __all__ = [
     "CONFIG",
@@ -117,13 +117,25 @@ def _check_names(file: Path, content: Any) -> None:
         word = key.strip("_")
         if value and (word == "auto_map" or word == "custom_pipelines"):
             raise CheckpointError(f"{file}: {key} names code, which is not run")
-        kernel = word.endswith("_implementation") and not _plain_words(value)
-        if kernel or (value and word in ("use_kernels", "kernel_config", "fusion_config")):
-            raise CheckpointError(f"{file}: {key} names a kernel, which is not loaded: {value!r}")
+        _check_kernel(file, key, value)
         outside = word.endswith("_file") or word == "transformers_weights"
         if value and isinstance(value, str) and outside:
             raise CheckpointError(f"{file}: {key} names a file, which is not read: {value!r}")
         _check_names(file, value)
+
+
+def _check_kernel(file: Path, key: str, value: Any) -> None:
+    word = key.strip("_")
+    kernel = word.endswith("_implementation") and not _plain_words(value)
+    if kernel or (value and word in ("use_kernels", "kernel_config", "fusion_config")):
+        raise CheckpointError(f"{file}: {key} names a kernel, which is not loaded: {value!r}")
+
+
+def _check_kernels(file: Path, content: Any) -> None:
+    """Raise if a configuration names a kernel; code that it names is never run anyway."""
+    for key, value in content.items() if isinstance(content, dict) else ():
+        _check_kernel(file, key, value)
+        _check_kernels(file, value)
 
 
 def _plain_words(value: Any) -> bool:
@@ -187,7 +199,8 @@ def check_model_folder(folder: Path) -> None:
 
     Raises:
         CheckpointError: for a FIFO, a device, a socket, a link to elsewhere, JSON that cannot be
-            read, or a configuration of far more layers than there are weights.
+            read, kernels and weights of other places, or a configuration of far more layers than
+            there are weights.
 
     Example:
         >>> import os
@@ -205,8 +218,8 @@ def check_model_folder(folder: Path) -> None:
     for entry in sorted(folder.iterdir()):
         if entry.suffix in _READ and not entry.is_dir():
             regular_file(root, entry.relative_to(root).as_posix())
-            if entry.name in _SETTINGS:
-                read_json(folder, entry.name, within=root, strict=False)
+            if entry.name in _SETTINGS or entry.name.endswith(".index.json"):
+                _check_content(entry, read_json(folder, entry.name, within=root, strict=False))
     stored = 0
     for file in sorted(folder.glob("*.safetensors")):
         try:
@@ -217,6 +230,17 @@ def check_model_folder(folder: Path) -> None:
     if stored and (folder / CONFIG).exists():
         content = read_json(folder, CONFIG, within=root, strict=False)
         _check_numbers(folder / CONFIG, content, max(1000, stored))
+
+
+def _check_content(file: Path, content: Any) -> None:
+    """Raise unless a settings file is an object that names no kernel and no weights elsewhere."""
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{file}: must hold an object")
+    _check_kernels(file, content)
+    weights = content.get("weight_map")
+    for name in weights.values() if isinstance(weights, dict) else ():
+        if not is_plain_name(name):
+            raise CheckpointError(f"{file}: names a file outside of the folder: {name!r}")
 
 
 def _config(folder: Path) -> Any:
