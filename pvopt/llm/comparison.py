@@ -38,7 +38,7 @@ class Comparison(PerplexityResult):
 
     @property
     def positions(self) -> int:
-        """Positions compared: all of every window."""
+        """How many positions were compared, all of every window."""
         return self.windows * self.context_length
 
 
