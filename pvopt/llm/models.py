@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pvopt.formats import CheckpointError, load, load_tokenizer
 from pvopt.formats.gguf import holds_gguf
-from pvopt.formats.transformers_files import check_model_folder
+from pvopt.formats.settings_checks import check_model_folder
 from pvopt.llm.model_checks import (
     DEQUANTIZED,
     check_causal,
