@@ -190,7 +190,7 @@ def test_a_start_in_the_space_of_the_format():
     """With the metric of a layer's inputs, and without; a window of a V step keeps to the space."""
     scheme = pvopt.parse_scheme("pad128x128[free=False]+scale:in-out[weighted=False]+had128+vq:2g2")
     draws = torch.Generator().manual_seed(0)
-    weight = torch.randn(20, 24, generator=draws) * torch.logspace(-2, 1, 24)
+    weight = torch.randn(20, 24, generator=draws) * torch.logspace(-5, -2, 24)
     inputs = torch.randn(64, 24, generator=draws) @ torch.randn(24, 24, generator=draws)
     metric = pvopt.Row(inputs.T @ inputs)
     rep = scheme.fit(weight)
@@ -204,7 +204,7 @@ def test_a_start_in_the_space_of_the_format():
     moved = pvopt.v_step(
         rep, target, rounding=pvopt.Nearest(), subspace=pvopt.Greedy(0.1), trust_region=region
     )
-    assert 0 < int(moved) <= 0.1 * rep.num_groups
+    assert 10 < int(moved) <= 0.1 * rep.num_groups  # the region is one of the space
     assert (rep.split(rep.decode()) - goal).norm() < (before - goal).norm()
 
 
