@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import doctest
@@ -21,8 +22,10 @@ STUB = DOCS.parent / "pvopt" / "__init__.pyi"
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import api_pages  # noqa: E402
+import public_names  # noqa: E402
+import results  # noqa: E402
 
-PUBLIC = [n for n in api_pages.public_names() if n.home == n.package]
+PUBLIC = [n for n in public_names.public_names() if n.home == n.package]
 WITHOUT_PAGE = [p for _, p in runpy.run_path(str(DOCS / "conf.py"))["nitpick_ignore_regex"]]
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"])
 
@@ -112,10 +115,45 @@ def test_every_name_of_the_stub_is_documented():
 
 
 def test_reference_has_every_public_name_once():
-    pages = "\n".join(api_pages.page(package) for package in api_pages.packages())
-    documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.M)
-    expected = [f"{n.package}.{n.name}" for n in PUBLIC] + api_pages.packages()
+    pages = "\n".join(api_pages.pages().values())
+    documented = re.findall(r"^\.\. (?:auto\w+|py:data):: ([\w.]+)$", pages, re.M)
+    expected = [n.full for n in PUBLIC] + public_names.packages()
     assert sorted(documented) == sorted(expected)
+    files = [name.lower() for name in api_pages.pages()]
+    assert len(set(files)) == len(files)
+
+
+def test_every_name_has_a_summary_of_one_sentence():
+    rows = [line for n in PUBLIC for line in api_pages.summary([n]) if line.startswith("     - ")]
+    assert [row for row in rows if not row.removeprefix("     - ")] == []
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """The strings of a module, an ellipsis for what is filled in."""
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+            parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+            yield "".join(str(part) for part in parts)
+        elif isinstance(node, ast.Constant) and id(node) not in inside:
+            yield re.sub(r"%[.\d]*[a-z]", "…", str(node.value))
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_library():
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^`([^`]+)`\n: ", page, re.M)
+    assert len(quoted) > 30
+    sources = [file.read_text("utf-8") for file in (DOCS.parent / "pvopt").rglob("*.py")]
+    texts = [text for source in sources for text in _texts(ast.parse(source))]
+    assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
+def test_every_measured_row_is_shown():
+    rows = results.read("frontier")["rows"]
+    assert {row["format"] for row in rows} <= set(results.FORMATS)
+    table = results.frontier(results.read("frontier"))
+    assert [row for row in rows if results.shown(row["ppl"]) not in table] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -92,6 +92,7 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     )
 
 
+#: Which part of a text: all but its last tenth to train on, that tenth, or all of it.
 PARTS = ("held-out", "train", "all")
 
 
