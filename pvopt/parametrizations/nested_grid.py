@@ -142,12 +142,12 @@ class NestedGrid(ScalarGrid):
             scale_bits=self.scale_bits,
             usual=usual_size(shape),
         )
-        codes = {
-            name: found.codes[name].reshape(stream.shape).to(stream.dtype)
-            for name, stream in self.streams(shape).items()
-        }
-        values = {n: found.values[n].reshape(s) for n, s in self.value_shapes(shape).items()}
-        return Representation(self, codes, values, shape)
+        codes = {"levels": found.levels, "scales": found.steps, "offsets": found.shifts}
+        streams = self.streams(shape).items()
+        codes = {n: codes[n].reshape(stream.shape).to(stream.dtype) for n, stream in streams}
+        values = {"scales": found.scale, "offsets": found.offset}
+        sizes = self.value_shapes(shape).items()
+        return Representation(self, codes, {n: values[n].reshape(s) for n, s in sizes}, shape)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None

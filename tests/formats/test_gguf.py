@@ -296,7 +296,10 @@ def test_tensors_of_other_types_are_read_as_dense_ones(tmp_path):
     ("make", "text"),
     [
         *((small, text) for text in ("grid:2g64s", "affine:4g32", "grid:8g32s", "ternary:g64")),
-        *((wide, text) for text in ("binary:g128", "ternary:g256", "grid:4g32s", "grid:2g64s")),
+        *(
+            (wide, text)
+            for text in ("binary:g128", "ternary:g256", "grid:4g32s", "grid:2g64s", "nested:2")
+        ),
     ],
 )
 def test_llama_cpp_computes_the_same(tmp_path, make, text):
