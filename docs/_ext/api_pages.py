@@ -84,7 +84,8 @@ def package_page(package: str) -> str:
     lines = [package, "=" * len(package), "", f".. automodule:: {package}", ""]
     sections: dict[str, list[PublicName]] = {}
     for n in own:
-        sections.setdefault(_section(package, n.module), []).append(n)
+        if n.full not in EXTENDING:
+            sections.setdefault(_section(package, n.module), []).append(n)
     for section in sorted(sections, key=_rank):
         if section != package:
             title = _title(section)
@@ -95,9 +96,13 @@ def package_page(package: str) -> str:
                 lines += [f".. py:module:: {section}", ""]
         lines += [f".. py:currentmodule:: {package}", ""]
         lines += [*summary(sections[section]), ""]
-    elsewhere = [n for n in names if n.home != package]
-    if elsewhere:
-        lines += ["Exported here, too", "-" * 18, "", *summary(elsewhere), ""]
+    others = {
+        "For parts of your own": [n for n in own if n.full in EXTENDING],
+        "Exported here, too": [n for n in names if n.home != package],
+    }
+    for title, some in others.items():
+        if some:
+            lines += [title, "-" * len(title), "", *summary(some), ""]
     return "\n".join(lines)
 
 

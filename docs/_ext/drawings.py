@@ -144,7 +144,7 @@ def stall(ink: str) -> Figure:
         fontsize=10,
     )
     axes.set(
-        xlabel="weight, those that ask loudest first",
+        xlabel="weights, by the length of their step",
         ylabel="share of the way",
         xticks=[1, 6, 12, 18, 24],
     )

@@ -19,7 +19,7 @@ from written import write
 
 import pvopt
 from pvopt.formats import FORMATS as WRITERS
-from pvopt.formats import Checkpoint
+from pvopt.formats import Checkpoint, Writer
 from pvopt.parametrizations import PARAMETRIZATIONS
 from pvopt.spaces import SPACES
 
@@ -74,11 +74,13 @@ SERVERS = {
     "gptq": "vLLM, transformers",
     "aqlm": "transformers",
     "gguf": "llama.cpp, Ollama",
+    "exl3": "ExLlamaV3",
 }
+_EXL3 = "pad128x128[free=False]+scale:in-out[weighted=False]+had128+trellis:2l16-mul1@mma/tensor"
 EXPORTED = (
     "grid:4g32s", "grid:2g32s", "grid:8g32s", "grid:4g32z", "grid:2g32z", "perm+grid:4g32s",
     "grid:4g32", "affine:4g32", "ternary:g32", "binary:g32", "2x8g8", "vq:8g4", "2x8g8/32",
-    "had+e8p:2",
+    "had+e8p:2", _EXL3,
 )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def frontier(report: dict[str, Any], names: Sequence[str] | None = None) -> str:
         if row["ppl"] <= _NOISE * full:
             found = shown(row["ppl"])
             rows.append([words, f"`{short}`", f"`{row['method']}`", bits, found, after])
-    heads = ["weights", "format", "start", "bits", "perplexity", f"{steps} steps"]
+    heads = ["weights", "format", "start", "bits", "perplexity", f"tuned, {steps} steps"]
     noise = [row for row in chosen if row["ppl"] > _NOISE * full]
     left = ", ".join(f"{FORMATS[r['format']][0]} ({shown(r['ppl'])})" for r in noise)
     return table(heads, rows, 3) + (f"\nModels that write noise: {left}.\n" if left else "")
@@ -159,7 +161,7 @@ def llm_tune(report: dict[str, Any]) -> str:
 def servers() -> str:
     """Return which writer takes which format, as the writers themselves say."""
     config = LlamaConfig(
-        vocab_size=64, hidden_size=256, intermediate_size=256, num_hidden_layers=1,
+        vocab_size=64, hidden_size=128, intermediate_size=256, num_hidden_layers=1,
         num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     rows = []
@@ -168,15 +170,20 @@ def servers() -> str:
         model = LlamaForCausalLM(config).half().float()
         scheme, once = pvopt.parse_scheme(short), pvopt.FitOptions(iterations=1)
         fitted = pvopt.quantize_(model, {"*.down_proj": scheme}, options=once)
-        # Scales of 16 bits, as servers have them.
-        reps = {n: r.to(dtype=torch.float16).to(dtype=torch.float32) for n, r in fitted.items()}
-        weights = pvopt.QuantizedWeights(model, reps)
-        weights.write_()
-        writers = [WRITERS.writer(name) for name in SERVERS]
-        takes = [writer.can_write(Checkpoint(model, weights)) is None for writer in writers]
-        rows.append([f"`{short}`", *("yes" if taken else "" for taken in takes)])
+        takes = [_takes(WRITERS.writer(name), model, fitted) for name in SERVERS]
+        name = "trellis as EXL3 has it" if short == _EXL3 else f"`{short}`"
+        rows.append([name, *("yes" if taken else "" for taken in takes)])
     heads = ["format", *(f"`{name}`: {servers}" for name, servers in SERVERS.items())]
     return table(heads, rows)
+
+
+def _takes(writer: Writer, model: Any, fitted: pvopt.QuantizedWeights) -> bool:
+    """Tell whether a writer takes weights, as ``pvopt export --dtype float16`` would give them."""
+    prepared = {name: writer.prepared(rep) for name, rep in fitted.items()}
+    halves = {n: r.to(dtype=torch.float16).to(dtype=torch.float32) for n, r in prepared.items()}
+    weights = pvopt.QuantizedWeights(model, halves)
+    weights.write_()
+    return writer.can_write(Checkpoint(model, weights)) is None
 
 
 def forms() -> str:
