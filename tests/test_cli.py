@@ -596,10 +596,10 @@ def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
 
 
 PUBLISHED = {
-    "aqlm": (lambda: tiny("2x4g8"), "AutoModelForCausalLM"),
-    "gptq": (lambda: tiny("grid:2g16z"), "AutoModelForCausalLM"),
+    "aqlm": (lambda: tiny("2x4g8"), "transformers serve"),
+    "gptq": (lambda: tiny("grid:2g16z"), "transformers serve"),
     "compressed-tensors": (lambda: tiny("grid:3g16s"), "vllm serve"),
-    "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "exllamav3"),
+    "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "--model-name served"),
     "gguf": (lambda: nested(), "llama-server"),  # Q2_K
 }
 
@@ -654,6 +654,7 @@ def test_an_export_rounds_nothing_unasked(tmp_path, capsys):
     assert main(export) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[0].endswith(" bytes, float32")
+    assert output.out.splitlines()[-1] == f"next: vllm serve {tmp_path / 'x'}"
     assert "rounded" not in output.err
     assert main([*export, "--dtype", "bfloat16"]) == 0
     assert "so were all other weights: quantized ones change by at most 0.0e+00" in (
