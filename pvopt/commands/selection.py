@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pvopt.selection.patterns import check_patterns
 from pvopt.selection.schemes import select_schemes
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def choose(args: Any, model: nn.Module) -> Choice:
     from pvopt.parametrizations import parse_scheme
 
     scheme = parse_scheme(args.format)
+    check_patterns(model, args.exclude, "--exclude")
     names = {id(p): name for name, p in model.named_parameters()}
     embeddings = _weight_name(model, "get_input_embeddings", names)
     head = _weight_name(model, "get_output_embeddings", names)
@@ -125,11 +127,17 @@ def choose(args: Any, model: nn.Module) -> Choice:
                 f"--head and --embeddings are one weight in this model, {name!r}, and need one "
                 "format"
             )
-    spec = {**_formats(args.layer), "*": scheme}
+    spec = {"*": scheme} | _formats(args.layer)
+    spec["*"] = spec.pop("*")  # the last to be asked
     apart = {name for name in (embeddings, head) if name is not None}
-    layers = select_schemes(model, spec, (*args.exclude, *_aliases(model, apart))).chosen
+    left_out = (*args.exclude, *_aliases(model, apart))
+    layers = select_schemes(model, spec, left_out, "--layer", optional=("*",)).chosen
+    if not layers and not outside:
+        raise ValueError(
+            "nothing is left to quantize: --exclude matches every layer, or there are none"
+        )
     if outside:
-        outside = select_schemes(model, outside, tuple(args.exclude)).chosen
+        outside = select_schemes(model, outside, tuple(args.exclude), "--head").chosen
     left, excluded = _left(model, {*layers, *outside}, apart, args.exclude)
     return Choice(layers, outside, left, excluded)
 
@@ -142,6 +150,8 @@ def _formats(layers: Sequence[str]) -> dict[str, Scheme]:
         pattern, separator, form = text.partition("=")
         if not (pattern and separator and form):
             raise ValueError(f"--layer must be PATTERN=FORMAT, got {text!r}")
+        if pattern in found:
+            raise ValueError(f"--layer must have each pattern once, got {pattern!r} again")
         found[pattern] = parse_scheme(form)
     return found
 
