@@ -16,7 +16,7 @@ import torch
 from exports import drawn, in_dtype, tiny, wide_llama
 from safetensors.torch import load_file
 
-from pvopt import NestedGrid, NonFiniteGradientError, quantize_, recipes
+from pvopt import NestedGrid, NonFiniteGradientError, parse_scheme, quantize_, recipes
 from pvopt.cli import main
 from pvopt.formats import load, load_training_state, read_metadata, save, storage_report
 from pvopt.llm import load_model, perplexity, split_text
@@ -605,9 +605,8 @@ def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
 
 
 PUBLISHED = {
-    "aqlm": (lambda: tiny("2x4g8"), "transformers serve"),
-    "gptq": (lambda: tiny("grid:2g16z"), "transformers serve"),
-    "compressed-tensors": (lambda: tiny("grid:3g16s"), "vllm serve"),
+    "aqlm": (lambda: tiny({"*q_proj": parse_scheme("2x4g8")}), "transformers serve"),
+    "gptq": (lambda: tiny({"*q_proj": parse_scheme("grid:2g16z")}), "transformers serve"),
     "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "--model-name served"),
     "gguf": (lambda: nested(), "llama-server"),  # Q2_K
 }
