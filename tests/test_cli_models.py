@@ -346,6 +346,7 @@ def test_formats_by_layer_exclusions_head_and_embeddings(tmp_path, capsys):
         (["--layer", "*.mlp.*=ternary", "--layer", "*.mlp.*=e8p:2"], "each pattern once"),
         (["--exclude", "model.layers.0"], "--exclude pattern 'model.layers.0' matches no weight"),
         (["--exclude", "*"], "nothing is left to quantize"),
+        (["--head", "--exclude", "*lm_head*"], "--head and --exclude '*lm_head*' are one weight"),
     ):
         command = ["quantize", "--model", "tiny-llama", *flags, "--out", tmp_path / "x"]
         assert message in run(capsys, *command, code=2)

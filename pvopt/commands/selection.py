@@ -121,6 +121,10 @@ def choose(args: Any, model: nn.Module) -> Choice:
             continue
         if name is None:
             raise ValueError(f"{flag}: the model does not say which weight that is")
+        for alias in _aliases(model, {name}):
+            pattern = _matching(alias, args.exclude)
+            if pattern is not None:
+                raise ValueError(f"{flag} and --exclude {pattern!r} are one weight, {alias!r}")
         wanted = parse_scheme(given) if given else scheme
         if outside.setdefault(name, wanted) != wanted:
             raise ValueError(
@@ -137,7 +141,7 @@ def choose(args: Any, model: nn.Module) -> Choice:
             "nothing is left to quantize: --exclude matches every layer, or there are none"
         )
     if outside:
-        outside = select_schemes(model, outside, tuple(args.exclude), "--head").chosen
+        outside = select_schemes(model, outside, (), "--head").chosen
     left, excluded = _left(model, {*layers, *outside}, apart, args.exclude)
     return Choice(layers, outside, left, excluded)
 
@@ -172,6 +176,12 @@ def _aliases(model: nn.Module, names: set[str]) -> list[str]:
     return [name for name, parameter in every if id(parameter) in parameters]
 
 
+def _matching(name: str, patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that a parameter or its module matches."""
+    names = (name, name.rpartition(".")[0])
+    return next((p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
+
+
 def _left(
     model: nn.Module, chosen: set[str], apart: set[str], exclude: Sequence[str]
 ) -> tuple[dict[str, int], int]:
@@ -181,8 +191,7 @@ def _left(
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name in chosen or name in apart or name in lookups:
             continue
-        owner = name.rpartition(".")[0]
-        if any(fnmatch.fnmatchcase(n, p) for n in (name, owner) for p in exclude):
+        if _matching(name, exclude) is not None:
             excluded += parameter.numel()
         else:
             left[name] = parameter.numel()
