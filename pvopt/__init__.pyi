@@ -62,6 +62,9 @@ from .parametrizations import (
     FitOptions as FitOptions,
 )
 from .parametrizations import (
+    NestedGrid as NestedGrid,
+)
+from .parametrizations import (
     Parametrization as Parametrization,
 )
 from .parametrizations import (

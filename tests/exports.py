@@ -64,3 +64,39 @@ def drawn(kinds: Any, model: Any = None) -> tuple[Any, pvopt.QuantizedWeights]:
     weights = pvopt.QuantizedWeights(model, reps)
     weights.write_()
     return model, weights
+
+
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 5e4,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+def wide_llama() -> Any:
+    """Return a Llama with rows of 256, of one layer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=259,
+        hidden_size=256,
+        intermediate_size=256,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        rope_parameters=LLAMA3,
+        rms_norm_eps=1e-4,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(config).eval()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 2:
+                    parameter.copy_(torch.randn(parameter.shape) / 16)
+    return model

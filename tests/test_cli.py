@@ -13,10 +13,10 @@ from collections import Counter
 
 import pytest
 import torch
-from exports import drawn, in_dtype, tiny
+from exports import drawn, in_dtype, tiny, wide_llama
 from safetensors.torch import load_file
 
-from pvopt import NonFiniteGradientError, recipes
+from pvopt import NestedGrid, NonFiniteGradientError, parse_scheme, quantize_, recipes
 from pvopt.cli import main
 from pvopt.formats import load, load_training_state, read_metadata, save, storage_report
 from pvopt.llm import load_model, perplexity, split_text
@@ -605,11 +605,17 @@ def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
 
 
 PUBLISHED = {
-    "aqlm": (lambda: tiny("2x4g8"), "AutoModelForCausalLM"),
-    "gptq": (lambda: tiny("grid:2g16z"), "AutoModelForCausalLM"),
-    "compressed-tensors": (lambda: tiny("grid:3g16s"), "vllm serve"),
-    "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "exllamav3"),
+    "aqlm": (lambda: tiny({"*q_proj": parse_scheme("2x4g8")}), "transformers serve"),
+    "gptq": (lambda: tiny({"*q_proj": parse_scheme("grid:2g16z")}), "transformers serve"),
+    "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "--model-name served"),
+    "gguf": (lambda: nested(), "llama-server"),  # Q2_K
 }
+
+
+def nested():
+    model = wide_llama()
+    weights = quantize_(model, {"*self_attn.[qk]_proj": NestedGrid()})
+    return model, in_dtype(in_dtype(weights, torch.float16), torch.float32)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -618,14 +624,19 @@ def test_published_models_are_tuned_in_their_own_format(tmp_path, text, capsys, 
     make, loading = PUBLISHED[name]
     theirs, run, served = tmp_path / "theirs", tmp_path / "run", tmp_path / "served"
     model, weights = make()
-    save(theirs, model, weights, format=name, tokenizer=load_model("tiny-llama").tokenizer)
+    tokenizer, original = load_model("tiny-llama").tokenizer, "tiny-llama"
+    if name == "gguf":
+        original = str(tmp_path / "original")
+        wide_llama().save_pretrained(original)
+        tokenizer.save_pretrained(original)
+    save(theirs, model, weights, format=name, tokenizer=tokenizer)
     (theirs / "pvopt_export.json").unlink()
     settings = ["--steps", "1", "--batch", "1", "--length", "16", "--eval-windows", "1"]
     settings += ["--dtype", "float32", "--code-lr", "1.0", "--subspace", "greedy:0.05"]
-    inputs = ["--checkpoint", str(theirs), "--model", "tiny-llama", "--text", text]
+    inputs = ["--checkpoint", str(theirs), "--model", original, "--text", text]
     assert main(["tune", *inputs, *settings, "--out", str(run)]) == 0
     export = ["export", "--checkpoint", str(run), "--to", name, "--out", str(served)]
-    dtype = ["--dtype", "float16"] if name == "exl3" else []
+    dtype = ["--dtype", "float16"] if name in ("exl3", "gguf") else []
     capsys.readouterr()
     assert main([*export, *dtype]) == 0
     assert loading in capsys.readouterr().out.splitlines()[-1]
@@ -651,6 +662,7 @@ def test_an_export_rounds_nothing_unasked(tmp_path, capsys):
     assert main(export) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[0].endswith(" bytes, float32")
+    assert output.out.splitlines()[-1] == f"next: vllm serve {tmp_path / 'x'}"
     assert "rounded" not in output.err
     assert main([*export, "--dtype", "bfloat16"]) == 0
     assert "so were all other weights: quantized ones change by at most 0.0e+00" in (

@@ -108,11 +108,11 @@ class Writer(ABC):
 
     #: What readers decode weights in, whatever values are stored in; None for the values' dtype.
     decodes_in: ClassVar[torch.dtype | None] = None
-    #: How to load a folder, in a line that ``{folder}`` is filled into.
+    #: How to serve a folder: a command with ``{folder}``, or its ``{parent}`` and ``{name}``.
     usage: ClassVar[str] = ""
 
     def loading(self, folder: str | Path) -> str:
-        """Return the line that loads a folder: a command of a shell, or Python.
+        """Return the line that serves a folder: a command of a shell.
 
         Args:
             folder: written in this format.
@@ -122,8 +122,9 @@ class Writer(ABC):
             >>> FORMATS.writer("compressed-tensors").loading("my models/served")
             "vllm serve 'my models/served'"
         """
-        name = str(folder)
-        return self.usage.format(folder=name if '"{folder}"' in self.usage else shlex.quote(name))
+        path = Path(folder)
+        parts = {"folder": path, "parent": path.parent, "name": path.name}
+        return self.usage.format(**{key: shlex.quote(str(part)) for key, part in parts.items()})
 
     def with_settings(self, text: str) -> Writer:
         """Return a writer with settings, which follow the name of the format after a colon.

@@ -20,7 +20,7 @@ class Dense(Writer):
 
     name = "dense"
     marker = EXPORT
-    usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
+    usage = "vllm serve {folder}"
 
     def can_write(self, checkpoint: Checkpoint) -> str | None:
         return unsupported_model(checkpoint)

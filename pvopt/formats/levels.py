@@ -9,6 +9,7 @@ from enum import Enum
 from pvopt.parametrizations.affine_grid import AffineGrid
 from pvopt.parametrizations.binary import Binary
 from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.nested_grid import NestedGrid
 from pvopt.parametrizations.ternary import Ternary
 from pvopt.parametrizations.uniform_grid import UniformGrid
 
@@ -34,11 +35,14 @@ class Levels:
         integers: all :math:`n` that there are; codes count them from the lowest on.
         group_size: inputs that share a scale; None stands for a whole row.
         shift: whether there is a :math:`z` or an :math:`m`.
+        nested: if scales and offsets are codes times one of ``group_size`` inputs: the inputs that
+            share a code, and its bits.
     """
 
     integers: range
     group_size: int | None
     shift: Shift = Shift.NONE
+    nested: tuple[int, int] | None = None
 
 
 @functools.singledispatch
@@ -48,7 +52,9 @@ def levels_of(parametrization: Parametrization) -> Levels:
     Raises:
         ValueError: if its weights are no integers times a scale.
     """
-    raise ValueError("only integers times a scale can be stored (grid, affine, ternary, binary)")
+    raise ValueError(
+        "only integers times a scale can be stored (grid, affine, nested, ternary, binary)"
+    )
 
 
 @levels_of.register
@@ -64,6 +70,17 @@ def _(parametrization: UniformGrid) -> Levels:
 def _(parametrization: AffineGrid) -> Levels:
     integers = range(1 << parametrization.bits)
     return Levels(integers=integers, group_size=parametrization.group_size, shift=Shift.OFFSETS)
+
+
+@levels_of.register
+def _(parametrization: NestedGrid) -> Levels:
+    size = parametrization.group_size
+    return Levels(
+        integers=range(1 << parametrization.bits),
+        group_size=size * parametrization.groups,
+        shift=Shift.OFFSETS,
+        nested=(size, parametrization.scale_bits),
+    )
 
 
 @levels_of.register

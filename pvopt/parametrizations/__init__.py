@@ -5,6 +5,7 @@ from .affine_grid import AffineGrid
 from .binary import Binary
 from .contract import Parametrization
 from .e8p import E8P
+from .nested_grid import NestedGrid
 from .options import FitOptions, SearchOptions
 from .quantized_nonzeros import QuantizedNonzeros
 from .quantized_scales import QuantizedScales
@@ -28,6 +29,7 @@ __all__ = [
     "Binary",
     "Candidates",
     "FitOptions",
+    "NestedGrid",
     "Parametrization",
     "QuantizedNonzeros",
     "QuantizedScales",

@@ -56,7 +56,7 @@ class ScalarGrid(Parametrization):
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         return {"scales": self._scale_shape(shape)}
 
-    def value_columns(self, shape: tuple[int, ...]) -> int:
+    def value_columns(self, shape: tuple[int, ...]) -> int | None:
         return self._scale_size(shape)
 
     def _scale_size(self, shape: tuple[int, ...]) -> int:

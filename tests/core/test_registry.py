@@ -24,6 +24,7 @@ from pvopt import (
     Identity,
     MatrixView,
     Nearest,
+    NestedGrid,
     Padding,
     Permutation,
     Proportional,
@@ -127,6 +128,9 @@ PLAIN = [
     st.builds(SharedValues, num_values=st.integers(1, 65536)),
     GRIDS,
     st.builds(AffineGrid, bits=BITS, group_size=GROUPS),
+    st.builds(
+        NestedGrid, bits=BITS, group_size=DIVISORS, groups=DIVISORS, scale_bits=st.integers(1, 8)
+    ),
     st.builds(Binary, group_size=GROUPS),
     st.builds(Ternary, group_size=GROUPS),
     vectors(),

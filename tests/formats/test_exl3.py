@@ -73,7 +73,7 @@ def hadamard(blocks: int) -> NDArray[Any]:
 @pytest.mark.parametrize("code", CONSTANTS)
 @pytest.mark.parametrize("bits", range(1, 9))
 def test_layers_decode_as_the_format_says(bits, code):
-    shape = (200, 130) if bits == 2 else (16, 128)
+    shape = (200, 130) if (bits, code) == (2, "mul1") else (16, 128)
     rep = draw(pvopt.Scheme(canonical_trellis(bits, code), canonical_space()), shape, bits)
     tensors = write_layer("x", rep)
     words, suh, svh = (tensors[f"x{part}"] for part in PARTS[:3])
@@ -109,11 +109,11 @@ def same(mine: Any, theirs: Any) -> None:
 
 def test_what_is_written_is_read_back(tmp_path):
     """Bits and codes of each layer its own, some layers dense, sizes of 64 filled up to 128."""
-    model, weights = drawn({"q_proj": (2, "mul1"), "mlp": (3, "mcg"), "o_proj": (1, "3inst")})
+    model, weights = drawn({"q_proj": (2, "mul1"), "up_proj": (3, "mcg"), "o_proj": (1, "3inst")})
     folder = save(tmp_path / "x", model, weights, format="exl3")
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "exl3"
-    assert (config["bits"], config["codebook"]) == (2.4, "mixed")
+    assert (config["bits"], config["codebook"]) == (2.0, "mixed")
     stored = json.loads((folder / "quantization_config.json").read_text())["tensor_storage"]
     tensors = load_file(folder / "model.safetensors")
     assert {name for part in stored.values() for name in part["stored_tensors"]} == {*tensors}
@@ -190,7 +190,7 @@ def test_a_start_in_the_space_of_the_format():
     """With the metric of a layer's inputs, and without; a window of a V step keeps to the space."""
     scheme = pvopt.parse_scheme("pad128x128[free=False]+scale:in-out[weighted=False]+had128+vq:2g2")
     draws = torch.Generator().manual_seed(0)
-    weight = torch.randn(20, 24, generator=draws) * torch.logspace(-2, 1, 24)
+    weight = torch.randn(20, 24, generator=draws) * torch.logspace(-5, -2, 24)
     inputs = torch.randn(64, 24, generator=draws) @ torch.randn(24, 24, generator=draws)
     metric = pvopt.Row(inputs.T @ inputs)
     rep = scheme.fit(weight)
@@ -204,7 +204,7 @@ def test_a_start_in_the_space_of_the_format():
     moved = pvopt.v_step(
         rep, target, rounding=pvopt.Nearest(), subspace=pvopt.Greedy(0.1), trust_region=region
     )
-    assert 0 < int(moved) <= 0.1 * rep.num_groups
+    assert 10 < int(moved) <= 0.1 * rep.num_groups  # the region is one of the space
     assert (rep.split(rep.decode()) - goal).norm() < (before - goal).norm()
 
 

@@ -16,7 +16,7 @@ from mutating import bounded, edits
 
 pytest.importorskip("transformers", reason="the extra llm is not installed")
 
-from exports import IDS, in_dtype, logits, tiny
+from exports import IDS, LLAMA3, in_dtype, logits, tiny, wide_llama
 from llama_cpp import LlamaCpp
 
 import pvopt
@@ -41,6 +41,7 @@ STORED = {
     "grid:2g64z": "Q4_0",
     "grid:3s": "Q4_0",
     "grid:4g32s": "Q4_0",
+    "nested:2": "Q2_K",
     "affine:4g32": "Q4_1",
     "affine:2": "Q4_1",
     "grid:4g32z": "Q8_0",
@@ -48,40 +49,9 @@ STORED = {
 }
 
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 5e4,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
-
 def wide(spec: Any) -> tuple[Any, pvopt.QuantizedWeights]:
     """Return a Llama with rows of 256, of one layer, and scales that float16 has."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=259,
-        hidden_size=256,
-        intermediate_size=256,
-        num_hidden_layers=1,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        rope_parameters=LLAMA3,
-        rms_norm_eps=1e-4,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = LlamaForCausalLM(config).eval()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 2:
-                    parameter.copy_(torch.randn(parameter.shape) / 16)
-    return quantized(model, spec)
+    return quantized(wide_llama(), spec)
 
 
 def quantized(model: Any, spec: Any) -> tuple[Any, pvopt.QuantizedWeights]:
@@ -112,7 +82,12 @@ def draw_blocks(block: BlockType, rows: int, number: int, seed: int) -> Blocks:
     levels = torch.tensor(block.levels, dtype=torch.int16)
     places = torch.randint(len(levels), (rows, number * block.size), generator=draws)
     halves = torch.randn(2, rows, number, generator=draws).half()
-    return Blocks(levels[places], halves[0], halves[1] if block.offsets else None)
+    codes = None
+    if block.nested is not None:
+        size = (2, rows, number * block.size // block.nested[0])
+        drawn = torch.randint(1 << block.nested[1], size, generator=draws).to(torch.uint8)
+        codes = (drawn[0], drawn[1])
+    return Blocks(levels[places], halves[0], halves[1] if block.offsets else None, codes)
 
 
 def decoded_by_hand(block: BlockType, packed: np.ndarray) -> np.ndarray:
@@ -145,6 +120,8 @@ def test_blocks_are_decoded_as_their_package_does(block, seed, rows, number):
     assert packed.shape == (rows, number * block.bytes)
     back = block.unpack(packed)
     assert torch.equal(back.integers, blocks.integers)
+    if blocks.codes is not None and back.codes is not None:
+        assert all(map(torch.equal, back.codes, blocks.codes))
     rep = representation_of(block, back)
     theirs = torch.from_numpy(decoded_by_peer(block, packed.numpy()))
     assert torch.equal(rep.decode(), theirs)
@@ -319,7 +296,10 @@ def test_tensors_of_other_types_are_read_as_dense_ones(tmp_path):
     ("make", "text"),
     [
         *((small, text) for text in ("grid:2g64s", "affine:4g32", "grid:8g32s", "ternary:g64")),
-        *((wide, text) for text in ("binary:g128", "ternary:g256", "grid:4g32s", "grid:2g64s")),
+        *(
+            (wide, text)
+            for text in ("binary:g128", "ternary:g256", "grid:4g32s", "grid:2g64s", "nested:2")
+        ),
     ],
 )
 def test_llama_cpp_computes_the_same(tmp_path, make, text):
@@ -445,6 +425,7 @@ def plain() -> Any:
         (with_spec("2:4"), "only integers times a scale can be stored"),
         (with_spec("grid:8z"), "no block type of Q1_0, .*Q8_0 has its levels"),
         (with_spec("affine:5g32"), "no block type of .* has its levels"),
+        (with_spec("nested:2g16x4"), r"groups of 64 inputs, .* \(Q2_K of 256\)"),
         (with_spec("grid:4g16s"), r"its groups of 16 inputs, of \d+, are no multiples of the bl"),
         (with_spec("had+grid:4s"), "its space Rotation"),
         (unrounded, r"'model.*: its scales are no float16 numbers.*export --dtype float16"),

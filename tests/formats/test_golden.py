@@ -18,7 +18,7 @@ from pvopt.formats import (
 )
 from pvopt.spaces.contract import SPACES
 
-NEWER = {"AffineGrid", "ZeroRow"}  # than the files
+NEWER = {"AffineGrid", "NestedGrid", "ZeroRow"}  # than the files
 DATA = Path(__file__).parent.parent / "data"
 FOLDER = DATA / "checkpoint-v3"
 

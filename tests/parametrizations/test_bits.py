@@ -12,6 +12,7 @@ from pvopt import (
     AffineGrid,
     Binary,
     Chain,
+    NestedGrid,
     Padding,
     Permutation,
     QuantizedNonzeros,
@@ -64,6 +65,12 @@ def test_additive_codebooks_take_the_stated_bits(books, bits, group, shape):
         ),
         (UniformGrid(bits=4), (4, 6), (24 * 4 + 8 * 16) / 24),
         (AffineGrid(bits=4, group_size=6), (4, 6), (24 * 4 + 8 * 16) / 24),
+        # 32 codes of 2 bits, 16 pairs of 3 bits, 8 pairs of 16
+        (
+            NestedGrid(bits=2, group_size=2, groups=2, scale_bits=3),
+            (4, 8),
+            (32 * 2 + 16 * 2 * 3 + 8 * 2 * 16) / 32,
+        ),
         # 24 bits, 4 scales; 24 trits in 5 bytes, 8 scales
         (Binary(), (4, 6), (24 + 4 * 16) / 24),
         (Ternary(group_size=3), (4, 6), (5 * 8 + 8 * 16) / 24),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pvopt import (
     AffineGrid,
     Binary,
+    NestedGrid,
     QuantizedNonzeros,
     Representation,
     SharedValues,
@@ -50,6 +51,7 @@ def oracle(rep: Representation) -> np.ndarray:
         own = codes["support"]
         return sparse_oracle(p.support, own, nonzeros, rows, columns).reshape(rep.shape)
     zeros = codes.pop("zeros", values.get("zeros"))
+    steps, shifts = codes.pop("scales", None), codes.pop("offsets", None)
     (codes,) = codes.values()
     for i in range(rows):
         for j in range(columns):
@@ -62,6 +64,11 @@ def oracle(rep: Representation) -> np.ndarray:
             elif isinstance(p, AffineGrid):
                 s = j // (p.group_size or columns)
                 out[i, j] = values["scales"][i, s] * codes[i, j, 0] + values["offsets"][i, s]
+            elif isinstance(p, NestedGrid):
+                g = j // p.group_size
+                step = values["scales"][i, g // p.groups] * steps[i, g]
+                shift = values["offsets"][i, g // p.groups] * shifts[i, g]
+                out[i, j] = step * codes[i, j, 0] + shift
             elif isinstance(p, Binary | Ternary):
                 levels = (-1, 1) if isinstance(p, Binary) else (-1, 0, 1)
                 s = j // (p.group_size or columns)

@@ -37,7 +37,7 @@ class AQLMFormat(LayerFormat):
     """
 
     name = "aqlm"
-    usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
+    usage = "transformers serve {folder}"
     parts = PARTS
 
     def kind(self, scheme: Scheme) -> AdditiveCodebooks:

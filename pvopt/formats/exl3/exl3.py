@@ -56,7 +56,7 @@ class EXL3Format(LayerFormat):
     """
 
     name = "exl3"
-    usage = 'exllamav3.Model.from_config(exllamav3.Config.from_directory("{folder}"))'
+    usage = "python main.py --model-dir {parent} --model-name {name}  # of TabbyAPI"
     parts = PARTS
     spaces = (Chain, Rotation)
     decodes_in = torch.float32

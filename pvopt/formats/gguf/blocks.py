@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,17 +16,20 @@ __all__ = ["BLOCKS", "BlockType", "Blocks"]
 class Blocks:
     r"""A matrix as blocks hold it.
 
-    .. math:: w = d_g\,n + m_g
+    .. math:: w = d_g\,n + m_g \qquad \text{or} \qquad w = d_B\,\sigma_g\,n - m_B\,\mu_g
 
     Args:
         integers: ``[rows, columns]`` int16, the :math:`n`.
         scales: ``[rows, blocks in a row]`` float16, the :math:`d`.
         offsets: alike, the :math:`m`; None for zero.
+        codes: of scales and offsets, the :math:`\sigma` and :math:`\mu`,
+            ``[rows, groups in a row]`` uint8 each; None where there are none.
     """
 
     integers: Tensor
     scales: Tensor
     offsets: Tensor | None = None
+    codes: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class BlockType:
         packing: of codes, which count the levels from the lowest on.
         offsets: whether blocks have an offset beside the scale.
         scales_last: whether scales follow the codes.
+        nested: of blocks whose scales are codes: weights that share one, and its bits.
     """
 
     name: str
@@ -50,6 +54,7 @@ class BlockType:
     packing: Packing
     offsets: bool = False
     scales_last: bool = False
+    nested: tuple[int, int] | None = None
 
     @property
     def _codes(self) -> int:
@@ -57,9 +62,14 @@ class BlockType:
         return self.packing.pack(torch.zeros(1, self.size, dtype=torch.uint8)).shape[1]
 
     @property
+    def _plain(self) -> int:
+        """Bytes of the codes, the scale and the offset of a block."""
+        return self._codes + (4 if self.offsets else 2)
+
+    @property
     def bytes(self) -> int:
         """Bytes of a block."""
-        return self._codes + (4 if self.offsets else 2)
+        return self._plain
 
     def pack(self, blocks: Blocks) -> Tensor:
         """Return rows of bytes, ``[rows, bytes of a row]`` uint8."""
@@ -77,8 +87,8 @@ class BlockType:
         Raises:
             ValueError: if a code is none that the type has.
         """
-        stored = rows.reshape(-1, self.bytes)
-        at = self._codes if self.scales_last else self.bytes - self._codes
+        stored = rows.reshape(-1, self._plain)
+        at = self._codes if self.scales_last else self._plain - self._codes
         first, last = stored[:, :at], stored[:, at:]
         codes, halves = (first, last) if self.scales_last else (last, first)
         numbers = self.packing.unpack(codes.contiguous())
@@ -93,6 +103,31 @@ class BlockType:
             scales[..., 0].contiguous(),
             scales[..., 1].contiguous() if self.offsets else None,
         )
+
+
+class KBlockType(BlockType):
+    """Blocks that begin with a byte for each group: the codes of its scale and of its offset."""
+
+    @property
+    def _groups(self) -> int:
+        assert self.nested is not None
+        return self.size // self.nested[0]
+
+    @property
+    def bytes(self) -> int:
+        return self._plain + self._groups
+
+    def pack(self, blocks: Blocks) -> Tensor:
+        assert blocks.codes is not None
+        rows, (scales, offsets) = len(blocks.integers), blocks.codes
+        both = (scales | offsets << 4).reshape(-1, self._groups)
+        return torch.cat([both, super().pack(blocks).reshape(len(both), -1)], 1).reshape(rows, -1)
+
+    def unpack(self, rows: Tensor) -> Blocks:
+        stored = rows.reshape(-1, self.bytes)
+        both = stored[:, : self._groups].reshape(len(rows), -1)
+        plain = super().unpack(stored[:, self._groups :].reshape(len(rows), -1))
+        return replace(plain, codes=(both & 15, both >> 4))
 
 
 _TYPES = (
@@ -114,6 +149,16 @@ _TYPES = (
         scales_last=True,
     ),
     BlockType(name="Q2_0", number=42, size=64, levels=range(-1, 3), packing=Bits(2)),
+    KBlockType(
+        name="Q2_K",
+        number=10,
+        size=256,
+        levels=range(4),
+        packing=Bits(2, stride=32),
+        offsets=True,
+        scales_last=True,
+        nested=(16, 4),
+    ),
     BlockType(name="Q4_0", number=2, size=32, levels=range(-8, 8), packing=Bits(4, stride=16)),
     BlockType(
         name="Q4_1",

@@ -40,8 +40,8 @@ class GGUF(Reader, Writer):
     """Llamas for llama.cpp, Ollama and whatever else reads GGUF.
 
     Blocks that hold a scale in float16 and integers are codes and values, and back: Q4_0, Q4_1,
-    Q8_0, Q2_0, Q1_0, TQ1_0, TQ2_0. Tensors of other types are read as dense ones. Everything is
-    read in float32, as every reader decodes it.
+    Q8_0, Q2_0, Q2_K, Q1_0, TQ1_0, TQ2_0. Tensors of other types are read as dense ones. Everything
+    is read in float32, as every reader decodes it.
 
     Args:
         blocks: names of the types that may be written, those preferred first.

@@ -11,6 +11,7 @@ from pvopt.formats.levels import Levels, Shift, levels_of
 from pvopt.parametrizations.affine_grid import AffineGrid
 from pvopt.parametrizations.binary import Binary
 from pvopt.parametrizations.contract import Parametrization
+from pvopt.parametrizations.nested_grid import NestedGrid
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.ternary import Ternary
 from pvopt.parametrizations.uniform_grid import UniformGrid
@@ -20,12 +21,13 @@ from .blocks import BLOCKS, Blocks, BlockType
 __all__ = ["blocks_of", "fitting_type", "representation_of"]
 
 # What each type is read as; levels of Q2_0 in the opposite order.
-_READ_AS: dict[str, UniformGrid | Ternary | Binary | AffineGrid] = {
+_READ_AS: dict[str, UniformGrid | Ternary | Binary | AffineGrid | NestedGrid] = {
     "Q1_0": Binary(group_size=128),
     "TQ1_0": Ternary(group_size=256),
     "TQ2_0": Ternary(group_size=256),
     "Q2_0": UniformGrid(bits=2, group_size=64, symmetric=True),
     "Q4_0": UniformGrid(bits=4, group_size=32, symmetric=True),
+    "Q2_K": NestedGrid(bits=2, group_size=16, groups=16, scale_bits=4),
     "Q4_1": AffineGrid(bits=4, group_size=32),
     "Q8_0": UniformGrid(bits=8, group_size=32, symmetric=True),
 }
@@ -68,7 +70,8 @@ def _has(block: BlockType, levels: Levels) -> bool:
     integers, last = levels.integers, levels.integers[-1]
     if levels.shift == Shift.INTEGERS:  # less a zero point that is one of them
         integers = range(-last, last + 1)
-    return block.offsets == (levels.shift == Shift.OFFSETS) and _sign(block, integers) != 0
+    alike = block.nested == levels.nested and block.offsets == (levels.shift == Shift.OFFSETS)
+    return alike and _sign(block, integers) != 0
 
 
 def _sign(block: BlockType, integers: range) -> int:
@@ -94,7 +97,10 @@ def blocks_of(rep: Representation, block: BlockType) -> Blocks:
     sign = _sign(block, levels.integers)
     number = integers.shape[1] // block.size
     halves = {name: _half(name, value, number) for name, value in rep.values.items()}
-    return Blocks(integers * sign, halves["scales"] * sign, halves.get("offsets"))
+    offsets, codes = halves.get("offsets"), None
+    if block.nested is not None and offsets is not None:  # what is subtracted there
+        offsets, codes = -offsets, (rep.codes["scales"], rep.codes["offsets"])
+    return Blocks(integers * sign, halves["scales"] * sign, offsets, codes)
 
 
 def _spread(value: Tensor, columns: int) -> Tensor:
@@ -126,9 +132,11 @@ def representation_of(block: BlockType, blocks: Blocks) -> Representation:
     integers = (blocks.integers * sign - levels.integers.start) // levels.integers.step
     values = {"scales": blocks.scales.float() * sign}
     if blocks.offsets is not None:
-        values["offsets"] = blocks.offsets.float()
+        values["offsets"] = blocks.offsets.float() * (1 if block.nested is None else -1)
     for name, value in values.items():
         if not bool(value.isfinite().all()):
             raise ValueError(f"{name} of blocks of {block.name} are not finite")
     codes = {"levels": integers.to(torch.uint8)[..., None]}
+    if blocks.codes is not None:
+        codes |= dict(zip(("scales", "offsets"), blocks.codes, strict=True))
     return Representation(parametrization, codes, values, tuple(integers.shape))

@@ -43,7 +43,7 @@ class GPTQFormat(LayerFormat):
     """
 
     name = "gptq"
-    usage = 'transformers.AutoModelForCausalLM.from_pretrained("{folder}")'
+    usage = "transformers serve {folder}"
     parts = PARTS
     spaces = (Permutation,)
 
