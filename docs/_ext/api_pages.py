@@ -35,7 +35,7 @@ _FIRST_SECTIONS = (
 )
 
 # Their --help goes into the page on the command line.
-COMMANDS = ("quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
+COMMANDS = ("plan", "quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def add_parser(commands: Any, help: str) -> None:
     from pvopt.spaces import SPACES
     from pvopt.starts import STARTS
 
+    from .mixing import add_mixing
     from .selection import add_selection
 
     parser = commands.add_parser("quantize", help=help)
@@ -50,6 +51,7 @@ def add_parser(commands: Any, help: str) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the k-means start; default 0")
     add_selection(parser)
+    add_mixing(parser)
     _add_calibration(parser.add_argument_group("calibration"))
     group = parser.add_argument_group("computation")
     group.add_argument(
@@ -121,8 +123,10 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.tuning import check_checkpoint_folder, delete_run
 
     from .dry_run import dry_run
+    from .mixing import check_mixing
     from .selection import choose
 
+    check_mixing(args)
     if not args.dry_run:
         check_checkpoint_folder(args.out, overwrite=args.overwrite)
     if args.calibration is None:
@@ -214,6 +218,8 @@ def _calibrated(
     from pvopt.starts import parse_start, usual_start
     from pvopt.tuning.records import finite
 
+    from .mixing import mix
+
     try:
         sequences = sequences_of(
             loaded,
@@ -224,24 +230,28 @@ def _calibrated(
         )
     except ValueError as error:
         raise ValueError(f"--calibration: {error}") from error
-    starts = {
-        name: parse_start(args.start) if args.start else usual_start(scheme)
-        for name, scheme in layers.items()
+    options: dict[str, Any] = {
+        "end_loss": None if args.end_loss is None else EndLoss(power=args.end_loss),
+        "fine_tuning": FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
+        "work": args.work,
+        "seed": args.seed,
+        "progress": _blocks_bar,
     }
-    result = calibrate_(
-        loaded.model,
-        sequences.tokens,
-        layers,
-        starts,
-        masks=sequences.masks,
-        exclude=(),
-        end_loss=None if args.end_loss is None else EndLoss(power=args.end_loss),
-        fine_tuning=FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
-        work=args.work,
-        seed=args.seed,
-        progress=_blocks_bar,
-    )
-    shown = ", ".join(dict.fromkeys(start.name for start in starts.values()))
+    start = parse_start(args.start) if args.start else None
+    if args.bits is not None:
+        result = mix(args, loaded, layers, sequences, metadata, start=start, **options)
+    else:
+        result = calibrate_(
+            loaded.model,
+            sequences.tokens,
+            layers,
+            {name: start or usual_start(scheme) for name, scheme in layers.items()},
+            masks=sequences.masks,
+            exclude=(),
+            **options,
+        )
+    starts = [start or usual_start(rep.scheme) for rep in result.weights.values()]
+    shown = ", ".join(dict.fromkeys(start.name for start in starts))
     metadata["calibration"] = {
         "text": text.source,
         "tokens": sequences.count,
