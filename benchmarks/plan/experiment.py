@@ -43,15 +43,13 @@ class Run:
 _SMALL = {"batch": 2, "length": 128}
 RUNS = (
     Run("tiny-llama", "grid:2g16", {"batch": 2, "length": 64}),
-    Run("30M", "grid:2g64", {}),
-    Run("30M", "grid:2g64", {"micro_batch": 1}),
-    Run("30M", "vq:8g4", {"recipe": "subspace_pv", "base": "adamw", **_SMALL}),
-    Run("smollm2", "grid:2g64", {}),
-    Run("smollm2", "grid:2g64", {"micro_batch": 1, "recipe": "subspace_pv"}),
-    Run("smollm2", "grid:2g64", {"dtype": "float32", **_SMALL}),
-    Run("smollm2", "grid:2g64", {"base": "adamw", **_SMALL}),
+    Run("30M", "ternary:g64", {}),
+    Run("30M", "ternary:g64", {"micro_batch": 1, "recipe": "subspace_pv"}),
+    Run("30M", "binary:g64", {"base": "adamw", **_SMALL}),
+    Run("smollm2", "ternary:g64", {}),
+    Run("smollm2", "ternary:g64", {"micro_batch": 1, "recipe": "subspace_pv"}),
+    Run("smollm2", "binary:g64", {"base": "adamw", **_SMALL}),
 )
-
 
 # The peak of the process by itself: what getrusage tells begins at the size of its parent.
 _TUNE = """
@@ -94,7 +92,7 @@ def predict(source: str, run: Run) -> dict[str, float]:
     name, scheme = next(iter(schemes.items()))
     machine = measure_machine(scheme, tuple(model.get_parameter(name).shape), settings)
     passes = tuning_passes(model, schemes, settings)
-    memory = tuning_memory(model, schemes, settings, passes, program=machine.program)
+    memory = tuning_memory(model, schemes, settings, passes, machine=machine)
     quantized = sum(model.get_parameter(name).numel() for name in schemes)
     others = sum(p.numel() for p in model.parameters()) - quantized
     count = settings.batch // settings.sequences_per_pass

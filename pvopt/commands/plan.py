@@ -39,7 +39,8 @@ _LABELS = {
     "base_state": "moments of the base optimizer",
     "gradients": "gradients",
     "activations": "activations",
-    "step": "the optimizer's step (not while activations are there)",
+    "step": "copies within the optimizer's step",
+    "holes": "free memory in pieces",
     "gathered": "the block that is computed, gathered",
 }
 
@@ -113,7 +114,7 @@ def _print_run(
     args: argparse.Namespace, model: Any, format: str, settings: TuneSettings, memory: float | None
 ) -> None:
     """Print memory and seconds of a tuning run, and what ways to save memory bring."""
-    from pvopt.planning import measure_machine, tuning_memory, tuning_passes
+    from pvopt.planning import measure_machine, step_spare, tuning_memory, tuning_passes
 
     settings = _exact(settings, model)
     schemes = _schemes(model, format)
@@ -121,34 +122,44 @@ def _print_run(
     shape = scheme.view.matrix_shape(tuple(model.get_parameter(name).shape))
     machine = measure_machine(scheme, shape, settings)
 
-    def planned(**changes: Any) -> tuple[PassCost, TuningMemory]:
-        own = replace(settings, **changes)
-        cost = tuning_passes(model, schemes, own, devices=args.devices)
-        options = {"program": machine.program, "devices": args.devices}
-        return cost, tuning_memory(model, schemes, own, cost, **options)
+    def passes(**changes: Any) -> PassCost:
+        return tuning_passes(model, schemes, replace(settings, **changes), devices=args.devices)
 
-    cost, found = planned()
+    def memory_of(cost: PassCost, **changes: Any) -> TuningMemory:
+        own = replace(settings, **changes)
+        used = machine
+        if own.recipe != settings.recipe:
+            used = replace(machine, spare_per_weight=step_spare(scheme, shape, own))
+        return tuning_memory(model, schemes, own, cost, machine=used, devices=args.devices)
+
+    cost = passes()
+    found = memory_of(cost)
     each = f" on each of {args.devices} devices" if args.devices > 1 else ""
     rows = [[_LABELS[part], _shown(size)] for part, size in found.parts.items()]
     print_table(
         [f"memory to tune {format}{each}", "size"], [*rows, ["at most", _shown(found.peak)]]
     )
     print()
-    ways: dict[str, dict[str, Any]] = {}
-    if settings.sequences_per_pass > 1:
-        ways["--micro-batch 1"] = {"micro_batch": 1}
-    if found.latents:
-        ways["--recipe subspace_pv"] = {"recipe": "subspace_pv", "latent_decay": None}
-    if settings.lr:
-        ways["--lr 0"] = {"lr": 0.0}
-    all_ways = {name: value for changes in ways.values() for name, value in changes.items()}
-    compared: dict[str, dict[str, Any]] = {"as asked": {}, **ways, "all of these": all_ways}
-    rows = []
-    for label, changes in compared.items():
-        peak = planned(**changes)[1].peak if changes else found.peak
-        fits = [] if memory is None else ["yes" if peak <= memory else "no"]
-        rows.append([label, _shown(peak), *fits])
-    print_table(["way to tune", "memory", *(["fits"] if memory is not None else [])], rows)
+    ways = {"as asked": found.peak}
+    changes: dict[str, Any] = {}
+    if found.latents:  # the passes are the same
+        recipe = {"recipe": "subspace_pv", "latent_decay": None}
+        ways["--recipe subspace_pv"] = memory_of(cost, **recipe).peak
+        changes |= recipe
+    for flag, change in (("micro_batch", 1), ("lr", 0.0)):
+        if {"micro_batch": settings.sequences_per_pass, "lr": settings.lr}[flag] != change:
+            own = {flag: change}
+            name = f"--{flag.replace('_', '-')} {change:g}"
+            ways[name] = memory_of(passes(**own), **own).peak
+            changes |= own
+    if len(ways) > 2:
+        ways["all of these"] = memory_of(passes(**changes), **changes).peak
+    fits = {} if memory is None else {way: peak <= memory for way, peak in ways.items()}
+    rows = [
+        [way, _shown(peak), *(["yes" if fits[way] else "no"] if fits else [])]
+        for way, peak in ways.items()
+    ]
+    print_table(["way to tune", "memory", *(["fits"] if fits else [])], rows)
     quantized = sum(model.get_parameter(name).numel() for name in schemes)
     others = sum(p.numel() for p in model.parameters()) - quantized if settings.lr else 0
     flops = cost.flops * settings.batch // settings.sequences_per_pass

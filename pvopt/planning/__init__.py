@@ -2,7 +2,7 @@
 
 from .memory import TuningMemory, tuning_memory, tuning_passes
 from .passes import PassCost, pass_cost
-from .probe import Machine, measure_machine
+from .probe import Machine, measure_machine, step_spare
 from .sizes import StoredSize, formats_of_size
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "formats_of_size",
     "measure_machine",
     "pass_cost",
+    "step_spare",
     "tuning_memory",
     "tuning_passes",
 ]

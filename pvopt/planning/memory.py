@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
+from pvopt.engine.runs import AT_ONCE, AT_ONCE_LATENT
 from pvopt.parametrizations.scheme import Scheme
 from pvopt.parametrizations.uniform_grid import UniformGrid
 from pvopt.quantization import quantize_
@@ -16,9 +18,13 @@ from pvopt.tuning import TuneSettings, autocast_dtype, build_optimizer
 from pvopt.tuning.bases import BASES
 
 from .passes import PassCost, pass_cost
+from .probe import Machine
 from .states import BaseCost, code_bytes, value_count
 
 __all__ = ["TuningMemory", "tuning_memory", "tuning_passes"]
+
+# Share of what the passes take that stays behind in holes, as measured (benchmarks.plan).
+_HOLES = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +42,8 @@ class TuningMemory:
         gradients: of all parameters that move.
         activations: what the passes take beyond the gradients.
         step: what the optimizer's step takes beyond the gradients.
+        holes: memory that is free again and that the C library, or torch's allocator on a GPU,
+            keeps all the same in pieces that nothing fits into.
         gathered: weights of the largest block, where each device has a part of them.
     """
 
@@ -49,6 +57,7 @@ class TuningMemory:
     gradients: int
     activations: int
     step: int
+    holes: int
     gathered: int = 0
 
     @property
@@ -59,8 +68,13 @@ class TuningMemory:
 
     @property
     def peak(self) -> int:
-        """The most at once: in a pass or in the optimizer's step."""
-        return self.standing + self.gradients + self.gathered + max(self.activations, self.step)
+        """The most at once.
+
+        What activations leave free is in smaller pieces than the optimizer's step asks for, so
+        that both add up.
+        """
+        passing = (self.gradients, self.activations, self.step, self.holes, self.gathered)
+        return self.standing + sum(passing)
 
     @property
     def parts(self) -> dict[str, int]:
@@ -111,7 +125,7 @@ def tuning_memory(
     settings: TuneSettings,
     passes: PassCost,
     *,
-    program: int = 0,
+    machine: Machine | None = None,
     devices: int = 1,
 ) -> TuningMemory:
     """Return what a tuning run takes, from shapes alone.
@@ -124,7 +138,7 @@ def tuning_memory(
         schemes: of its quantized weights, by parameter name.
         settings: of the run, with the dtype that ``auto`` stands for.
         passes: what they cost (:func:`tuning_passes`).
-        program: bytes of Python and its packages (:class:`Speed`).
+        machine: that says what a program takes beside the model; None for nothing.
         devices: among which the run is divided.
 
     Example:
@@ -154,8 +168,11 @@ def tuning_memory(
     # Weights in half precision are stepped in full precision: copies of gradients, and of weights.
     widened = 8 * quantized if itemsize < 4 and moved else 0
     spare = int(base.spare * max((counts[name] for name in (*others, *moved)), default=0))
+    if machine is not None:
+        together = _largest_run(schemes, shapes, keeps_latents=keeps_latents)
+        spare = max(spare, int(machine.spare_per_weight * together))
     return TuningMemory(
-        program=program,
+        program=0 if machine is None else machine.program,
         teacher=dense // devices,
         student=dense // devices,
         codes=code_bytes(schemes, shapes) // devices,
@@ -165,6 +182,7 @@ def tuning_memory(
         gradients=passes.gradient_bytes // devices,
         activations=passes.peak_bytes - passes.gradient_bytes,
         step=(undo + widened + spare) // devices,
+        holes=int(_HOLES * (passes.peak_bytes - passes.gradient_bytes * (1 - 1 / devices))),
         gathered=2 * _largest_block(model) if devices > 1 else 0,
     )
 
@@ -174,6 +192,19 @@ def _group_options(settings: TuneSettings) -> Mapping[str, Any]:
     weights = quantize_(nn.Linear(4, 4), UniformGrid(bits=2))
     plain = replace(settings, subspace=None, rounding=None, metric="euclidean")
     return build_optimizer(weights, plain).param_groups[0]
+
+
+def _largest_run(
+    schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, ...]], *, keeps_latents: bool
+) -> int:
+    """Return the most entries of weights that take a step together."""
+    runs: Counter[tuple[Any, ...]] = Counter()
+    for name, scheme in schemes.items():
+        together = scheme.parametrization.stacks and scheme.space.trivial
+        runs[(scheme, shapes[name], "" if together else name)] += math.prod(shapes[name])
+    most = AT_ONCE_LATENT if keeps_latents else AT_ONCE
+    single = max((math.prod(shapes[name]) for name in schemes), default=0)
+    return max(single, min(most, max(runs.values(), default=0)))
 
 
 def _largest_block(model: nn.Module) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,10 @@ def _addmm_flops(_: Any, left: Any, right: Any, **others: Any) -> int:
 
 # The product that adds in place, which torch forgets to count.
 _MORE_FLOPS = {torch.ops.aten.addmm_: _addmm_flops}
+
+
+# Of models of many equal blocks these numbers are counted.
+_FEWER = (2, 4)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,18 +92,67 @@ def pass_cost(
         >>> one.peak_bytes < two.peak_bytes < 2 * one.peak_bytes
         True
     """
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    numbers = _Numbers(sequences, length, passes, distilled, autocast_dtype)
+    name, blocks = _largest_list(model)
+    if len(blocks) <= 2 * _FEWER[-1] or len({type(block) for block in blocks}) > 1:
+        return _counted(model, frozen, numbers)
+    fewer, more = (_counted(_shortened(model, name, n), frozen, numbers) for n in _FEWER)
+    # Each further block costs the same.
+    further = (len(blocks) - _FEWER[1]) / (_FEWER[1] - _FEWER[0])
+    costs = {
+        field: round(
+            getattr(more, field) + further * (getattr(more, field) - getattr(fewer, field))
+        )
+        for field in ("peak_bytes", "gradient_bytes", "flops")
+    }
+    return PassCost(**costs)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """What passes are counted: the arguments of :func:`pass_cost`."""
+
+    sequences: int
+    length: int
+    passes: int
+    distilled: bool
+    autocast_dtype: torch.dtype | None
+
+
+def _largest_list(model: nn.Module) -> tuple[str, list[nn.Module]]:
+    """Return name and modules of the list of modules that holds most weights."""
+    lists = [(n, list(m)) for n, m in model.named_modules() if isinstance(m, nn.ModuleList)]
+    return max(lists, key=lambda found: _count(found[1]), default=("", []))
+
+
+def _count(modules: list[nn.Module]) -> int:
+    return sum(p.numel() for module in modules for p in module.parameters())
+
+
+def _shortened(model: nn.Module, name: str, blocks: int) -> nn.Module:
+    """Return a model that has the first blocks alone, and shares all tensors."""
+    memo = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    short = copy.deepcopy(model, memo)
+    owner, _, leaf = name.rpartition(".")
+    kept = nn.ModuleList(list(short.get_submodule(name))[:blocks])  # type: ignore[arg-type]
+    setattr(short.get_submodule(owner), leaf, kept)
+    return short
+
+
+def _counted(model: nn.Module, frozen: Collection[str], numbers: _Numbers) -> PassCost:
+    with FakeTensorMode(allow_non_fake_inputs=True), _unpacked():
         student = _imagined(model, frozen)
         teacher = _imagined(model, [name for name, _ in model.named_parameters()])
-        ids = torch.zeros(sequences, length, dtype=torch.long)
+        ids = torch.zeros(numbers.sequences, numbers.length, dtype=torch.long)
         with (
             MemoryWatch() as watch,
             FlopCounterMode(display=False, custom_mapping=_MORE_FLOPS) as flops,
             _GroupedProducts(),
         ):
             try:
-                for _ in range(passes):
-                    _pass(student, teacher if distilled else None, ids, autocast_dtype)
+                for _ in range(numbers.passes):
+                    known = teacher if numbers.distilled else None
+                    _pass(student, known, ids, numbers.autocast_dtype)
             except RuntimeError as error:
                 raise ValueError(
                     f"{type(model).__name__} cannot be planned: its passes depend on more than "
@@ -108,7 +162,7 @@ def pass_cost(
         return PassCost(
             peak_bytes=watch.peak,
             gradient_bytes=sum(gradient.nbytes for gradient in gradients),
-            flops=flops.get_total_flops() // passes,
+            flops=flops.get_total_flops() // numbers.passes,
         )
 
 
@@ -124,6 +178,22 @@ class _GroupedProducts(TorchDispatchMode):
         experts = len(args[2] if len(args) > 2 else (kwargs or {})["offs"])
         product = torch.mm(rows, matrices)  # the gradient of the matrices, all at once
         return product.new_empty(experts, *product.shape)
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """Let transformers take for granted that no sequences are packed: it would look at numbers.
+
+    Where it cannot, it makes masks, and copies of keys and values, that a real pass does without.
+    """
+    from transformers import masking_utils
+
+    before = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = before
 
 
 def _imagined(model: nn.Module, frozen: Collection[str]) -> Any:

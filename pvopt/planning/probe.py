@@ -13,18 +13,23 @@ import torch
 from torch import nn
 
 from pvopt.core.heap import release_free_memory
-from pvopt.llm import distillation_loss, hidden_states, output_head
+from pvopt.llm import distillation_loss, hidden_states, load_model, output_head
+from pvopt.optimizer import PVOptimizer
+from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.scheme import Scheme
 from pvopt.quantization import quantize_
 from pvopt.tuning import TuneSettings, autocast_dtype, build_optimizer
 
 from .passes import pass_cost
+from .watch import MemoryWatch
 
-__all__ = ["Machine", "measure_machine"]
+__all__ = ["Machine", "measure_machine", "step_spare"]
 
 _REPEATS = 3
 _SEQUENCES, _LENGTH = 2, 128
 _WIDTH = 512
+# How good the start is does not matter.
+_QUICKLY = FitOptions(iterations=1)
 _STATUS = Path("/proc/self/status")
 
 
@@ -36,6 +41,8 @@ class Machine:
         seconds_per_flop: of forward and backward passes.
         seconds_per_weight: of an optimizer's step on quantized weights.
         seconds_per_other: of its step on all other parameters.
+        spare_per_weight: bytes that the optimizer's step takes for a moment, for each quantized
+            weight that takes it at once.
         program: bytes of Python and its packages once they have made passes and steps; 0 where the
             system does not tell.
     """
@@ -43,6 +50,7 @@ class Machine:
     seconds_per_flop: float
     seconds_per_weight: float
     seconds_per_other: float
+    spare_per_weight: float
     program: int
 
     def seconds(self, flops: float, quantized: float, others: float) -> float:
@@ -82,6 +90,7 @@ def measure_machine(
         >>> 0 < machine.seconds(1e6, 1000, 0) < machine.seconds(2e6, 2000, 10)
         True
     """
+    load_model("tiny-llama").encode("a text")  # what every run loads
     per_weight, per_other = _seconds_per_weight(scheme, shape, settings, device)
     model = _small_model(settings.seed)
     in_pass = _seconds_per_pass(model, settings, device)
@@ -93,16 +102,36 @@ def measure_machine(
         seconds_per_flop=in_pass / cost.flops,
         seconds_per_weight=per_weight,
         seconds_per_other=per_other,
+        spare_per_weight=step_spare(scheme, shape, settings),
         program=max(0, program),
     )
 
 
-def _seconds_per_weight(
+def step_spare(scheme: Scheme, shape: tuple[int, int], settings: TuneSettings) -> float:
+    """Return the bytes per weight that an optimizer's step takes for a moment.
+
+    Args:
+        scheme: of the weights.
+        shape: of a matrix that the scheme fits, should it not fit one of 512 by 512.
+        settings: of the run.
+
+    Example:
+        >>> from pvopt import parse_scheme
+        >>> 0 < step_spare(parse_scheme("grid:2g64"), (64, 64), TuneSettings()) < 100
+        True
+    """
+    optimizer, layer, _ = _probe(scheme, shape, settings, "cpu")
+    optimizer.step()
+    with MemoryWatch() as watch:
+        optimizer.step()
+    return watch.peak / layer.weight.numel()
+
+
+def _probe(
     scheme: Scheme, shape: tuple[int, int], settings: TuneSettings, device: torch.device | str
-) -> tuple[float, float]:
-    """Return how long an optimizer's step takes on a quantized weight and on another one."""
-    plain = Scheme(scheme.parametrization, scheme.space)
-    size = (_WIDTH, _WIDTH)
+) -> tuple[PVOptimizer, nn.Linear, nn.Linear]:
+    """Return an optimizer of a quantized layer, which has a gradient, and of another one."""
+    plain, size = Scheme(scheme.parametrization, scheme.space), (_WIDTH, _WIDTH)
     try:
         plain.check(size)
     except ValueError:
@@ -112,15 +141,22 @@ def _seconds_per_weight(
     for module in (layer, other):
         drawn = torch.randn(module.weight.shape, generator=generator)
         module.weight.data.copy_(drawn * module.in_features**-0.5)
-    model = nn.Sequential(layer, other).to(device)
-    weights = quantize_(model, {"0": plain}, seed=settings.seed)
-    optimizer = build_optimizer(weights, settings)
+    weights = quantize_(
+        nn.Sequential(layer, other).to(device), {"0": plain}, seed=settings.seed, options=_QUICKLY
+    )
     layer.weight.grad = 1e-3 * torch.randn(size, generator=generator).to(device)
+    return build_optimizer(weights, settings), layer, other
+
+
+def _seconds_per_weight(
+    scheme: Scheme, shape: tuple[int, int], settings: TuneSettings, device: torch.device | str
+) -> tuple[float, float]:
+    """Return how long an optimizer's step takes on a quantized weight and on another one."""
+    optimizer, layer, other = _probe(scheme, shape, settings, device)
     per_weight = _seconds(optimizer.step, device) / layer.weight.numel()
     if not other.weight.requires_grad:
         return per_weight, 0.0
-    layer.weight.grad = None
-    other.weight.grad = torch.ones_like(other.weight)
+    layer.weight.grad, other.weight.grad = None, torch.ones_like(other.weight)
     return per_weight, _seconds(optimizer.step, device) / other.weight.numel()
 
 

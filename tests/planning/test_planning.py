@@ -11,22 +11,29 @@ import torch
 
 pytest.importorskip("transformers", reason="the language-model extra is not installed")
 
-from pvopt import parse_scheme, quantize_
+from pvopt import FitOptions, parse_scheme, quantize_
 from pvopt.cli import main
 from pvopt.commands.plan import parse_size
 from pvopt.formats import save, storage_report
-from pvopt.llm import distillation_loss, empty_model, hidden_states, load_model, output_head
+from pvopt.llm import (
+    distillation_loss,
+    empty_model,
+    hidden_states,
+    language_loss,
+    load_model,
+    output_head,
+)
 from pvopt.planning import StoredSize, formats_of_size, tuning_memory, tuning_passes
 from pvopt.planning.watch import MemoryWatch
 from pvopt.tuning import TuneSettings, build_optimizer
 
-FORMATS = ("grid:2g16", "vq:4g4", "ternary:g16", "had+e8p:2", "2:4+grid:2g16")
+FORMATS = ("grid:2g16", "vq:4g4", "ternary:g16", "2:4+binary:g16")
 SETTINGS = TuneSettings(batch=2, length=32, dtype="float32")
 
 
 def quantized(form):
     model = load_model("tiny-llama").model
-    weights = quantize_(model, parse_scheme(form))
+    weights = quantize_(model, parse_scheme(form), options=FitOptions(iterations=1))
     return model, weights, {name: rep.scheme for name, rep in weights.items()}
 
 
@@ -58,7 +65,7 @@ def test_impossible_bits_are_refused(bits):
     [
         ("grid:2g16", {"base": "adamw"}),
         ("vq:4g4", {"recipe": "subspace_pv", "base": "adafactor"}),
-        ("had+e8p:2", {"recipe": "ste", "base": "rmsprop", "lr": 0.0}),
+        ("2:4+binary:g16", {"recipe": "ste", "base": "rmsprop", "lr": 0.0}),
         ("ternary:g16", {"recipe": "continuous_only", "base": "sgd"}),
     ],
 )
@@ -103,14 +110,14 @@ def test_passes_take_what_was_counted_without_memory(changes):
         for part in ids.split(settings.sequences_per_pass):
             with torch.autocast("cpu", dtype, enabled=dtype is not None):
                 if settings.loss == "ce":
-                    loss = model(input_ids=part, labels=part).loss
+                    loss = language_loss(model, part)
                 else:
                     with torch.no_grad():
                         hidden = hidden_states(teacher, part)
                     loss = distillation_loss(model, hidden, head, part)
             loss.backward()
     planned = tuning_passes(empty_model("tiny-llama"), schemes, settings)
-    assert planned.peak_bytes == pytest.approx(watch.peak, rel=0.03)
+    assert planned.peak_bytes == pytest.approx(watch.peak, rel=0.07)
 
 
 def test_several_devices_share_all_but_the_block_they_compute():
