@@ -17,14 +17,13 @@ ROWS = torch.arange(8 * 32).view(8, 32) % 61  # in place of your data
 
 
 def train(folder: Path, steps: int):
-    torch.manual_seed(0)
+    torch.manual_seed(0)  # all processes alike, or weights.broadcast_() after prepare
     model = LlamaForCausalLM(CONFIG)  # in place of your trained model
     weights = quantize_(model, UniformGrid(bits=4, group_size=16, symmetric=True))
     optimizer = subspace_pv_ste(torch.optim.AdamW(model.parameters(), lr=5e-3), weights)
     accelerator = Accelerator(cpu=True)
     loader = torch.utils.data.DataLoader(ROWS, batch_size=8)
     prepared, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    weights.broadcast_()  # all processes have the codes of the first one
     saved = folder / "state"
     first = 0
     if saved.exists():  # codes and values are in the optimizer's state

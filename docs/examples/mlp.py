@@ -42,8 +42,8 @@ def train(folder: Path, steps: int):
 
 def main(folder: Path):
     folder.mkdir(parents=True, exist_ok=True)
-    train(folder, 30)  # interrupted here
-    model, weights, losses = train(folder, 60)
+    train(folder, 15)  # interrupted here
+    model, weights, losses = train(folder, 30)
     save(folder / "export", model, weights)  # read by load(folder / "export", make_model())
     return model, weights, losses
 

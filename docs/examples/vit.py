@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from pvopt import AdditiveCodebooks, UniformGrid, quantize_, subspace_pv_ste
+from pvopt import UniformGrid, quantize_, subspace_pv_ste
 from pvopt.formats import save
 
 CONFIG = ViTConfig(
@@ -15,7 +15,7 @@ CONFIG = ViTConfig(
 )  # fmt: skip
 FORMATS = {
     "*.patch_embeddings.*": UniformGrid(bits=4),
-    "*": AdditiveCodebooks(num_codebooks=2, bits=4, in_group=4),  # 2 bits and the codebooks
+    "*": UniformGrid(bits=2, group_size=16),
 }
 
 

@@ -91,6 +91,8 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.tuning import TuneSettings
 
     memory = None if args.memory is None else parse_size(args.memory)
+    if args.devices < 1:
+        raise ValueError(f"--devices must be at least 1, got {args.devices}")
     given = {name: value for name, value in vars(args).items() if name in _FIELDS}
     settings = TuneSettings(**given)
     model = _empty(args.model, args.weights, settings)
@@ -134,10 +136,10 @@ def _print_run(
 
     cost = passes()
     found = memory_of(cost)
-    each = f" on each of {args.devices} devices" if args.devices > 1 else ""
+    shared = f" on each of {args.devices} devices" if args.devices > 1 else ""
     rows = [[_LABELS[part], _shown(size)] for part, size in found.parts.items()]
     print_table(
-        [f"memory to tune {format}{each}", "size"], [*rows, ["at most", _shown(found.peak)]]
+        [f"memory to tune {format}{shared}", "size"], [*rows, ["at most", _shown(found.peak)]]
     )
     print()
     ways = {"as asked": found.peak}
@@ -162,7 +164,8 @@ def _print_run(
     print_table(["way to tune", "memory", *(["fits"] if fits else [])], rows)
     quantized = sum(model.get_parameter(name).numel() for name in schemes)
     others = sum(p.numel() for p in model.parameters()) - quantized if settings.lr else 0
-    flops = cost.flops * settings.batch // settings.sequences_per_pass
+    each = -(-settings.batch // args.devices)
+    flops = cost.flops * -(-each // min(each, settings.sequences_per_pass))
     seconds = machine.seconds(flops, quantized / args.devices, others / args.devices)
     in_passes = machine.seconds(flops, 0, 0)
     print(

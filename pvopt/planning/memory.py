@@ -91,7 +91,7 @@ def tuning_passes(
         model: the full-precision causal language model; its tensors may be on the meta device.
         schemes: names of its quantized weights.
         settings: of the run, with the dtype that ``auto`` stands for.
-        devices: that share a batch.
+        devices: that share a batch; each takes ``micro_batch`` sequences at a time.
 
     Raises:
         ValueError: if ``devices`` is below 1, or the passes cannot be planned.
@@ -106,13 +106,17 @@ def tuning_passes(
     """
     if devices < 1:
         raise ValueError(f"devices must be at least 1, got {devices}")
-    sequences = settings.sequences_per_pass
     names = [name for name, _ in model.named_parameters()]
+    own = -(-settings.batch // devices)
+    sequences = min(own, settings.sequences_per_pass)
+    # All further passes are like the second. Of several devices each keeps few gradients, so that
+    # its activations are those beside gradients that are there already.
+    passes = 2 if devices > 1 else min(2, own // sequences)
     return pass_cost(
         model,
-        sequences=-(-sequences // devices),
+        sequences=sequences,
         length=settings.length,
-        passes=min(2, settings.batch // sequences),  # all further ones are like the second
+        passes=passes,
         distilled=settings.loss == "kl",
         autocast_dtype=autocast_dtype(settings.dtype),
         frozen=[] if settings.lr else [name for name in names if name not in schemes],
