@@ -3,11 +3,12 @@
 from .budget import Option, allocate
 from .candidates import candidates_near
 from .mixed import MixedFormats, mix_formats_
-from .sensitivities import Sensitivities
+from .sensitivities import Predictions, Sensitivities
 
 __all__ = [
     "MixedFormats",
     "Option",
+    "Predictions",
     "Sensitivities",
     "allocate",
     "candidates_near",

@@ -59,7 +59,7 @@ def candidates_near(
     size = next((name for name in _SIZES if name in own), None)
     if size is None:
         raise ValueError(f"{scheme.name} has no number of bits or codebooks to vary")
-    named = dict(enumerate(shapes))
+    named = {str(number): shape for number, shape in enumerate(shapes)}
     found: list[tuple[float, Scheme]] = []
     for number in range(1, _LARGEST + 1):
         try:

@@ -110,7 +110,7 @@ def mix_formats_(
         Representations, formats and divergences.
 
     Raises:
-        ValueError: if no candidate is within the budget, or as :func:`calibrate_` raises it.
+        ValueError: if no candidate is within the budget, or as :func:`pvopt.calibration.calibrate_` raises it.
         CheckpointError: if the work folder is of other inputs, or damaged.
 
     Example:

@@ -121,8 +121,8 @@ def _print_run(
     settings = _exact(settings, model)
     schemes = _schemes(model, format)
     name, scheme = next(iter(schemes.items()))
-    shape = scheme.view.matrix_shape(tuple(model.get_parameter(name).shape))
-    machine = measure_machine(scheme, shape, settings)
+    outputs, inputs = scheme.view.matrix_shape(tuple(model.get_parameter(name).shape))
+    machine = measure_machine(scheme, (outputs, inputs), settings)
 
     def passes(**changes: Any) -> PassCost:
         return tuning_passes(model, schemes, replace(settings, **changes), devices=args.devices)
@@ -131,7 +131,7 @@ def _print_run(
         own = replace(settings, **changes)
         used = machine
         if own.recipe != settings.recipe:
-            used = replace(machine, spare_per_weight=step_spare(scheme, shape, own))
+            used = replace(machine, spare_per_weight=step_spare(scheme, (outputs, inputs), own))
         return tuning_memory(model, schemes, own, cost, machine=used, devices=args.devices)
 
     cost = passes()

@@ -246,7 +246,8 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
     """
     source = str(source)
     if source in (_TINY_LLAMA, _SMOLLM2) or holds_gguf(Path(source)):  # no configuration to read
-        model: Any = load_model(source, dtype=dtype).model.to("meta")
+        model: Any = load_model(source, dtype=dtype).model
+        model.to("meta")
         model.tie_weights()  # torch moves each name of a weight by itself
         return model
     from transformers import AutoModelForCausalLM

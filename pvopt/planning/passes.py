@@ -219,7 +219,8 @@ def _pass(student: Any, teacher: Any, ids: Tensor, autocast_dtype: torch.dtype |
             inputs, targets = hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
             loss = chunked_cross_entropy(inputs, head, targets)
         else:
-            loss = chunked_kl(hidden.flatten(0, 1), head, target.flatten(0, 1), _head(teacher))
+            known = _head(teacher)  # pyright: ignore[reportArgumentType]
+            loss = chunked_kl(hidden.flatten(0, 1), head, target.flatten(0, 1), known)
     loss.backward()
 
 

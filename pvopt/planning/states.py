@@ -81,6 +81,6 @@ class BaseCost:
 
     def kept(self, shape: tuple[int, ...]) -> int:
         """Return the bytes that are kept for a parameter between steps."""
-        real = dict(zip(_PRIMES, shape, strict=False))
+        real: dict[int, int] = dict(zip(_PRIMES, shape, strict=False))
         sizes = self.states[len(shape)]
         return sum(size * math.prod(real.get(n, n) for n in own) for own, size in sizes)
