@@ -107,5 +107,5 @@ types: $(READY)
 check: lint types docs test
 
 clean:
-	rm -rf docs/_build docs/api/generated build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
+	rm -rf docs/_build docs/generated docs/api/packages docs/api/names docs/api/generated build dist *.egg-info .pytest_cache .hypothesis .ruff_cache .import_linter_cache
 	find . -name __pycache__ -not -path "./.venv*" -prune -exec rm -rf {} +

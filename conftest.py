@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 
+import pytest
+
 # Triton kernels run in Triton's interpreter, on a CPU. Triton reads this when it is imported, so it
 # cannot be changed later; `make gpu` sets it to 0, and compilation is tested in its own process.
 os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -16,3 +18,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 collect_ignore_glob = []
 if importlib.util.find_spec("triton") is None:
     collect_ignore_glob += ["pvopt_kernels/triton/*", "tests/kernels/ahead_of_time/*"]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Run the example of a docstring as somebody would who has copied it: with no other names.
+
+    By default it sees everything that its module has imported.
+    """
+    if isinstance(item, pytest.DoctestItem) and item.dtest is not None:
+        item.dtest.globs = {"__name__": "__main__"}

@@ -9,17 +9,48 @@ author = "The pvopt authors"
 copyright = "The pvopt authors, Apache-2.0"
 version = release = importlib.metadata.version("pvopt")
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "api_pages", "mathml"]
-exclude_patterns = ["_build", "_ext"]
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinxcontrib.bibtex",
+    "api_pages",
+    "gallery",
+    "mathml",
+    "pictures",
+    "results",
+    "site_checks",
+]
+# What is generated is included by pages, or was written by an earlier edition.
+exclude_patterns = ["_build", "_ext", "generated", "api/generated"]
 suppress_warnings: list[str] = []  # every warning counts
 
-myst_enable_extensions = ["dollarmath", "colon_fence", "deflist"]
+myst_enable_extensions = ["dollarmath", "colon_fence", "deflist", "attrs_block"]
 myst_heading_anchors = 3
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_reference_style = "author_year"
+
+# Copied are the commands, neither their prompts nor what they print.
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
 html_title = f"pvopt {release}"
+html_logo = "_static/logo.svg"
+html_favicon = "_static/favicon.svg"
 html_static_path = ["_static"]
+html_search_scorer = str(Path(__file__).parent / "_ext" / "scorer.js")
 html_css_files = ["pvopt.css"]
+html_show_sphinx = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#0b5394", "color-brand-content": "#0b5394"},
+    "dark_css_variables": {"color-brand-primary": "#7cc0f5", "color-brand-content": "#7cc0f5"},
+}
+pygments_dark_style = "github-dark"
 html_math_renderer = "mathml"
 html_copy_source = False
 

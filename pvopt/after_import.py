@@ -21,6 +21,7 @@ def after_import(name: str, then: Callable[[], object]) -> None:
         then: called without arguments, once.
 
     Example:
+        >>> from pvopt.after_import import after_import
         >>> after_import("json", lambda: print("json is there"))
         json is there
     """

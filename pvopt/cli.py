@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: for arguments that cannot be parsed (code 2), and after ``--help``.
 
     Example:
+        >>> from pvopt.cli import main
         >>> main(["eval", "--model", "tiny-llama", "--context", "64", "--windows", "2"])
         ... # doctest: +ELLIPSIS
         perplexity ... (... nats per token)

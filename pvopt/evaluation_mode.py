@@ -18,6 +18,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
         model: any module.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt.evaluation_mode import evaluation_mode
         >>> model = nn.Sequential(nn.Dropout())
         >>> with evaluation_mode(model):
         ...     model[0].training

@@ -104,7 +104,9 @@ class PVOptimizer(Optimizer):
         ValueError: for settings out of range, or representations of foreign parameters.
 
     Example:
-        >>> from pvopt import UniformGrid, quantize_
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt import PVOptimizer, UniformGrid, quantize_
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> optimizer = PVOptimizer(torch.optim.Adam(model.parameters(), lr=0.01), weights)

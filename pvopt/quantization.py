@@ -69,7 +69,9 @@ def quantize_(
             then.
 
     Example:
-        >>> from pvopt import VectorCodebook
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt import VectorCodebook, quantize_
         >>> model = nn.Linear(16, 8, bias=False)
         >>> weights = quantize_(model, VectorCodebook(bits=4, group_size=2))
         >>> torch.equal(model.weight, weights["weight"].decode())

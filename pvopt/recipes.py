@@ -37,7 +37,8 @@ def continuous_only(base: Optimizer, weights: Representations, **options: Any) -
 
     Example:
         >>> import torch
-        >>> from pvopt import UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import UniformGrid, continuous_only, quantize_
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> continuous_only(torch.optim.SGD(model.parameters(), lr=0.1), weights).report
@@ -65,7 +66,8 @@ def ste(base: Optimizer, weights: Representations, **options: Any) -> PVOptimize
 
     Example:
         >>> import torch
-        >>> from pvopt import UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import UniformGrid, quantize_, ste
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -92,7 +94,8 @@ def stochastic_rounding(base: Optimizer, weights: Representations, **options: An
 
     Example:
         >>> import torch
-        >>> from pvopt import UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import UniformGrid, quantize_, stochastic_rounding
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -120,7 +123,8 @@ def naive_pv(base: Optimizer, weights: Representations, **options: Any) -> PVOpt
 
     Example:
         >>> import torch
-        >>> from pvopt import UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import UniformGrid, naive_pv, quantize_
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -152,7 +156,8 @@ def subspace_pv(base: Optimizer, weights: Representations, **options: Any) -> PV
 
     Example:
         >>> import torch
-        >>> from pvopt import Greedy, UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import Greedy, UniformGrid, quantize_, subspace_pv
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -178,7 +183,8 @@ def subspace_pv_ste(base: Optimizer, weights: Representations, **options: Any) -
 
     Example:
         >>> import torch
-        >>> from pvopt import UniformGrid, quantize_
+        >>> from torch import nn
+        >>> from pvopt import UniformGrid, quantize_, subspace_pv_ste
         >>> model = nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)

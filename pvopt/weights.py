@@ -44,6 +44,7 @@ class QuantizedWeights(Mapping[str, Representation]):
             shapes differ.
 
     Example:
+        >>> from torch import nn
         >>> from pvopt import UniformGrid, quantize_
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
         >>> weights = quantize_(model, {"0": UniformGrid(bits=2)})
@@ -169,6 +170,8 @@ class QuantizedWeights(Mapping[str, Representation]):
             ValueError: for a weight that is not finite; nothing is changed then.
 
         Example:
+            >>> import torch
+            >>> from torch import nn
             >>> from pvopt import UniformGrid, quantize_
             >>> model = nn.Linear(8, 4)
             >>> weights = quantize_(model, UniformGrid(bits=2))
@@ -214,6 +217,7 @@ class QuantizedWeights(Mapping[str, Representation]):
             ValueError: if it is of other weights or settings; nothing is changed then.
 
         Example:
+            >>> from torch import nn
             >>> from pvopt import UniformGrid, quantize_
             >>> weights = quantize_(nn.Linear(8, 4), UniformGrid(bits=2))
             >>> best = weights.snapshot()

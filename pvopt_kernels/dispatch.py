@@ -50,6 +50,7 @@ def available(name: str) -> dict[str, Callable[..., Any]]:
         name: name of the operation.
 
     Example:
+        >>> from pvopt_kernels.dispatch import available
         >>> "reference" in available("smallest")
         True
     """
@@ -75,6 +76,8 @@ def choose(name: str, tensor: Tensor) -> str:
             cannot work on the tensor's device.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels.dispatch import choose
         >>> choose("sum_by_code", torch.zeros(2, dtype=torch.float64))
         'reference'
     """
@@ -106,6 +109,8 @@ def implementation(name: str, tensor: Tensor) -> Callable[..., Any]:
         ValueError: if ``PVOPT_KERNELS`` is not valid, see :func:`choose`.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels.dispatch import implementation
         >>> run = implementation("sum_by_code", torch.ones(3, 1))
         >>> run(torch.ones(3, 1), torch.tensor([1, 1, 0]), 2).tolist()
         [[1.0], [2.0]]
@@ -127,6 +132,9 @@ def call(op: Callable[..., Any], *arguments: Any) -> Any:
         arguments: of the op.
 
     Example:
+        >>> import torch
+        >>> from torch import Tensor
+        >>> from pvopt_kernels.dispatch import call
         >>> def twice(x: Tensor) -> Tensor:
         ...     return 2 * x
         >>> op = torch.library.custom_op("pvopt_example::twice", twice, mutates_args=())

@@ -27,6 +27,7 @@ def e8p_absolute() -> Tensor:
         ``[256, 8]`` float64; every vector occurs once.
 
     Example:
+        >>> from pvopt_kernels import e8p_absolute
         >>> e8p_absolute().square().sum(1).unique(return_counts=True)[1].tolist()
         [1, 8, 28, 64, 126, 29]
 
@@ -78,6 +79,7 @@ def e8_ball() -> Tensor:
         ``[256, 8]`` float64; every point occurs once.
 
     Example:
+        >>> from pvopt_kernels import e8_ball
         >>> e8_ball().square().sum(1).unique(return_counts=True)
         (tensor([0., 2., 4.], dtype=torch.float64), tensor([  1, 240,  15]))
 

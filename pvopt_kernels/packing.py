@@ -24,6 +24,7 @@ def row_bytes(columns: int, bits: int) -> int:
         ValueError: if ``bits`` is out of range.
 
     Example:
+        >>> from pvopt_kernels.packing import row_bytes
         >>> row_bytes(11, 3)
         5
     """
@@ -55,6 +56,8 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
         ValueError: if they are no matrix, or ``bits`` is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import pack_rows
         >>> pack_rows(torch.tensor([[1, 2, 3]]), bits=2).tolist()  # 0b11_10_01
         [[57]]
     """
@@ -92,6 +95,8 @@ def unpack_rows(packed: Tensor, bits: int, columns: int) -> Tensor:
         ValueError: if the sizes do not agree, or ``bits`` is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import unpack_rows
         >>> unpack_rows(torch.tensor([[57]], dtype=torch.uint8), bits=2, columns=3).tolist()
         [[1, 2, 3]]
     """

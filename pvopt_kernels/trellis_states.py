@@ -45,6 +45,7 @@ def trellis_states(symbols: Tensor, *, symbol_bits: int, state_bits: int) -> Ten
 
     Example:
         >>> import torch
+        >>> from pvopt_kernels import trellis_states
         >>> trellis_states(torch.tensor([[1, 0, 1, 1]]), symbol_bits=1, state_bits=3)
         tensor([[7, 6, 5, 3]], dtype=torch.int32)
 

@@ -32,7 +32,8 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
     ``3inst`` two halves, :math:`x = 89226354 s + 64248484`, of which some bits are kept:
               ``(x & 0x8fff8fff) ^ 0x3b603b60``; they are numbers of half precision, added
     ``mcg``   the same with :math:`x = \mathtt{0xCBAC1FED}\, s`
-    ``mul1``  :math:`x = \mathtt{0x83DCD12D}\, s`; (the sum of its four bytes - 510) / 147.7
+    ``mul1``  :math:`x = \mathtt{0x83DCD12D}\, s`; the sum of its four bytes, 510 in the mean, times
+              887 / 2^17 (about 1 / 147.7), less about 3.45, rounded once to half precision
     ``1mad``  :math:`x = 34038481 s + 76625530`; (the sum of its bytes - 510) / 147.8005
     ========= ==========================================================================
 
@@ -48,6 +49,7 @@ def trellis_table(code: str, state_bits: int) -> Tensor:
         ValueError: if it is out of range, or the code is unknown.
 
     Example:
+        >>> from pvopt_kernels import trellis_table
         >>> table = trellis_table("1mad", 16)
         >>> table.shape, round(float(table.std()), 2)
         (torch.Size([65536]), 1.0)
@@ -75,8 +77,11 @@ def _table(code: str, state_bits: int) -> Tensor:
         halves = ((x & np.uint32(0x8FFF8FFF)) ^ np.uint32(0x3B603B60)).view(np.float16)
         table = halves.reshape(-1, 2).astype(np.float32).sum(1).astype(np.float16)
     else:
-        total = x.view(np.uint8).reshape(-1, 4).sum(1, dtype=np.int64) - 510
-        table = total / (147.7 if code == "mul1" else 147.8005)
+        total = x.view(np.uint8).reshape(-1, 4).sum(1, dtype=np.int64)
+        if code == "mul1":  # a fused product and sum of halves: exact in doubles, then rounded
+            table = ((total + 1024) * (887 / 2**17) - 1329 / 2**7).astype(np.float16)
+        else:
+            table = (total - 510) / 147.8005
     return torch.from_numpy(table.astype(np.float32))
 
 
@@ -98,6 +103,7 @@ def hybrid_index(state_bits: int, table_bits: int) -> tuple[Tensor, Tensor]:
         ValueError: if one is out of range.
 
     Example:
+        >>> from pvopt_kernels import hybrid_index
         >>> pairs, signs = hybrid_index(16, 9)
         >>> int(pairs.max()), signs.shape
         (511, torch.Size([65536, 2]))

@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 import torch
-from exports import in_dtype, tiny
+from exports import drawn, in_dtype, tiny
 from safetensors.torch import load_file
 
 from pvopt import NonFiniteGradientError, recipes
@@ -593,6 +593,45 @@ def test_a_gguf_file_is_tuned_in_its_own_format(tmp_path, text, capsys):
     assert main(again) == 0
     assert read_metadata(tmp_path / "again")["model"] == file
     assert main([*tune, str(tmp_path / "again"), "--out", str(tmp_path / "other")]) == 0
+
+
+PUBLISHED = {
+    "aqlm": (lambda: tiny("2x4g8"), "AutoModelForCausalLM"),
+    "gptq": (lambda: tiny("grid:2g16z"), "AutoModelForCausalLM"),
+    "compressed-tensors": (lambda: tiny("grid:3g16s"), "vllm serve"),
+    "exl3": (lambda: drawn({"0.self_attn.q_proj": (1, "mul1")}), "exllamav3"),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_are_tuned_in_their_own_format(tmp_path, text, capsys, name):
+    """A folder that says nothing of us is tuned, written back, and read as what was tuned."""
+    make, loading = PUBLISHED[name]
+    theirs, run, served = tmp_path / "theirs", tmp_path / "run", tmp_path / "served"
+    model, weights = make()
+    save(theirs, model, weights, format=name, tokenizer=load_model("tiny-llama").tokenizer)
+    (theirs / "pvopt_export.json").unlink()
+    settings = ["--steps", "1", "--batch", "1", "--length", "16", "--eval-windows", "1"]
+    settings += ["--dtype", "float32", "--code-lr", "1.0", "--subspace", "greedy:0.05"]
+    inputs = ["--checkpoint", str(theirs), "--model", "tiny-llama", "--text", text]
+    assert main(["tune", *inputs, *settings, "--out", str(run)]) == 0
+    export = ["export", "--checkpoint", str(run), "--to", name, "--out", str(served)]
+    dtype = ["--dtype", "float16"] if name == "exl3" else []
+    capsys.readouterr()
+    assert main([*export, *dtype]) == 0
+    assert loading in capsys.readouterr().out.splitlines()[-1]
+    tuned, back = load(run / "checkpoint"), load(served)
+    moved = 0
+    for key, rep in tuned.weights.items():
+        found = back.weights[key]
+        assert found.scheme == weights[key].scheme == rep.scheme
+        for stream, codes in rep.codes.items():
+            assert torch.equal(found.codes[stream], codes)
+            moved += int((codes != weights[key].codes[stream]).sum())
+        rtol, atol = (1e-2, 1e-4) if dtype else (0.0, 0.0)
+        torch.testing.assert_close(found.decode(), rep.decode(), rtol=rtol, atol=atol)
+        assert not torch.equal(rep.decode(), weights[key].decode())
+    assert moved
 
 
 def test_an_export_rounds_nothing_unasked(tmp_path, capsys):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import doctest
 import inspect
 import re
 import runpy
+import statistics
 import sys
 import typing
 from collections.abc import Iterator
@@ -21,8 +23,11 @@ STUB = DOCS.parent / "pvopt" / "__init__.pyi"
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import api_pages  # noqa: E402
+import public_names  # noqa: E402
+import results  # noqa: E402
+import site_checks  # noqa: E402
 
-PUBLIC = [n for n in api_pages.public_names() if n.home == n.package]
+PUBLIC = [n for n in public_names.public_names() if n.home == n.package]
 WITHOUT_PAGE = [p for _, p in runpy.run_path(str(DOCS / "conf.py"))["nitpick_ignore_regex"]]
 PAGES = sorted([*DOCS.glob("*.md"), DOCS.parent / "README.md", DOCS.parent / "CONTRIBUTING.md"])
 
@@ -112,10 +117,100 @@ def test_every_name_of_the_stub_is_documented():
 
 
 def test_reference_has_every_public_name_once():
-    pages = "\n".join(api_pages.page(package) for package in api_pages.packages())
-    documented = re.findall(r"^\.\. auto\w+:: ([\w.]+)$", pages, re.M)
-    expected = [f"{n.package}.{n.name}" for n in PUBLIC] + api_pages.packages()
+    pages = "\n".join(api_pages.pages().values())
+    documented = re.findall(r"^\.\. (?:auto\w+|py:data):: ([\w.]+)$", pages, re.M)
+    expected = [n.full for n in PUBLIC] + public_names.packages()
     assert sorted(documented) == sorted(expected)
+    files = [name.lower() for name in api_pages.pages()]
+    assert len(set(files)) == len(files)
+
+
+def test_every_name_has_a_summary_of_one_sentence():
+    rows = [line for n in PUBLIC for line in api_pages.summary([n]) if line.startswith("     - ")]
+    assert [row for row in rows if not row.removeprefix("     - ")] == []
+
+
+GOOD = (
+    '<h1 id="top">A</h1><a href="b.html#top">b</a><img src="i.svg" alt="i"><a href="http://x">x</a>'
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (("", ""), []),
+        (("b.html", "c.html"), ["leads to c.html#top, which is not there"]),
+        (("#top", "#end"), ["leads to b.html#end, where there is no such place"]),
+        (("i.svg", "j.svg"), ["leads to j.svg, which is not there"]),
+        ((' alt="i"', ""), ["no text in place of"]),
+        (("<h1", "<h2"), ["must have one title"]),
+        (("http:", "x" * 300_000 + ":"), ["has 300,0"]),
+    ],
+    ids=["good", "link", "place", "picture", "text", "title", "weight"],
+)
+def test_faults_of_finished_pages_are_found(tmp_path, change, found):
+    (tmp_path / "a.html").write_text(GOOD.replace(*change), "utf-8")
+    (tmp_path / "b.html").write_text(GOOD, "utf-8")
+    (tmp_path / "i.svg").touch()
+    problems = list(site_checks.problems(tmp_path))
+    assert len(problems) == len(found)
+    assert all(part in problem for part, problem in zip(found, problems, strict=True))
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """The strings of a module, an ellipsis for what is filled in."""
+    inside = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            inside |= {id(part) for part in node.values}
+            parts = (p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+            yield "".join(str(part) for part in parts)
+        elif isinstance(node, ast.Constant) and id(node) not in inside:
+            yield re.sub(r"%[.\d]*[a-z]", "…", str(node.value))
+
+
+def test_messages_of_the_troubleshooting_page_are_those_of_the_library():
+    page = (DOCS / "troubleshooting.md").read_text("utf-8")
+    quoted = re.findall(r"^`([^`]+)`\n: ", page, re.M)
+    assert len(quoted) > 30
+    sources = [file.read_text("utf-8") for file in (DOCS.parent / "pvopt").rglob("*.py")]
+    texts = [text for source in sources for text in _texts(ast.parse(source))]
+    assert [message for message in quoted if not any(message in text for text in texts)] == []
+
+
+def test_results_are_those_that_the_benchmarks_report():
+    """Who measures anew copies the file of ``--json`` to ``benchmarks/results``, too."""
+    text = (DOCS.parent / "benchmarks" / "README.md").read_text("utf-8").replace("`", "")
+
+    def shown(figure: float, *beginning: str) -> bool:
+        lines = re.findall(rf"^\| {re.escape(' | '.join(beginning))} \|.*$", text, re.M)
+        found = [n for line in lines for n in re.findall(r"[\d.]+(?:e\+?\d+)?", line)]
+        return any(abs(float(n) - figure) <= 0.015 * figure for n in found)
+
+    rows = results.read("frontier")["rows"]
+    start = {r["format"]: r["method"] for r in rows if not r["steps"]}
+    wrong: list[Any] = [
+        row for row in rows if not shown(row["ppl"], row["format"], start[row["format"]])
+    ]
+    for row in results.read("llm_tune")["rows"]:
+        wrong += [row] * (not shown(row["ppl_48"], row["recipe"]))
+    losses: dict[tuple[str, str], list[float]] = {}
+    for row in results.read("recipes")["rows"]:
+        losses.setdefault((row["method"], row["task"]), []).append(row["loss"])
+    wrong += [k for k, own in losses.items() if not shown(statistics.mean(own), k[0])]
+    assert wrong == []
+
+
+def test_the_table_of_servers_asks_every_writer():
+    names = {writer.name for writer in results.WRITERS.writers}
+    assert names - {"native", "dense"} == set(results.SERVERS)
+
+
+def test_every_measured_row_is_shown():
+    rows = results.read("frontier")["rows"]
+    assert {row["format"] for row in rows} <= set(results.FORMATS)
+    table = results.frontier(results.read("frontier"))
+    assert [row for row in rows if results.shown(row["ppl"]) not in table] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.stem)

@@ -1,24 +1,26 @@
-"""Write one reference page per package, from its ``__all__``, and check that no name is missing.
+"""Write the reference: a page for each public name, and one of tables for each package.
 
-A public name is documented once: under the first package that exports it, in the section of the
-submodule that defines it. Packages that appear later need no change here.
+The build fails if a public name is missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import io
 import os
-import pkgutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest import mock
 
-ROOTS = ("pvopt", "pvopt_kernels")
+from public_names import ROOTS, PublicName, packages, public_names
+from sphinx.pycode import ModuleAnalyzer
+from written import write
+
+from pvopt.cli import main
 
 # Sections of `pvopt` from the most to the least needed; others follow by name.
 _FIRST_SECTIONS = (
@@ -34,79 +36,56 @@ _FIRST_SECTIONS = (
     "pvopt.core",
 )
 
+#: What most people need first, and what those need who add parts of their own.
+FIRST = (
+    "pvopt.quantize_",
+    "pvopt.PVOptimizer",
+    "pvopt.QuantizedWeights",
+    "pvopt.ste",
+    "pvopt.subspace_pv_ste",
+    "pvopt.UniformGrid",
+    "pvopt.AdditiveCodebooks",
+    "pvopt.E8P",
+    "pvopt.Trellis",
+    "pvopt.parse_scheme",
+    "pvopt.calibration.calibrate_",
+    "pvopt.formats.save",
+    "pvopt.formats.load",
+    "pvopt.layers.to_quantized",
+)
+EXTENDING = (
+    "pvopt.Parametrization",
+    "pvopt.Space",
+    "pvopt.Rounding",
+    "pvopt.Subspace",
+    "pvopt.Phases",
+    "pvopt.ValueOptimizer",
+    "pvopt.Metric",
+    "pvopt.MetricSource",
+    "pvopt.starts.Start",
+    "pvopt.formats.Reader",
+    "pvopt.formats.Writer",
+    "pvopt.Representation",
+    "pvopt.CodeStream",
+    "pvopt.GroupLayout",
+    "pvopt.Query",
+    "pvopt.Candidates",
+    "pvopt.Draws",
+)
+
 # Their --help goes into the page on the command line.
 COMMANDS = ("plan", "quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
 
 
-@dataclass(frozen=True)
-class PublicName:
-    """A name in a package's ``__all__``.
-
-    Args:
-        package: the package that exports it.
-        name: the name.
-        thing: what it stands for.
-        home: the package under which it is documented.
-    """
-
-    package: str
-    name: str
-    thing: Any
-    home: str
-
-    @property
-    def module(self) -> str:
-        """The module that defines it, or the package itself for a constant."""
-        # An instance has the module of its class, which is not where the constant is.
-        if self.directive == "autodata":
-            return self.package
-        return getattr(self.thing, "__module__", self.package)
-
-    @property
-    def directive(self) -> str:
-        """The autodoc directive that documents it."""
-        if isinstance(self.thing, ModuleType):
-            return "automodule"
-        if inspect.isclass(self.thing):
-            is_error = issubclass(self.thing, BaseException)
-            return "autoexception" if is_error else "autoclass"
-        return "autofunction" if inspect.isroutine(self.thing) else "autodata"
-
-
-def packages() -> list[str]:
-    """Return every public package that has an ``__all__``, parents first."""
-    found = []
-    for root in ROOTS:
-        path = importlib.import_module(root).__path__
-        below = [m.name for m in pkgutil.walk_packages(path, f"{root}.") if m.ispkg]
-        found += [root, *sorted(below)]
-    public = [name for name in found if not any(p.startswith("_") for p in name.split("."))]
-    return [name for name in public if hasattr(importlib.import_module(name), "__all__")]
-
-
-def public_names() -> Iterator[PublicName]:
-    """Yield every name in the ``__all__`` of every public package."""
-    homes: dict[tuple[int, str], str] = {}
-    for package in packages():
-        module = importlib.import_module(package)
-        for name in module.__all__:
-            thing = getattr(module, name)
-            home = homes.setdefault((id(thing), name), package)
-            yield PublicName(package, name, thing, home)
-
-
-def page(package: str) -> str:
-    """Return the reference page of a package in reStructuredText."""
+def package_page(package: str) -> str:
+    """Return the page of a package in reStructuredText: its docstring, and tables of its names."""
     names = [n for n in public_names() if n.package == package]
     own = [n for n in names if n.home == package]
     lines = [package, "=" * len(package), "", f".. automodule:: {package}", ""]
-    elsewhere = [n for n in names if n.home != package]
-    if elsewhere:
-        links = ", ".join(f":py:obj:`{n.name} <{n.home}.{n.name}>`" for n in elsewhere)
-        lines += [f"Exported here too, and documented where the link leads: {links}.", ""]
     sections: dict[str, list[PublicName]] = {}
     for n in own:
-        sections.setdefault(_section(package, n.module), []).append(n)
+        if n.full not in EXTENDING:
+            sections.setdefault(_section(package, n.module), []).append(n)
     for section in sorted(sections, key=_rank):
         if section != package:
             title = _title(section)
@@ -114,15 +93,66 @@ def page(package: str) -> str:
             # Makes :mod:`pvopt.recipes` a link, unless a function has the module's name.
             taken = {f"{package}.{n.name}" for n in own} | set(packages())
             if section not in taken:
-                lines += [f".. py:module:: {section}", f".. py:currentmodule:: {package}", ""]
-        for n in sections[section]:
-            lines += [f".. {n.directive}:: {package}.{n.name}"]
-            if n.directive in ("autoclass", "autoexception", "automodule"):
-                lines += ["   :members:"]
-            if n.directive == "autoclass":
-                lines += ["   :show-inheritance:"]
-            lines += [""]
+                lines += [f".. py:module:: {section}", ""]
+        lines += [f".. py:currentmodule:: {package}", ""]
+        lines += [*summary(sections[section]), ""]
+    others = {
+        "For parts of your own": [n for n in own if n.full in EXTENDING],
+        "Exported here, too": [n for n in names if n.home != package],
+    }
+    for title, some in others.items():
+        if some:
+            lines += [title, "-" * len(title), "", *summary(some), ""]
     return "\n".join(lines)
+
+
+def name_page(n: PublicName) -> str:
+    """Return the page of a public name in reStructuredText."""
+    # The title alone, so that who searches for `ste` gets this page first.
+    lines = [":orphan:", "", n.name, "=" * len(n.name), ""]
+    lines += [f":doc:`API reference <../index>` › :doc:`../packages/{n.home}`", ""]
+    if n.directive == "autodata":
+        lines += [f".. py:data:: {n.full}", ""]
+        return "\n".join([*lines, *(f"   {line}" for line in _comment(n)), ""])
+    lines += [f".. {n.directive}:: {n.full}"]
+    if n.directive in ("autoclass", "autoexception", "automodule"):
+        lines += ["   :members:"]
+    if n.directive == "autoclass":
+        lines += ["   :show-inheritance:"]
+    return "\n".join([*lines, ""])
+
+
+def summary(names: Iterable[PublicName]) -> list[str]:
+    """Return a table of names with the first sentence of each, in reStructuredText."""
+    lines = [".. list-table::", "   :class: summary", "   :widths: 30 70", ""]
+    for n in names:
+        lines += [f"   * - :py:obj:`{n.name} <{n.full}>`", f"     - {_sentence(n)}"]
+    return lines
+
+
+def role_page(full_names: Iterable[str]) -> str:
+    """Return a table of names out of several packages."""
+    found = {n.full: n for n in public_names()}
+    return "\n".join([*summary(found[full] for full in full_names), ""])
+
+
+def _sentence(n: PublicName) -> str:
+    lines = (
+        _comment(n) if n.directive == "autodata" else (inspect.getdoc(n.thing) or "").split("\n")
+    )
+    text = " ".join(lines).strip() if n.directive == "autodata" else "\n".join(lines)
+    return text.split("\n\n")[0].replace("\n", " ").strip()
+
+
+def _comment(n: PublicName) -> list[str]:
+    """Return the ``#:`` comment of a constant, from the module below its home that has it."""
+    inside = [name for name in sys.modules if f"{name}.".startswith(f"{n.home}.")]
+    for name in sorted(inside, key=lambda name: (-name.count("."), name)):
+        if vars(sys.modules[name]).get(n.name) is n.thing:
+            found = ModuleAnalyzer.for_module(name).find_attr_docs().get(("", n.name))
+            if found:
+                return found
+    return []
 
 
 def _section(package: str, module: str) -> str:
@@ -143,34 +173,43 @@ def _title(module: str) -> str:
     return text.split("\n\n")[0].replace("\n", " ").removesuffix(".")
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file if its text changes, so that unchanged pages are not built again."""
-    if not path.exists() or path.read_text() != text:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
-
-
 def _help(command: str) -> str:
     """Return what ``python -m pvopt COMMAND --help`` prints."""
-    run = subprocess.run(
-        [sys.executable, "-m", "pvopt", command, "--help"],
-        env={**os.environ, "COLUMNS": "88", "NO_COLOR": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return run.stdout.replace("usage: pvopt", "usage: python -m pvopt")
+    printed = io.StringIO()
+    with (
+        mock.patch.dict(os.environ, {"COLUMNS": "88", "NO_COLOR": "1"}),
+        contextlib.redirect_stdout(printed),
+        contextlib.suppress(SystemExit),
+    ):
+        main([command, "--help"])
+    return printed.getvalue().replace("usage: pvopt", "usage: python -m pvopt")
+
+
+def pages() -> dict[str, str]:
+    """Return the text of every file of the reference, by its path below ``docs/api``."""
+    found = {f"packages/{package}.rst": package_page(package) for package in packages()}
+    for n in public_names():
+        if n.home == n.package:
+            # Some disks do not tell FORMATS.html from Formats.html.
+            kind = ".data" if n.directive == "autodata" else ""
+            found[f"names/{n.full}{kind}.rst"] = name_page(n)
+    return found | {
+        "names/first.txt": role_page(FIRST),
+        "names/extending.txt": role_page(EXTENDING),
+    }
 
 
 def _generate(app: Any) -> None:
-    folder = Path(app.srcdir) / "api" / "generated"
-    pages = {f"{package}.rst": page(package) for package in packages()}
-    pages |= {f"help-{command}.txt": _help(command) for command in COMMANDS}
-    for name, text in pages.items():
-        _write(folder / name, text)
-    for stale in folder.iterdir():
-        if stale.name not in pages:
-            stale.unlink()
+    folder = Path(app.srcdir) / "api"
+    found = pages()
+    for name, text in found.items():
+        write(folder / name, text)
+    for kind in ("packages", "names"):
+        for file in (folder / kind).iterdir():
+            if f"{kind}/{file.name}" not in found:
+                file.unlink()
+    for command in COMMANDS:
+        write(Path(app.srcdir) / "generated" / f"help-{command}.txt", _help(command))
 
 
 def _check(app: Any, env: Any) -> None:
@@ -178,7 +217,7 @@ def _check(app: Any, env: Any) -> None:
 
     documented = env.get_domain("py").objects
     for n in public_names():
-        if f"{n.home}.{n.name}" not in documented and n.directive != "automodule":
+        if n.full not in documented and n.directive != "automodule":
             logging.getLogger(__name__).warning(
                 "%s.%s is public but not in the API reference", n.package, n.name
             )
@@ -192,9 +231,7 @@ def _resolve(app: Any, env: Any, node: Any, content: Any) -> Any:
     for n in public_names():
         if target.startswith(n.module) and f"{n.module}.{n.name}" == target:
             domain, place = env.get_domain("py"), node.get("refdoc")
-            return domain.resolve_xref(
-                env, place, app.builder, "obj", f"{n.home}.{n.name}", node, content
-            )
+            return domain.resolve_xref(env, place, app.builder, "obj", n.full, node, content)
     return None
 
 

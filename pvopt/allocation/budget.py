@@ -47,6 +47,7 @@ def allocate(groups: Sequence[Sequence[Option]], budget: float) -> list[int]:
             a group has no option.
 
     Example:
+        >>> from pvopt.allocation import Option, allocate
         >>> layers = [[Option(200, 1.0), Option(300, 0.1)], [Option(200, 0.5), Option(300, 0.3)]]
         >>> allocate(layers, 500), allocate(layers, 400)
         ([1, 0], [0, 0])

@@ -26,6 +26,7 @@ def mean_bits(schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, ...
 
     Example:
         >>> from pvopt import parse_scheme
+        >>> from pvopt.allocation.candidates import mean_bits
         >>> grid = parse_scheme("grid:2g64s")
         >>> mean_bits({"w": grid}, {"w": (8, 64)})
         2.25
@@ -52,6 +53,7 @@ def candidates_near(
 
     Example:
         >>> from pvopt import parse_scheme
+        >>> from pvopt.allocation import candidates_near
         >>> list(candidates_near(parse_scheme("grid:4g64s"), [(128, 64)], 2.5))
         ['grid:1g64s', 'grid:2g64s', 'grid:3g64s', 'grid:4g64s']
     """

@@ -110,12 +110,13 @@ def mix_formats_(
         Representations, formats and divergences.
 
     Raises:
-        ValueError: if no candidate is within the budget, or as :func:`pvopt.calibration.calibrate_` raises it.
+        ValueError: if no candidate is within the budget, or for what
+            :func:`pvopt.calibration.calibrate_` refuses.
         CheckpointError: if the work folder is of other inputs, or damaged.
 
     Example:
-        >>> import torch
         >>> from pvopt import parse_scheme
+        >>> from pvopt.allocation import mix_formats_
         >>> from pvopt.llm import load_model, load_text
         >>> loaded = load_model("tiny-llama")
         >>> tokens = loaded.encode(load_text("pydoc"))[: 8 * 32].view(8, 32)

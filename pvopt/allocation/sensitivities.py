@@ -36,6 +36,8 @@ class Predictions:
         masks: of the tokens' shape, 0 for padding, which does not count; None for none.
 
     Example:
+        >>> import torch
+        >>> from pvopt.allocation import Predictions
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
         >>> Predictions(model, torch.arange(40).view(2, 20)).divergence(model)
@@ -80,6 +82,8 @@ class Sensitivities:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.allocation import Sensitivities
         >>> file = Path(tempfile.mkdtemp()) / "sensitivities.json"
         >>> Sensitivities(file, {"seed": 0}).put("layers.0", "grid:2g64", 0.25)
         >>> Sensitivities(file, {"seed": 0}).get("layers.0", "grid:2g64")

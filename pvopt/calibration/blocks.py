@@ -23,6 +23,7 @@ def find_blocks(model: nn.Module, names: Iterable[str]) -> tuple[str, list[nn.Mo
         ValueError: if no list holds all of them.
 
     Example:
+        >>> from pvopt.calibration.blocks import find_blocks
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
         >>> name, blocks = find_blocks(model, ["model.layers.1.mlp.up_proj.weight"])
@@ -52,6 +53,7 @@ def outside_blocks(model: nn.Module, names: Iterable[str]) -> list[str]:
         names: parameter names of weights.
 
     Example:
+        >>> from pvopt.calibration import outside_blocks
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
         >>> outside_blocks(model, ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
@@ -76,6 +78,8 @@ def check_own_weights(model: nn.Module, name: str, blocks: list[nn.Module]) -> N
         ValueError: if a weight belongs to several blocks.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt.calibration.blocks import check_own_weights
         >>> layer = nn.Linear(2, 2)
         >>> model = nn.Module()
         >>> model.blocks = nn.ModuleList([layer, layer])

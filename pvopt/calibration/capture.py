@@ -82,6 +82,8 @@ def capture_inputs(
             one before returned.
 
     Example:
+        >>> import torch
+        >>> from pvopt.calibration.capture import capture_inputs
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
         >>> inputs = capture_inputs(model, list(model.model.layers), torch.zeros(3, 1, 8).long())

@@ -15,6 +15,8 @@ def digest(tensors: Iterable[Tensor]) -> str:
     """Return a checksum of tensors of any dtype.
 
     Example:
+        >>> import torch
+        >>> from pvopt.calibration.digests import digest
         >>> one, other = torch.zeros(2), torch.ones(2)
         >>> digest([one, other]) == digest([one, one])
         False

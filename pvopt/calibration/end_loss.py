@@ -41,6 +41,8 @@ class EndLoss:
         ValueError: if it is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt.calibration import EndLoss
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama").model
         >>> layers = {"q": model.model.layers[0].self_attn.q_proj}

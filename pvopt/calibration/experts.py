@@ -36,6 +36,8 @@ class ExpertHessians(TorchDispatchMode):
         weights: parameters ``[experts, ...]`` by name, with the number of inputs of each.
 
     Example:
+        >>> import torch
+        >>> from pvopt.calibration.experts import ExpertHessians
         >>> weight = torch.zeros(3, 2, 4)
         >>> with torch.no_grad(), ExpertHessians({"w": (weight, 4)}) as hessians:
         ...     _ = torch.ones(5, 4) @ weight[1].T

@@ -37,6 +37,7 @@ class FineTuning:
         ValueError: if an argument is out of range.
 
     Example:
+        >>> from pvopt.calibration import FineTuning
         >>> FineTuning(epochs=2)
         FineTuning(epochs=2, lr=0.003, betas=(0.9, 0.95))
 

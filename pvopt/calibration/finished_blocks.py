@@ -36,8 +36,10 @@ class FinishedBlocks:
         CheckpointError: if the folder holds blocks of other settings, or something else.
 
     Example:
-        >>> import tempfile, torch
+        >>> import tempfile
+        >>> import torch
         >>> from pvopt import SharedValues
+        >>> from pvopt.calibration.finished_blocks import FinishedBlocks
         >>> blocks = FinishedBlocks(tempfile.mkdtemp(), {"seed": 0})
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> blocks.save("layers.0", {"w": rep}, {"w": 0.0})

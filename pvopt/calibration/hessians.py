@@ -25,6 +25,9 @@ class Hessians(Mapping[str, Tensor]):
         layers: linear layers, or ``Conv1D`` of transformers, by name.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.calibration.hessians import gather_hessians
         >>> layer = nn.Linear(2, 3)
         >>> with gather_hessians({"layer": layer}) as hessians:
         ...     _ = layer(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
@@ -124,6 +127,9 @@ def gather_hessians(layers: Mapping[str, nn.Module]) -> Iterator[Hessians]:
         :meth:`Hessians.end_batch` after each batch.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.calibration.hessians import gather_hessians
         >>> first, second = nn.Linear(4, 4), nn.Linear(4, 2)
         >>> with gather_hessians({"first": first, "second": second}) as hessians:
         ...     x = torch.ones(3, 4)

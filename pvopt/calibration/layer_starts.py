@@ -32,7 +32,9 @@ def start_matrix(
         The representation and ``||X (W - W_q)'|| / ||X W'||``, NaN without tokens.
 
     Example:
-        >>> from pvopt import SharedValues
+        >>> import torch
+        >>> from pvopt import Scheme, SharedValues
+        >>> from pvopt.calibration.layer_starts import start_matrix
         >>> from pvopt.starts import Fit
         >>> scheme, generator = Scheme(SharedValues(num_values=2)), torch.Generator()
         >>> weight = torch.tensor([[0.0, 1.0]])

@@ -25,6 +25,8 @@ class Sequences:
         masks: ``[sequences, length]``, 0 for padding; None for none.
 
     Example:
+        >>> import torch
+        >>> from pvopt.calibration import Sequences
         >>> Sequences(torch.zeros(2, 3)).count
         6
     """
@@ -65,6 +67,7 @@ def sequences_of(
             conversation.
 
     Example:
+        >>> from pvopt.calibration import sequences_of
         >>> from pvopt.llm import load_model
         >>> model = load_model("tiny-llama")
         >>> sequences_of(model, "so long, and thanks", length=4).tokens.shape

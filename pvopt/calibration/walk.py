@@ -114,8 +114,9 @@ def calibrate_(
 
     Example:
         >>> from pvopt import UniformGrid
-        >>> from pvopt.starts import Fit
+        >>> from pvopt.calibration import calibrate_
         >>> from pvopt.llm import load_model, load_text
+        >>> from pvopt.starts import Fit
         >>> loaded = load_model("tiny-llama")
         >>> tokens = loaded.encode(load_text("pydoc"))[: 4 * 64].view(4, 64)
         >>> grid = UniformGrid(bits=4, group_size=32)

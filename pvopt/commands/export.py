@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from pvopt import QuantizedWeights
-    from pvopt.formats import Checkpoint
+    from pvopt.formats import Checkpoint, Writer
 
 __all__ = ["add_parser", "run"]
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all
     if args.dtype:
         dtype = getattr(torch, args.dtype)
-    weights = _in_one_dtype(checkpoint, dtype, writer.decodes_in)
+    weights = _in_one_dtype(checkpoint, dtype, writer)
     tokenizer = _tokenizer(folder)
     metadata = {**checkpoint.metadata}
     remember_command(metadata, args)
@@ -85,9 +85,7 @@ def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
     return others | {rep.dtype for rep in weights.values()}
 
 
-def _in_one_dtype(
-    checkpoint: Checkpoint, dtype: torch.dtype, decoded: torch.dtype | None
-) -> QuantizedWeights:
+def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype, writer: Writer) -> QuantizedWeights:
     """Return model and weights rounded to a dtype, in that one or the one they are decoded in.
 
     What was rounded is said.
@@ -97,8 +95,9 @@ def _in_one_dtype(
     from pvopt import QuantizedWeights
 
     rounds = any(torch.promote_types(kind, dtype) != dtype for kind in _dtypes(checkpoint))
-    computed = decoded or dtype
-    reps = {n: rep.to(dtype=dtype).to(dtype=computed) for n, rep in checkpoint.weights.items()}
+    computed = writer.decodes_in or dtype
+    prepared = {name: writer.prepared(rep) for name, rep in checkpoint.weights.items()}
+    reps = {n: rep.to(dtype=dtype).to(dtype=computed) for n, rep in prepared.items()}
     if rounds:
         pairs = ((rep.decode(), reps[name].decode()) for name, rep in checkpoint.weights.items())
         changes = [float((b - a).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs]

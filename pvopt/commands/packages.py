@@ -30,6 +30,7 @@ def missing_package(error: BaseException) -> str | None:
         error: a failed import.
 
     Example:
+        >>> from pvopt.commands.packages import missing_package
         >>> missing_package(ModuleNotFoundError("no tqdm", name="tqdm"))
         "needs the package tqdm, which is not installed: pip install 'pvopt[llm]'"
     """

@@ -182,6 +182,7 @@ def parse_size(text: str) -> float:
         ValueError: for anything else.
 
     Example:
+        >>> from pvopt.commands.plan import parse_size
         >>> parse_size("1.5GB"), parse_size("2 MiB")
         (1500000000.0, 2097152.0)
     """

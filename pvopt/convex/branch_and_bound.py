@@ -82,6 +82,8 @@ def branch_and_bound(
         ValueError: for a limit below 1.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import QuadraticModel, branch_and_bound
         >>> model = QuadraticModel(np.eye(2), np.array([-0.6, -0.2]), np.zeros(2), np.arange(2.0))
         >>> found = branch_and_bound(model, np.array([0, 0]))
         >>> found.codes.tolist(), round(found.upper_bound, 3), found.gap < 1e-12

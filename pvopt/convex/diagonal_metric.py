@@ -32,6 +32,8 @@ def diagonal_metric(
         ValueError: for another rule.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import diagonal_metric
         >>> diagonal_metric(np.diag([1.0, 100.0])).tolist()
         [1.0, 100.0]
 

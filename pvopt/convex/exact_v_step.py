@@ -35,6 +35,7 @@ def all_codes(dimension: int, num_values: int, *, limit: int = 1_000_000) -> NDA
         ValueError: if there are more than ``limit``.
 
     Example:
+        >>> from pvopt.convex import all_codes
         >>> all_codes(2, 2).tolist()
         [[0, 0], [0, 1], [1, 0], [1, 1]]
 
@@ -69,7 +70,8 @@ class ExactV(VStep):
         ValueError: for an unknown solver or a limit below 1.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import ExactV, Point, Quadratic
         >>> point = Point(np.array([0, 0]), np.array([0.0, 1.0]))
         >>> ExactV().step(Quadratic(np.eye(2), np.array([0.9, 0.2])), point).point.codes.tolist()
         [1, 0]
@@ -138,7 +140,8 @@ class FullMetricV(VStep):
         ValueError: if the metric is not symmetric and positive definite.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import FullMetricV, Point, Quadratic
         >>> problem = Quadratic(np.eye(2), np.array([0.9, 0.2]))
         >>> point = Point(np.array([0, 0]), np.array([0.0, 1.0]))
         >>> FullMetricV(np.eye(2)).step(problem, point).point.codes.tolist()

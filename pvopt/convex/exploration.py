@@ -32,7 +32,8 @@ class Exploration:
         ValueError: for negative rounds or fewer than one change.
 
     Example:
-        >>> from pvopt.convex import Gain, random_quadratic, random_start, recipes
+        >>> import numpy as np
+        >>> from pvopt.convex import Exploration, Gain, random_quadratic, random_start, recipes
         >>> generator = np.random.default_rng(0)
         >>> problem = random_quadratic(6, 100.0, generator)
         >>> start = random_start(6, 3, generator)

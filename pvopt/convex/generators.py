@@ -30,6 +30,8 @@ def random_quadratic(dimension: int, condition: float, generator: np.random.Gene
         ValueError: for a dimension or a condition number below 1.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import random_quadratic
         >>> problem = random_quadratic(6, 100.0, np.random.default_rng(0))
         >>> round(problem.smoothness / problem.strong_convexity)
         100
@@ -61,6 +63,8 @@ def random_least_squares(
         ValueError: for a size or a condition number below 1.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import random_least_squares
         >>> problem = random_least_squares(3, 5, 10.0, np.random.default_rng(0))
         >>> int(np.linalg.matrix_rank(problem.curvature)), problem.strong_convexity
         (3, 0.0)
@@ -95,6 +99,8 @@ def random_logistic(
         ValueError: for a size or a condition number below 1.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import random_logistic
         >>> random_logistic(50, 4, 10.0, 1e-2, np.random.default_rng(0)).X.shape
         (50, 4)
 
@@ -129,6 +135,8 @@ def random_start(
         ValueError: for a size below 1.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import random_start
         >>> start = random_start(6, 3, np.random.default_rng(0), runs=50)
         >>> start.codes.shape, start.values.shape
         ((50, 6), (50, 3))

@@ -31,6 +31,8 @@ class Logistic(Problem):
         ValueError: if the shapes do not fit, a label is not -1 or 1, or ``l2`` is negative.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Logistic
         >>> problem = Logistic(np.array([[2.0], [-2.0]]), np.array([1.0, -1.0]), l2=0.5)
         >>> problem.gradient(np.zeros(1)).tolist(), problem.smoothness
         ([-1.0], 1.5)

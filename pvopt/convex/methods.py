@@ -32,7 +32,8 @@ class Method:
             that the P step has moved. One backward pass as in training loops, but no guarantee.
 
     Example:
-        >>> from pvopt.convex import ExactV, Quadratic, random_start
+        >>> import numpy as np
+        >>> from pvopt.convex import ExactP, ExactV, Method, Quadratic, random_start
         >>> problem = Quadratic(np.eye(4), np.array([0.0, 0.1, 1.0, 1.2]))
         >>> start = random_start(4, 2, np.random.default_rng(0))
         >>> run = Method(p_step=ExactP(), v_step=ExactV()).run(problem, start)

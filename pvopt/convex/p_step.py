@@ -38,7 +38,8 @@ class KeepValues(PStep):
     """Leave the values alone: a fixed grid, on which only the codes move.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import KeepValues, Point, Quadratic
         >>> point = Point(np.array([0, 1]), np.array([0.0, 1.0]))
         >>> KeepValues().step(Quadratic(np.eye(2), np.ones(2)), point) is point
         True
@@ -71,7 +72,8 @@ class ExactP(PStep):
         ValueError: for a limit below 1 or a tolerance that is not positive.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import ExactP, Point, Quadratic
         >>> point = Point(np.array([0, 1, 0]), np.array([9.0, 9.0]))
         >>> ExactP().step(Quadratic(np.eye(3), np.array([1.0, 2.0, 3.0])), point).values.tolist()
         [2.0, 2.0]
@@ -125,7 +127,8 @@ class GradientP(PStep):
         ValueError: for a step size that is not positive or fewer than one step.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import GradientP, Point, Quadratic
         >>> point = Point(np.array([0, 0]), np.array([0.0]))
         >>> GradientP(0.1).step(Quadratic(np.eye(2), np.ones(2)), point).values.tolist()
         [0.2]

@@ -32,6 +32,8 @@ def contains(coarse: NDArray[np.int64], fine: NDArray[np.int64]) -> bool:
         ValueError: if the arguments are not two vectors of one length.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import contains
         >>> contains(np.array([0, 0, 1]), np.array([5, 3, 4]))
         True
         >>> contains(np.array([0, 1, 1]), np.array([5, 5, 4]))
@@ -67,6 +69,7 @@ def set_partitions(dimension: int, max_blocks: int, *, limit: int = 200_000) -> 
         ValueError: for a size below 1, or if there are more than ``limit`` partitions.
 
     Example:
+        >>> from pvopt.convex import set_partitions
         >>> set_partitions(3, 2).tolist()
         [[0, 0, 0], [0, 0, 1], [0, 1, 0], [0, 1, 1]]
 
@@ -116,7 +119,8 @@ def global_optimum(problem: Problem, num_values: int, *, limit: int = 200_000) -
         ValueError: if there are more than ``limit`` partitions.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import Quadratic, global_optimum
         >>> problem = Quadratic(np.eye(3), np.array([1.0, 5.0, 1.2]))
         >>> global_optimum(problem, 2).point.codes.tolist()
         [0, 1, 0]

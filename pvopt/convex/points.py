@@ -28,6 +28,8 @@ class Point:
         ValueError: if the leading axes differ, a code is out of range or a value is not finite.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Point
         >>> point = Point(np.array([0, 1, 0]), np.array([0.5, 2.0]))
         >>> point.weights.tolist(), point.num_values
         ([0.5, 2.0, 0.5], 2)
@@ -63,6 +65,7 @@ class Point:
         """Return the point of one weight vector, ``(d,)``, with its distinct values sorted.
 
         Example:
+            >>> from pvopt.convex import Point
             >>> Point.from_weights([3.0, 1.0, 3.0]).codes.tolist()
             [1, 0, 1]
         """

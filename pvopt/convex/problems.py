@@ -73,6 +73,8 @@ class Quadratic(Problem):
         ValueError: if A is not square, symmetric and positive semidefinite, or b does not fit.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Quadratic
         >>> problem = Quadratic(np.diag([1.0, 4.0]), np.array([1.0, 4.0]))
         >>> float(problem.value(np.ones(2))), problem.smoothness, problem.strong_convexity
         (-2.5, 4.0, 1.0)
@@ -142,6 +144,8 @@ class LeastSquares(Problem):
         ValueError: if the shapes do not fit or an entry is not finite.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import LeastSquares
         >>> problem = LeastSquares(np.eye(2), np.array([1.0, 2.0]))
         >>> float(problem.value(np.zeros(2))), problem.gradient(np.zeros(2)).tolist()
         (2.5, [-1.0, -2.0])
@@ -188,6 +192,7 @@ def finite_array(name: str, array: ArrayLike, axes: int) -> NDArray[np.float64]:
         ValueError: if it has another number of axes or an entry that is not finite.
 
     Example:
+        >>> from pvopt.convex.problems import finite_array
         >>> finite_array("b", [1, 2], 1).tolist()
         [1.0, 2.0]
     """

@@ -33,6 +33,7 @@ def continuous_only(*, p_step: PStep = _EXACT) -> Method:
     """Tune the values, never the codes.
 
     Example:
+        >>> from pvopt.convex.recipes import continuous_only
         >>> continuous_only().v_step
         KeepCodes()
     """
@@ -43,6 +44,7 @@ def exact_pv(*, p_step: PStep = _EXACT, solver: Solver = "auto") -> Method:
     """Alternate exact steps.
 
     Example:
+        >>> from pvopt.convex.recipes import exact_pv
         >>> exact_pv().v_step.solver
         'auto'
 
@@ -58,6 +60,7 @@ def linearized_pv(
     """Round the plain gradient step of size 1/L, ``inner`` times per P step.
 
     Example:
+        >>> from pvopt.convex.recipes import linearized_pv
         >>> linearized_pv(inner=4).v_step.inner
         4
 
@@ -73,6 +76,7 @@ def subspace_pv(
     """Round a gradient step of size 1/L_S on a few coordinates; greedy by default.
 
     Example:
+        >>> from pvopt.convex.recipes import subspace_pv
         >>> subspace_pv().v_step.subspace
         Greedy(size=1)
 
@@ -89,6 +93,8 @@ def metric_pv(metric: NDArray[np.float64], *, inner: int = 1, p_step: PStep = _E
         ValueError: for a metric with other axes, or inner iterations in a full metric.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex.recipes import metric_pv
         >>> metric_pv(np.ones(3)).v_step.metric.tolist()
         [1.0, 1.0, 1.0]
 
@@ -106,6 +112,7 @@ def ste(*, step_size: float | None = None, p_step: PStep = _EXACT) -> Method:
     """Straight-through: the gradient at the rounded weights moves a buffer that is never reset.
 
     Example:
+        >>> from pvopt.convex.recipes import ste
         >>> ste().v_step.latent_decay
         0.0
 
@@ -121,6 +128,7 @@ def penalised_ste(
     """Straight-through with a buffer that is pulled towards the rounded weights.
 
     Example:
+        >>> from pvopt.convex.recipes import penalised_ste
         >>> penalised_ste(0.5).v_step.latent_decay
         0.5
 
@@ -140,6 +148,7 @@ def stochastic_rounding(
     """Round the gradient step at random between two values.
 
     Example:
+        >>> from pvopt.convex.recipes import stochastic_rounding
         >>> stochastic_rounding("linear").v_step.deterministic
         False
 
@@ -160,6 +169,7 @@ def subspace_pv_ste(
     """Round a straight-through buffer on the few coordinates that are farthest from it.
 
     Example:
+        >>> from pvopt.convex.recipes import subspace_pv_ste
         >>> subspace_pv_ste().v_step.subspace
         Greedy(size=1)
 

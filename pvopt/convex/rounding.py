@@ -34,6 +34,8 @@ class Nearest(Rounding):
     .. math:: z_i = \arg\min_j |t_i - v_j|
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Nearest
         >>> Nearest().choose(np.array([0.2, 0.9]), np.array([0.0, 1.0])).tolist()
         [0, 1]
 
@@ -73,6 +75,8 @@ class Stochastic(Rounding):
         ValueError: for another rule or a temperature that is not positive.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Stochastic
         >>> rule, values = Stochastic("linear"), np.array([0.0, 1.0])
         >>> float(rule.choose(np.full(9999, 0.3), values, np.random.default_rng(0)).mean().round(1))
         0.3

@@ -20,6 +20,8 @@ def smoothness(curvature: NDArray[np.float64]) -> float:
         The smoothness constant of every function whose Hessians stay below the matrix.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import smoothness
         >>> smoothness(np.diag([1.0, 4.0]))
         4.0
 
@@ -47,6 +49,8 @@ def restricted_smoothness(
         ValueError: if a subspace is empty or names a coordinate outside ``0..d-1``.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import restricted_smoothness
         >>> restricted_smoothness(np.diag([1.0, 4.0, 9.0]), np.array([[0, 1], [1, 2]])).tolist()
         [4.0, 9.0]
 

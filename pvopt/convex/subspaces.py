@@ -77,7 +77,8 @@ class AllCoordinates(SubspaceRule):
     """Every coordinate: the linearized V step without a subspace.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import AllCoordinates, Point, Proposal, Quadratic
         >>> point, ones = Point(np.array([0, 0]), np.zeros(1)), np.ones(2)
         >>> proposal = Proposal(Quadratic(np.eye(2), ones), point, ones, -ones)
         >>> AllCoordinates().select(proposal).tolist()
@@ -100,7 +101,8 @@ class Greedy(SubspaceRule):
     .. math:: S = \mathrm{top}_m |t_i - y_i|
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import Greedy, Point, Proposal, Quadratic
         >>> point, slope = Point(np.array([0, 0]), np.zeros(1)), np.array([1.0, -3.0])
         >>> proposal = Proposal(Quadratic(np.eye(2), -slope), point, slope, -slope)
         >>> Greedy(1).select(proposal).tolist()
@@ -122,7 +124,8 @@ class Uniform(SubspaceRule):
     """Coordinates drawn uniformly without replacement.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import Point, Proposal, Quadratic, Uniform
         >>> point, ones = Point(np.array([0, 0]), np.zeros(1)), np.ones(2)
         >>> proposal = Proposal(Quadratic(np.eye(2), ones), point, ones, -ones)
         >>> Uniform(1).select(proposal, np.random.default_rng(0)).shape
@@ -156,7 +159,8 @@ class Proportional(SubspaceRule):
         ValueError: for a temperature that is not positive.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import Point, Proportional, Proposal, Quadratic
         >>> point, slope = Point(np.array([0, 0]), np.zeros(1)), np.array([0.0, 1.0])
         >>> proposal = Proposal(Quadratic(np.eye(2), slope), point, slope, -slope)
         >>> Proportional(1).select(proposal, np.random.default_rng(0)).tolist()
@@ -195,7 +199,8 @@ class Gain(SubspaceRule):
     cross to another value scores 0, which is what keeps the greedy rule from moving.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import Gain, Greedy, Point, Proposal, Quadratic
         >>> point = Point(np.array([0, 0]), np.array([0.0, 1.0]))
         >>> problem = Quadratic(np.diag([100.0, 1.0]), np.array([40.0, 0.9]))
         >>> slope = problem.gradient(point.weights)

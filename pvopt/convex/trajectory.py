@@ -33,7 +33,8 @@ class Trajectory:
         iterations: ``(...)`` int64, the last iteration that changed the run's weights or buffer.
 
     Example:
-        >>> from pvopt.convex import Quadratic, recipes
+        >>> import numpy as np
+        >>> from pvopt.convex import Point, Quadratic, recipes
         >>> start = Point(np.array([0, 0, 1]), np.array([0.0, 1.0]))
         >>> run = recipes.exact_pv().run(Quadratic(np.eye(3), np.array([0.0, 3.0, 4.0])), start)
         >>> run.weights[-1].tolist(), run.stop_reason
@@ -81,7 +82,8 @@ class Trajectory:
         Every report then lowers the objective or repeats it, whatever the method does underneath.
 
         Example:
-            >>> from pvopt.convex import KeepValues, Quadratic, recipes
+            >>> import numpy as np
+            >>> from pvopt.convex import KeepValues, Point, Quadratic, recipes
             >>> start = Point(np.array([0, 0]), np.array([0.0, 1.0]))
             >>> problem = Quadratic(np.eye(2), np.array([0.25, 0.375]))
             >>> run = recipes.ste(p_step=KeepValues()).run(problem, start, iterations=8)
@@ -116,7 +118,8 @@ def concatenate(parts: Sequence[Trajectory]) -> Trajectory:
         ValueError: without any part.
 
     Example:
-        >>> from pvopt.convex import Quadratic, recipes
+        >>> import numpy as np
+        >>> from pvopt.convex import Point, Quadratic, concatenate, recipes
         >>> problem, start = Quadratic(np.eye(2), np.ones(2)), Point(np.array([0, 0]), np.zeros(1))
         >>> part = recipes.linearized_pv().run(problem, start)
         >>> len(concatenate([part, part]).objective) == 2 * len(part.objective) - 1

@@ -80,7 +80,8 @@ class KeepCodes(VStep):
     """Leave the codes alone: only the continuous parameters are tuned.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import KeepCodes, Point, Quadratic
         >>> point = Point(np.array([0, 1]), np.array([0.0, 1.0]))
         >>> KeepCodes().step(Quadratic(np.eye(2), np.ones(2)), point).point is point
         True
@@ -128,7 +129,8 @@ class LinearizedV(VStep):
         ValueError: for a setting out of range, or both a step size and a metric.
 
     Example:
-        >>> from pvopt.convex import Quadratic
+        >>> import numpy as np
+        >>> from pvopt.convex import LinearizedV, Point, Quadratic
         >>> problem = Quadratic(np.eye(2), np.array([0.9, 0.2]))
         >>> point = Point(np.array([0, 0]), np.array([0.0, 1.0]))
         >>> LinearizedV().step(problem, point).point.codes.tolist()
@@ -247,6 +249,9 @@ def without_gradient(point: Point, gap: float | NDArray[np.float64]) -> VOutcome
     """Return the outcome of a step that used neither a buffer nor a step size.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.convex import Point
+        >>> from pvopt.convex.v_step import without_gradient
         >>> outcome = without_gradient(Point(np.array([0]), np.array([2.0])), 0.0)
         >>> outcome.buffer.tolist(), float(outcome.certificate_gap)
         ([2.0], 0.0)

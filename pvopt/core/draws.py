@@ -26,6 +26,8 @@ class Draws:
         matrices: of each weight; they draw from the weight's generator one after the other.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Draws
         >>> draws = Draws.of_step(0, ["a", "b"], 3, torch.device("cpu"))
         >>> draws.uniform(5).shape, sorted(draws.permutation(3))
         (torch.Size([2, 5]), [0, 1, 2])

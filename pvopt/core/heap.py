@@ -16,6 +16,7 @@ def release_free_memory() -> None:
     small tensors among others leave holes. Elsewhere nothing is done.
 
     Example:
+        >>> from pvopt.core.heap import release_free_memory
         >>> release_free_memory()
     """
     trim = _trim()

@@ -25,6 +25,7 @@ def matrix_shape(shape: tuple[int, ...] | torch.Size) -> tuple[int, int]:
         ValueError: for a scalar or an empty weight.
 
     Example:
+        >>> from pvopt.core.layout import matrix_shape
         >>> matrix_shape((8, 3, 5, 5)), matrix_shape((7,))
         ((8, 75), (1, 7))
     """
@@ -50,6 +51,7 @@ def check_divides(
         ValueError: if they do not; the message names sizes that would.
 
     Example:
+        >>> from pvopt.core.layout import check_divides
         >>> check_divides("group_size", 4, (3, 6))
         Traceback (most recent call last):
         ...
@@ -81,6 +83,7 @@ class GroupLayout:
         ValueError: if the groups do not tile the weight; the message names sizes that would.
 
     Example:
+        >>> from pvopt import GroupLayout
         >>> layout = GroupLayout((4, 6), out_group=2, in_group=3)
         >>> layout.rows, layout.cols, layout.num_groups, layout.group_size
         (2, 2, 4, 6)
@@ -125,6 +128,8 @@ class GroupLayout:
             ``[num_groups, group_size]``.
 
         Example:
+            >>> import torch
+            >>> from pvopt import GroupLayout
             >>> GroupLayout((2, 4), 2, 2).split(torch.arange(8).view(2, 4)).tolist()
             [[0, 1, 4, 5], [2, 3, 6, 7]]
         """

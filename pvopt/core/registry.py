@@ -65,6 +65,7 @@ class Registry(Generic[T]):
 
     Example:
         >>> from dataclasses import dataclass
+        >>> from pvopt.core.registry import Registry, ShortForm
         >>> shapes = Registry("shape")
         >>> square = ShortForm(
         ...     form="square:N", meaning="a square", example="square:2", pattern=r"square:(\d+)",

@@ -43,6 +43,8 @@ class CodeStream:
         ValueError: if a count is out of range, or a stream that moves is not three-dimensional.
 
     Example:
+        >>> import torch
+        >>> from pvopt import CodeStream
         >>> stream = CodeStream(shape=(1, 6, 1), num_codes=3, codes_per_word=5)
         >>> stream.bits, stream.word_bits, stream.stored_bits  # two words of a byte
         (2, 8, 16)
@@ -117,6 +119,8 @@ class CodeStream:
             ValueError: if one is out of range.
 
         Example:
+            >>> import torch
+            >>> from pvopt import CodeStream
             >>> CodeStream(shape=(1, 1, 1), num_codes=3).check("levels", torch.tensor([[[3]]]))
             Traceback (most recent call last):
             ...

@@ -15,6 +15,7 @@ def check_integer(name: str, value: object, low: int, high: int) -> None:
         ValueError: if it is out of range.
 
     Example:
+        >>> from pvopt.core.validation import check_integer
         >>> check_integer("bits", 9, 1, 8)
         Traceback (most recent call last):
         ...
@@ -30,6 +31,7 @@ def check_bool(name: str, value: object) -> None:
     """Raise a TypeError unless ``value`` is a bool.
 
     Example:
+        >>> from pvopt.core.validation import check_bool
         >>> check_bool("symmetric", 1)
         Traceback (most recent call last):
         ...
@@ -53,6 +55,7 @@ def check_number(name: str, value: object, low: float, *, above: bool = False) -
         ValueError: if it is not finite or too small.
 
     Example:
+        >>> from pvopt.core.validation import check_number
         >>> check_number("lr", -0.1, 0.0, above=True)
         Traceback (most recent call last):
         ...

@@ -51,6 +51,8 @@ class MatrixView:
         TypeError: if a setting is not a bool.
 
     Example:
+        >>> import torch
+        >>> from pvopt import MatrixView
         >>> view = MatrixView(experts=True, transposed=True)
         >>> view.count((4, 8, 6)), view.matrix_shape((4, 8, 6))
         (4, (6, 8))

@@ -60,7 +60,8 @@ def row_metric_search(
             matrices.
 
     Example:
-        >>> from pvopt import Row, UniformGrid
+        >>> import torch
+        >>> from pvopt import Row, UniformGrid, row_metric_search
         >>> weight = torch.tensor([[0.4, 0.4, 3.0]])
         >>> rep = UniformGrid(bits=2).fit(torch.tensor([[0.0, 1.0, 3.0]]))
         >>> rep.write_codes_(None, torch.tensor([[0], [0], [3]]))

@@ -62,8 +62,10 @@ class DenseSearch(GroupSearch):
         # Norms are those of weights, whatever the metric of the search and the space.
         self._norms = self._costs(None)
         self.magnitudes = self._norms.squared_norms(self.error).clamp_min_(0).sqrt_()[None]
-        if self._norms.coupled or math.prod(rep.inner_shape) != math.prod(rep.shape):
+        if self._norms.coupled:
             whole = rep.merge(self.decoded).square()
+        elif math.prod(rep.inner_shape) != math.prod(rep.shape):  # without what is cut off
+            whole = self._norms.squared_norms(rep.split(rep.merge(self.decoded)))
         else:  # what groups add is all there is
             whole = self._norms.squared_norms(self.decoded)
         self._squared_norms = whole.sum()[None]

@@ -27,7 +27,9 @@ class DenseStart:
         error: the squared error.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
+        >>> from pvopt.engine.dense_start import DenseStart
         >>> weight = torch.tensor([[0.0, 1.0, 0.9]])
         >>> rep = SharedValues(num_values=2).fit(weight)
         >>> start = DenseStart.of(weight, rep)

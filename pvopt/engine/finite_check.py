@@ -47,6 +47,7 @@ def check_finite(
 
     Example:
         >>> import torch
+        >>> from pvopt.engine.finite_check import check_finite
         >>> p = torch.nn.Parameter(torch.zeros(2))
         >>> p.grad = torch.tensor([1.0, float("nan")])
         >>> _ = check_finite([{"params": [p]}], {id(p): "weight"})

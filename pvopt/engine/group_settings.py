@@ -32,6 +32,7 @@ class GroupSettings:
         TypeError: for a flag that is not a bool or a seed that is not an int.
 
     Example:
+        >>> from pvopt.engine.group_settings import GroupSettings
         >>> GroupSettings(latent_decay=2.0)
         Traceback (most recent call last):
         ...

@@ -33,6 +33,7 @@ def in_order_of(
         ValueError: if the names differ in more than their order and the wrappers of a model.
 
     Example:
+        >>> from pvopt.engine.load_order import in_order_of
         >>> own = [{"params": [0, 1], "param_names": ["a", "b"]}]
         >>> in_order_of(own, [{"params": [0, 1], "param_names": ["module.b", "module.a"]}])
         [{'params': [1, 0], 'param_names': ['a', 'b']}]

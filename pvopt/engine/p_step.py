@@ -81,6 +81,8 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
     Example:
         >>> import torch
         >>> from pvopt import SGDValues, SharedValues
+        >>> from pvopt.engine.p_step import ValueStep, p_step
+        >>> from pvopt.engine.state import WeightState
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> state, gradient = WeightState(rep, SGDValues()), torch.tensor([[1.0, -2.0]])
         >>> p_step([ValueStep(rep, [gradient], [state], [0.1])], SGDValues())

@@ -41,7 +41,9 @@ def refitted(
         ValueError: if the weight is not finite.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
+        >>> from pvopt.engine.refit import refitted
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> new, error = refitted(rep, torch.tensor([[0.75, 0.25]]))
         >>> new.decode(), error

@@ -21,6 +21,7 @@ class StepReport:
 
     Example:
         >>> import torch
+        >>> from pvopt import StepReport
         >>> report = StepReport({("a", "b"): torch.tensor([1, 2])}, groups={"a": 50, "b": 50})
         >>> report.changed, report.changed_groups, report.changed_fraction
         ({'a': 1, 'b': 2}, 3, 0.03)

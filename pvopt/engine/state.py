@@ -46,7 +46,9 @@ class WeightState(dict[str, Any]):
         name: of the weight.
 
     Example:
+        >>> import torch
         >>> from pvopt import SGDValues, SharedValues
+        >>> from pvopt.engine.state import WeightState
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> sorted(WeightState(rep, SGDValues()))
         ['codes.entries', 'largest_lr', 'name', 'step', 'values.values', 'values_step']

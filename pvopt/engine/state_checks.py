@@ -24,6 +24,7 @@ def check_structure(saved: Mapping[str, Any]) -> None:
     """Raise a ValueError unless a state dict is made as torch's are.
 
     Example:
+        >>> from pvopt.engine.state_checks import check_structure
         >>> check_structure({"state": {}, "param_groups": None})
         Traceback (most recent call last):
         ...
@@ -59,6 +60,9 @@ def check_groups(base: torch.optim.Optimizer, saved: Sequence[Mapping[str, Any]]
     """Raise a ValueError unless the settings of saved groups are of the kind of present ones.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.engine.state_checks import check_groups
         >>> base = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
         >>> check_groups(base, [{**base.param_groups[0], "lr": float("nan")}])
         Traceback (most recent call last):
@@ -91,6 +95,8 @@ def check_own_entries(name: str, entries: Mapping[str, Any], dtype: torch.dtype)
         dtype: of its values, and so of all that is kept beside them.
 
     Example:
+        >>> import torch
+        >>> from pvopt.engine.state_checks import check_own_entries
         >>> bad = {"values.scales": torch.tensor([float("nan")])}
         >>> check_own_entries("0.weight", bad, torch.float32)
         Traceback (most recent call last):
@@ -132,6 +138,9 @@ def check_base_entries(
         groups: the saved settings, which decide what is kept.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.engine.state_checks import check_base_entries
         >>> base = torch.optim.Adam([nn.Parameter(torch.ones(2))])
         >>> bad = {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(3)}}
         >>> check_base_entries(base, bad, base.param_groups)

@@ -77,7 +77,8 @@ def v_step(
             decreases.
 
     Example:
-        >>> from pvopt import AllGroups, Nearest, SharedValues
+        >>> import torch
+        >>> from pvopt import AllGroups, Nearest, SharedValues, v_step
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> target = torch.tensor([[0.7, 0.9]])
         >>> v_step(rep, target, rounding=Nearest(), subspace=AllGroups())

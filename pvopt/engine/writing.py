@@ -21,7 +21,9 @@ def write_decoded_(rep: Representation, weights: Sequence[Tensor]) -> None:
         weights: ``[*shape]`` each, of any floating dtype.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
+        >>> from pvopt.engine.writing import write_decoded_
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> weight = torch.zeros(1, 2)
         >>> write_decoded_(rep, [weight])

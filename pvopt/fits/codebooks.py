@@ -47,6 +47,8 @@ def fit_codebooks(
         Codes ``[G, M]`` int64, codebooks ``[M, K, g]`` and scales ``[S]``.
 
     Example:
+        >>> import torch
+        >>> from pvopt.fits import fit_codebooks
         >>> draws = torch.Generator().manual_seed(0)
         >>> groups = torch.tensor([[1.0, -1.0], [2.0, 2.0], [2.0, -2.0], [1.0, 1.0]])
         >>> codes, books, scales = fit_codebooks(

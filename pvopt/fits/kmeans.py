@@ -22,6 +22,8 @@ def nearest_centroid(points: Tensor, centroids: Tensor, metric: Tensor | None = 
         ``[n]`` int64.
 
     Example:
+        >>> import torch
+        >>> from pvopt.fits import nearest_centroid
         >>> nearest_centroid(torch.tensor([[0.4], [0.9]]), torch.tensor([[0.0], [1.0]]))
         tensor([0, 1])
     """
@@ -61,6 +63,8 @@ def kmeans(
         ValueError: if there are no points or ``k`` is not positive.
 
     Example:
+        >>> import torch
+        >>> from pvopt.fits import kmeans
         >>> centroids = kmeans(torch.tensor([[0.0], [0.1], [5.0]]), 2)
         >>> centroids.sort(0).values.flatten().tolist()
         [0.05000000074505806, 5.0]

@@ -29,6 +29,8 @@ def nearest_scalar(points: Tensor, centroids: Tensor) -> Tensor:
         ``[n]`` int64.
 
     Example:
+        >>> import torch
+        >>> from pvopt.fits import nearest_scalar
         >>> nearest_scalar(torch.tensor([0.4, 0.9]), torch.tensor([0.0, 1.0]))
         tensor([0, 1])
     """
@@ -71,6 +73,8 @@ def scalar_kmeans(
         ValueError: if there are no points or ``k`` is not positive.
 
     Example:
+        >>> import torch
+        >>> from pvopt.fits import scalar_kmeans
         >>> scalar_kmeans(torch.tensor([0.0, 5.0, 0.25]), 2)
         tensor([0.1250, 5.0000])
 

@@ -7,6 +7,7 @@ is lossless for every representation, and the only one that training can be resu
 from . import aqlm as _aqlm  # noqa: F401, it registers itself
 from . import compressed_tensors as _compressed_tensors  # noqa: F401, alike
 from . import dense as _dense  # noqa: F401, alike
+from . import exl3 as _exl3  # noqa: F401, alike
 from . import gguf as _gguf  # noqa: F401, alike
 from . import gptq as _gptq  # noqa: F401, alike
 from .checkpoints import load, load_tokenizer, read_metadata, save

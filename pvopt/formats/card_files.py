@@ -41,6 +41,8 @@ def edited_card(folder: Path) -> str | None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.card_files import edited_card, sealed_card
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "README.md").write_text(sealed_card("", "ours"))
         >>> edited_card(folder) is None

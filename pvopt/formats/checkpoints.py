@@ -66,7 +66,11 @@ def save(
         WeightsChangedError: if the model holds other weights than codes and values decode to.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> import torch
+        >>> from torch import nn
+        >>> import pvopt
+        >>> from pvopt.formats import load, save
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> _ = save(folder, model, weights, metadata={"step": 3})
@@ -109,7 +113,11 @@ def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:
             model; the model is unchanged then.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> import torch
+        >>> from torch import nn
+        >>> import pvopt
+        >>> from pvopt.formats import load, save
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> loaded = load(save(folder, model, weights), nn.Linear(8, 4))
@@ -135,7 +143,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     Example:
         >>> import tempfile
         >>> from pvopt import SharedValues, quantize_
-        >>> from pvopt.formats import save
+        >>> from pvopt.formats import load_tokenizer, save
         >>> from pvopt.llm import load_model
         >>> tiny, folder = load_model("tiny-llama"), tempfile.mkdtemp()
         >>> weights = quantize_(tiny.model, SharedValues(num_values=4))
@@ -164,7 +172,10 @@ def read_metadata(folder: str | Path) -> dict[str, Any]:
         CheckpointError: if the folder is no checkpoint.
 
     Example:
-        >>> import tempfile, pvopt
+        >>> import tempfile
+        >>> from torch import nn
+        >>> import pvopt
+        >>> from pvopt.formats import read_metadata, save
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> read_metadata(save(folder, model, weights, metadata={"text": "pydoc"}))

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import nn
 
+from pvopt.parametrizations.representation import Representation
 from pvopt.weights import QuantizedWeights
 
 from .errors import CheckpointError
@@ -130,6 +131,14 @@ class Writer(ABC):
             ValueError: if there are no such settings.
         """
         raise ValueError(f"the format {self.name!r} takes no settings, got {text!r}")
+
+    def prepared(self, rep: Representation) -> Representation:
+        """Return the same weight in the form that the format stores, before values are rounded.
+
+        Args:
+            rep: codes and values of a weight; if it cannot be stored, it is returned as it is.
+        """
+        return rep
 
     @abstractmethod
     def can_write(self, checkpoint: Checkpoint) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from .errors import CheckpointError
 
-__all__ = ["MAX_JSON_BYTES", "is_plain_name", "read_bytes", "read_json", "regular_file"]
+__all__ = ["MAX_JSON_BYTES", "is_plain_name", "read_bytes", "read_json", "regular_file", "root_of"]
 
 #: Settings of a million experts take less.
 MAX_JSON_BYTES = 1 << 27
@@ -30,6 +30,7 @@ def is_plain_name(name: object) -> bool:
     """Tell whether a name is that of a file inside of a folder, on every system.
 
     Example:
+        >>> from pvopt.formats.files import is_plain_name
         >>> is_plain_name("model.safetensors"), is_plain_name("../model.safetensors")
         (True, False)
     """
@@ -37,6 +38,20 @@ def is_plain_name(name: object) -> bool:
         return False
     path = PurePosixPath(name)
     return not path.is_absolute() and ".." not in path.parts and str(path) == name != "."
+
+
+def root_of(folder: Path) -> Path:
+    """Return the folder that links in a folder of a model may not leave.
+
+    Models of the hub's cache consist of links into a folder of blobs beside; these are followed.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import root_of
+        >>> root_of(Path("cache/models--a--b/snapshots/0f3")).name, root_of(Path("runs/a")).name
+        ('models--a--b', 'a')
+    """
+    return folder.parent.parent if folder.parent.name == "snapshots" else folder
 
 
 def regular_file(folder: Path, name: str) -> Path:
@@ -47,7 +62,10 @@ def regular_file(folder: Path, name: str) -> Path:
             something outside of the folder.
 
     Example:
+        >>> import os
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import regular_file
         >>> folder = Path(tempfile.mkdtemp())
         >>> os.mkfifo(folder / "config.json")
         >>> regular_file(folder, "config.json")
@@ -58,7 +76,8 @@ def regular_file(folder: Path, name: str) -> Path:
     file = folder / name
     try:
         mode = file.stat().st_mode
-        inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+        root = os.path.realpath(root_of(folder))
+        inside = Path(os.path.realpath(file)).is_relative_to(root)
     except FileNotFoundError as error:
         raise CheckpointError(f"{file}: is missing") from error
     except (OSError, ValueError) as error:
@@ -112,6 +131,8 @@ def read_json(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.files import read_json
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "x.json").write_text("[" * 200 + "]" * 200)
         >>> read_json(folder, "x.json")

@@ -46,6 +46,7 @@ def complete_folder(folder: str | Path) -> Path:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.formats import complete_folder
         >>> folder = tempfile.mkdtemp()
         >>> complete_folder(folder).samefile(folder)
         True
@@ -79,6 +80,7 @@ def read_complete(folder: str | Path, read: Callable[[Path], Result]) -> Result:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.formats.folders import read_complete
         >>> read_complete(tempfile.mkdtemp(), lambda folder: sorted(folder.iterdir()))
         []
     """
@@ -110,6 +112,8 @@ def one_generation(folder: Path) -> Iterator[None]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.folders import one_generation
         >>> folder = Path(tempfile.mkdtemp()) / "x"
         >>> folder.mkdir()
         >>> with one_generation(folder):
@@ -170,6 +174,9 @@ def replaced_folder(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats import complete_folder
+        >>> from pvopt.formats.folders import replaced_folder
         >>> place = Path(tempfile.mkdtemp()) / "state"
         >>> with replaced_folder(place, "mark") as new:
         ...     _ = (new / "mark").write_text("1")

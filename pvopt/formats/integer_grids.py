@@ -30,6 +30,7 @@ class StoredGrid:
         offset: :math:`c`.
 
     Example:
+        >>> from pvopt.formats import StoredGrid
         >>> ternary = StoredGrid(bits=2, group_size=64, offset=1)
         >>> ternary.parametrization
         UniformGrid(bits=2, group_size=64, symmetric=True, integer_zeros=False)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme
 from pvopt.spaces.contract import Space
+from pvopt.weights import QuantizedWeights
 
 from .contract import Checkpoint, Reader, Writer
 from .errors import CheckpointError
@@ -90,6 +91,43 @@ class LayerFormat(Reader, Writer):
             TypeError, ValueError: if the settings do not say so, or in a way that is not read.
         """
 
+    def stored(self, tensors: dict[str, Tensor], weights: QuantizedWeights) -> dict[str, Tensor]:
+        """Return all other tensors as they are stored.
+
+        Args:
+            tensors: by name.
+            weights: the quantized ones.
+        """
+        return tensors
+
+    def fitted(
+        self,
+        folder: Path,
+        model: nn.Module | None,
+        reps: dict[str, Representation],
+        others: dict[str, Tensor],
+    ) -> tuple[dict[str, Representation], dict[str, Tensor]]:
+        """Return what was read as the model has it, where it is stored in another way.
+
+        Args:
+            folder: that was read.
+            model: that is to be filled, or None.
+            reps: quantized weights by name.
+            others: the other tensors by name.
+
+        Raises:
+            CheckpointError: if something does not fit.
+        """
+        return reps, others
+
+    def write_more(self, folder: Path, config: Mapping[str, Any]) -> None:
+        """Write other files, beside the tensors and the files of transformers.
+
+        Args:
+            folder: with these.
+            config: ``quantization_config``.
+        """
+
     @abstractmethod
     def representation(
         self, layer: str, kind: Any, tensors: Mapping[str, Tensor]
@@ -126,20 +164,22 @@ class LayerFormat(Reader, Writer):
 
     def write(self, folder: Path, checkpoint: Checkpoint) -> None:
         model, weights = checkpoint.model, checkpoint.weights
-        tensors, kinds = untied(model), {}
+        tensors, quantized, kinds = untied(model), {}, {}
         for name, rep in weights.items():
             layer = name.removesuffix(WEIGHT)
             kinds[layer] = self.kind(rep.scheme)
             own = self.tensors(layer, rep)
-            back = self.representation(layer, kinds[layer], own).decode()
+            read = {name: self.representation(layer, kinds[layer], own)}
+            back = self.fitted(folder, model, read, {})[0][name].decode()
             if not torch.equal(back, weights.parameter(name).detach().cpu()):
                 raise CheckpointError(f"{folder}: {name!r} would be read back as another weight")
             del tensors[name]
-            tensors |= own
+            quantized |= own
         settings = self.settings(kinds, dense_layers(model, weights))
         config = {"quant_method": self.name, **settings}
         write_transformers_files(folder, model, checkpoint.tokenizer, config)
-        write_shards(folder, tensors)
+        write_shards(folder, self.stored(tensors, weights) | quantized)
+        self.write_more(folder, config)
         write_export(folder, self.name)
 
     @contextmanager
@@ -170,7 +210,8 @@ class LayerFormat(Reader, Writer):
             twice = sorted(reps.keys() & others.keys())
             if twice:
                 raise CheckpointError(f"{folder}: holds {twice[0]} twice, quantized and dense")
-            return filled(folder, model, reps, others)
+            reps, others = self.fitted(folder, model, reps, others)
+            return filled(folder, model, reps, others, self.transformers_files(folder))
 
 
 def _check_values(layer: str, rep: Representation) -> None:

@@ -28,6 +28,8 @@ def locked(file: str | Path, holder: str, *, wait: float = 0.0) -> Iterator[None
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.locks import locked
         >>> lock = Path(tempfile.mkdtemp()) / ".lock"
         >>> with locked(lock, "a run"), locked(lock, "a run"):
         ...     pass

@@ -18,6 +18,8 @@ __all__ = ["model_card"]
 # Names that are neither folders nor ids of the hub, and where the hub has the same model.
 _KNOWN = {"smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct", "tiny-llama": None}
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+# What loads a folder, by its format; transformers where it is not said.
+_LIBRARIES = {"gguf": "gguf", "exl3": "exllamav3"}
 _MODELS = {"teacher": "original", "student": "quantized"}
 _SETTINGS = ("recipe", "steps", "batch", "length", "loss", "base", "code_lr", "values_lr", "lr")
 
@@ -36,8 +38,10 @@ def model_card(checkpoint: Checkpoint, writer: Writer, folder: str | Path) -> st
         ImportError: without huggingface_hub.
 
     Example:
-        >>> import pvopt, torch
-        >>> from pvopt.formats import FORMATS
+        >>> import torch
+        >>> import pvopt
+        >>> from pvopt.formats import FORMATS, Checkpoint
+        >>> from pvopt.formats.model_cards import model_card
         >>> model = torch.nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> card = model_card(Checkpoint(model, weights), FORMATS.writer("native"), "tuned")
@@ -65,7 +69,7 @@ def _front_matter(checkpoint: Checkpoint, writer: Writer) -> str:
     if base is not None:
         data |= {"base_model": base, "base_model_relation": "quantized"}
     if is_language_model(checkpoint.model):
-        library = "gguf" if writer.name == "gguf" else "transformers"
+        library = _LIBRARIES.get(writer.name, "transformers")
         data |= {"pipeline_tag": "text-generation", "library_name": library}
     tuned = [e for e in _evaluations(checkpoint.metadata) if e["model"] == "student"]
     if tuned and _is_number(tuned[-1].get("perplexity")):

@@ -145,6 +145,10 @@ def _check_fits(
     if missing or unknown:
         what = f"no weights for {missing[0]}" if missing else f"{unknown[0]}, unknown to the model"
         raise CheckpointError(f"{folder}: holds {what}")
+    for name in reps:
+        shared = [n for n in shapes if n != name and state[n] is state[name]]
+        if shared:
+            raise CheckpointError(f"{folder}: {name} and {shared[0]} are one weight in the model")
     for name, shape in shapes.items():
         if tuple(state[name].shape) != shape:
             raise CheckpointError(

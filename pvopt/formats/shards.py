@@ -6,13 +6,14 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from .errors import CheckpointError
 from .files import is_plain_name, read_json, regular_file
 from .native.tensors import TENSORS, read_tensors, write_tensors
 
-__all__ = ["read_shards", "untied", "write_shards"]
+__all__ = ["narrowest", "read_shards", "untied", "write_shards"]
 
 _INDEX = "model.safetensors.index.json"
 _PATTERN = "model{suffix}.safetensors"
@@ -27,6 +28,21 @@ def untied(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             found[name] = tensor.detach().cpu().contiguous()
     return found
+
+
+def narrowest(tensor: Tensor) -> torch.dtype:
+    """Return the dtype that holds a tensor exactly and takes the least room.
+
+    Example:
+        >>> import torch
+        >>> from pvopt.formats.shards import narrowest
+        >>> narrowest(torch.tensor([[0.5, 1e-5]])), narrowest(torch.tensor([[0.5, 1.0]]))
+        (torch.float32, torch.float16)
+    """
+    for dtype in (torch.float16, torch.bfloat16):
+        if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
+            return dtype
+    return torch.float32
 
 
 def write_shards(

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules import module as hooks
 
 from .errors import CheckpointError
-from .files import read_json, regular_file
+from .files import read_json, regular_file, root_of
 
 __all__ = [
     "CONFIG",
@@ -90,6 +90,8 @@ def check_settings(folder: Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.transformers_files import check_settings
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
         >>> check_settings(folder)
@@ -180,8 +182,6 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
 def check_model_folder(folder: Path) -> None:
     """Raise unless the files of a model of transformers are regular and of bounded size.
 
-    Models of the hub's cache consist of links into a folder of blobs beside; these are followed.
-
     Args:
         folder: of somebody else's model, as ``save_pretrained`` writes it.
 
@@ -190,7 +190,10 @@ def check_model_folder(folder: Path) -> None:
             read, or a configuration of far more layers than there are weights.
 
     Example:
-        >>> import os, tempfile
+        >>> import os
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.transformers_files import check_model_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> os.mkfifo(folder / "model.safetensors")
         >>> check_model_folder(folder)
@@ -198,7 +201,7 @@ def check_model_folder(folder: Path) -> None:
         ...
         pvopt.formats.errors.CheckpointError: ...model.safetensors: is a FIFO, only regular ...
     """
-    root = folder.parent.parent if folder.parent.name == "snapshots" else folder
+    root = root_of(folder)
     for entry in sorted(folder.iterdir()):
         if entry.suffix in _READ and not entry.is_dir():
             regular_file(root, entry.relative_to(root).as_posix())

@@ -31,7 +31,9 @@ def dense_reasons(
         The reason by name, for each weight that must stay dense.
 
     Example:
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt.layers import dense_reasons
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
         >>> model[1].weight = model[0].weight
         >>> dense_reasons(model, pvopt.quantize_(model, pvopt.SharedValues(num_values=2)))
@@ -80,7 +82,9 @@ def to_quantized(
             :class:`pvopt.QuantizedWeights` decode to; nothing is changed then.
 
     Example:
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt.layers import to_quantized
         >>> model = nn.Sequential(nn.Linear(8, 4), nn.ReLU())
         >>> weights = pvopt.quantize_(model, pvopt.VectorCodebook(bits=2, group_size=2))
         >>> to_quantized(model, weights)[0].codes.entries.shape
@@ -174,7 +178,9 @@ def representations(model: nn.Module) -> dict[str, Representation]:
         model: as :func:`to_quantized` returns it, perhaps tuned since.
 
     Example:
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt.layers import representations, to_quantized
         >>> model = nn.Sequential(nn.Linear(8, 4))
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> list(representations(to_quantized(model, weights)))
@@ -212,7 +218,10 @@ def to_dense(model: nn.Module, *, dtype: torch.dtype | None = None) -> Quantized
         ValueError: if the model itself is the quantized layer.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt.layers import to_dense, to_quantized
         >>> model = nn.Sequential(nn.Linear(8, 4))
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
         >>> weights = to_dense(to_quantized(model, weights))

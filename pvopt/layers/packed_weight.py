@@ -31,7 +31,9 @@ class PackedWeight(nn.Module):
         dense_dtype: of the decoded weight; None for that of the values.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
+        >>> from pvopt.layers import PackedWeight
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0]]))
         >>> PackedWeight(rep)()
         tensor([[0., 1.]], grad_fn=<ViewBackward0>)
@@ -127,7 +129,11 @@ def pack_weight(module: nn.Module, leaf: str, packed: PackedWeight) -> None:
         packed: what is decoded whenever the module reads the parameter.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from pvopt import UniformGrid
+        >>> from pvopt.layers import PackedWeight
+        >>> from pvopt.layers.packed_weight import pack_weight
         >>> conv = nn.Conv1d(4, 4, 3)
         >>> rep = UniformGrid(bits=4).fit(conv.weight)
         >>> pack_weight(conv, "weight", PackedWeight(rep))

@@ -50,7 +50,9 @@ class QuantizedLinear(nn.Module):
         ValueError: if the groups do not fit the weight.
 
     Example:
+        >>> import torch
         >>> from pvopt import AdditiveCodebooks, Permutation, Scheme
+        >>> from pvopt.layers import QuantizedLinear
         >>> scheme = Scheme(AdditiveCodebooks(num_codebooks=1, bits=4, in_group=4), Permutation())
         >>> rep = scheme.fit(torch.eye(8))
         >>> layer = QuantizedLinear.from_representation(rep)
@@ -144,7 +146,9 @@ class QuantizedLinear(nn.Module):
                 value is beyond the range of the dtype.
 
         Example:
+            >>> import torch
             >>> from pvopt import UniformGrid
+            >>> from pvopt.layers import QuantizedLinear
             >>> rep = UniformGrid(bits=4, group_size=8).fit(torch.randn(3, 16))
             >>> layer = QuantizedLinear.from_representation(rep, torch.zeros(3))
             >>> layer(torch.randn(5, 16)).shape, layer.codes.levels.shape
@@ -209,7 +213,9 @@ class QuantizedLinear(nn.Module):
         """Return copies of codes and values.
 
         Example:
+            >>> import torch
             >>> from pvopt import SharedValues
+            >>> from pvopt.layers import QuantizedLinear
             >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
             >>> layer = QuantizedLinear.from_representation(rep)
             >>> torch.equal(layer.representation().decode(), rep.decode())

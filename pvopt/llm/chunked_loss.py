@@ -50,6 +50,8 @@ def chunked_kl(
         ValueError: shapes do not fit together, there are no tokens, or a setting is not positive.
 
     Example:
+        >>> import torch
+        >>> from pvopt.llm import chunked_kl
         >>> hidden, head = torch.randn(6, 4), torch.randn(50, 4)
         >>> float(chunked_kl(hidden, head, hidden, head, chunk_tokens=2))
         0.0
@@ -111,6 +113,8 @@ def chunked_cross_entropy(
         ValueError: shapes do not fit together, there are no tokens, or `chunk_tokens` is below 1.
 
     Example:
+        >>> import torch
+        >>> from pvopt.llm import chunked_cross_entropy
         >>> hidden, head = torch.zeros(3, 4), torch.randn(8, 4)
         >>> loss = chunked_cross_entropy(hidden, head, torch.tensor([1, 7, -100]))
         >>> round(float(loss), 4)  # all logits are equal: log 8

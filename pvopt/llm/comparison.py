@@ -29,6 +29,7 @@ class Comparison:
         tokens: positions compared.
 
     Example:
+        >>> from pvopt.llm import Comparison
         >>> Comparison(divergence=0.5, agreement=0.75, perplexity=12.0, tokens=4).agreement
         0.75
     """
@@ -75,7 +76,7 @@ def compare(
             vocabularies differ.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import compare, load_model
         >>> model = load_model("tiny-llama").model
         >>> near = compare(model, model, range(100), context_length=50)
         >>> near.divergence, near.agreement, near.tokens

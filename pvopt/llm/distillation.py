@@ -33,7 +33,7 @@ def hidden_states(model: nn.Module, ids: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import hidden_states, load_model
         >>> model = load_model("tiny-llama").model
         >>> hidden_states(model, torch.zeros(2, 5, dtype=torch.long)).shape
         torch.Size([2, 5, 64])
@@ -55,7 +55,7 @@ def output_head(model: nn.Module) -> OutputHead:
         ValueError: the model does more to its logits than to scale and to cap them.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import load_model, output_head
         >>> output_head(load_model("tiny-llama").model).weight.shape
         torch.Size([259, 64])
     """
@@ -106,7 +106,7 @@ def distillation_loss(
 
     Example:
         >>> import torch
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import distillation_loss, hidden_states, load_model, output_head
         >>> teacher, student = (load_model("tiny-llama", seed=seed).model for seed in (0, 1))
         >>> ids = torch.arange(20).view(2, 10)
         >>> with torch.no_grad():
@@ -164,7 +164,7 @@ def language_loss(
 
     Example:
         >>> import torch
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import language_loss, load_model
         >>> loss = language_loss(load_model("tiny-llama").model, torch.arange(20).view(2, 10))
         >>> loss.shape
         torch.Size([])

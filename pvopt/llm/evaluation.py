@@ -73,7 +73,7 @@ def perplexity(
         TypeError: `tokens` are not integers in one dimension.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import load_model, perplexity
         >>> language_model = load_model("tiny-llama")
         >>> tokens = language_model.encode("So long, and thanks for all the fish.")
         >>> result = perplexity(language_model.model, tokens, context_length=12)
@@ -120,6 +120,8 @@ def native_autocast_dtype(device: torch.device | str = "cpu") -> torch.dtype | N
         ``torch.bfloat16``, or None where float32 is the better choice or nothing is known.
 
     Example:
+        >>> import torch
+        >>> from pvopt.llm import native_autocast_dtype
         >>> native_autocast_dtype("cpu") in (torch.bfloat16, None)
         True
     """

@@ -95,7 +95,7 @@ def max_positions(model: nn.Module) -> int | None:
     """Return the most tokens that a model was made for, or None if nothing limits them.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import load_model, max_positions
         >>> max_positions(load_model("tiny-llama").model)
         512
     """
@@ -119,7 +119,7 @@ def check_length(model: nn.Module, name: str, length: int) -> None:
         ValueError: if there are fewer positions.
 
     Example:
-        >>> from pvopt.llm import load_model
+        >>> from pvopt.llm import check_length, load_model
         >>> check_length(load_model("tiny-llama").model, "length", 512)
     """
     positions = max_positions(model)

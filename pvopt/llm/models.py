@@ -38,6 +38,7 @@ class LanguageModel:
         source: what `load_model` was asked for.
 
     Example:
+        >>> from pvopt.llm import load_model
         >>> load_model("tiny-llama").source
         'tiny-llama'
     """
@@ -97,6 +98,7 @@ def load_model(
         ImportError: a package that this source needs is not installed.
 
     Example:
+        >>> from pvopt.llm import load_model
         >>> language_model = load_model("tiny-llama")
         >>> language_model.encode("Hi").tolist()
         [72, 105]
@@ -239,6 +241,7 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
         ValueError: see `load_model`; CheckpointError, which is one, for a folder's broken files.
 
     Example:
+        >>> from pvopt.llm import empty_model
         >>> model = empty_model("tiny-llama")
         >>> head, embeddings = model.lm_head, model.model.embed_tokens
         >>> head.weight.device.type, head.weight is embeddings.weight
@@ -267,6 +270,8 @@ def stable_source(source: str | Path) -> str:
         The absolute path of an existing file or folder; any other name as it is.
 
     Example:
+        >>> from pathlib import Path
+        >>> from pvopt.llm import stable_source
         >>> stable_source("tiny-llama"), Path(stable_source(".")).is_absolute()
         ('tiny-llama', True)
     """

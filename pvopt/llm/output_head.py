@@ -41,6 +41,8 @@ class OutputHead:
         ValueError: shapes do not fit together, or a setting is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt.llm import OutputHead
         >>> head = OutputHead(torch.eye(2), cap=1.0)
         >>> head.logits(torch.tensor([0.0, 100.0]))
         tensor([0., 1.])

@@ -37,6 +37,7 @@ def load_text(source: str | Path) -> str:
         ImportError: a ``hub:`` source without the package `datasets`.
 
     Example:
+        >>> from pvopt.llm import load_text
         >>> text = load_text("pydoc")
         >>> '"assert"' in text
         True
@@ -70,6 +71,7 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
         ValueError: `held_out` is not inside (0, 1), or `text` has nowhere to be cut.
 
     Example:
+        >>> from pvopt.llm import split_text
         >>> split_text("one\n\ntwo\n\nthree four", held_out=0.5)
         ('one\n\ntwo', 'three four')
     """
@@ -90,6 +92,7 @@ def split_text(text: str, held_out: float = 0.1) -> tuple[str, str]:
     )
 
 
+#: Which part of a text: all but its last tenth to train on, that tenth, or all of it.
 PARTS = ("held-out", "train", "all")
 
 
@@ -104,6 +107,7 @@ class TextPart:
         digest: checksum of the whole text.
 
     Example:
+        >>> from pvopt.llm import TextPart
         >>> TextPart("mine", "all", "so long", "0").record("tuning")["use"]
         'tuning'
     """
@@ -118,6 +122,7 @@ class TextPart:
         """Load a part of a text.
 
         Example:
+            >>> from pvopt.llm import TextPart
             >>> TextPart.load("pydoc", "held-out").record("tuning")["part"]
             'held-out'
         """
@@ -158,6 +163,8 @@ class TokenBatches:
         ValueError: a size is below 1, or there are fewer tokens than one batch needs.
 
     Example:
+        >>> import torch
+        >>> from pvopt.llm import TokenBatches
         >>> batches = TokenBatches(range(100), batch_size=2, sequence_length=10, seed=0)
         >>> batches[0].shape
         torch.Size([2, 10])

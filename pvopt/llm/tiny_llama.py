@@ -18,6 +18,7 @@ def tiny_llama(seed: int, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]
         The model, a ``LlamaForCausalLM`` with tied embeddings, and its tokenizer.
 
     Example:
+        >>> from pvopt.llm.tiny_llama import tiny_llama
         >>> model, tokenizer = tiny_llama(seed=0)
         >>> tokenizer.encode("é"), len(tokenizer)
         ([195, 169], 259)

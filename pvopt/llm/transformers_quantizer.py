@@ -16,10 +16,12 @@ from transformers.quantizers.auto import register_quantization_config, register_
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from pvopt.formats import FORMATS, load_representations
+from pvopt.formats import FORMATS, load_representations, read_metadata
 from pvopt.formats.folders import one_generation
 from pvopt.layers import QuantizedLinear
 from pvopt.parametrizations.representation import Representation
+
+from .save_pretrained import SavePretrained
 
 __all__ = ["PVOptConfig", "PVOptQuantizer"]
 
@@ -45,7 +47,8 @@ class PVOptQuantizer(HfQuantizer):
 
     Linear layers become :class:`pvopt.layers.QuantizedLinear`, which :func:`pvopt.layers.to_dense`
     turns back into weights to be tuned. Weights that several modules share, and weights of other
-    modules, are decoded.
+    modules, are decoded. ``save_pretrained`` and ``push_to_hub`` of such a model write codes and
+    values as they are then.
 
     Example:
         >>> import tempfile
@@ -63,6 +66,7 @@ class PVOptQuantizer(HfQuantizer):
 
     requires_calibration = True
     _representations: dict[str, Representation]
+    _metadata: dict[str, Any]
 
     def _process_model_before_weight_loading(
         self, model: Any, checkpoint_files: list[str] | None = None, **kwargs: Any
@@ -72,6 +76,7 @@ class PVOptQuantizer(HfQuantizer):
         folder = Path(checkpoint_files[0]).parent
         with one_generation(folder), FORMATS.reader(folder).transformers_files(folder):
             self._representations = load_representations(folder)
+            self._metadata = read_metadata(folder)
         for name in self._representations:
             # What the file holds under this name: nothing is allocated, drawn or missed.
             empty = torch.empty(0, dtype=torch.uint8, device="meta")
@@ -82,7 +87,7 @@ class PVOptQuantizer(HfQuantizer):
         model._keys_to_ignore_on_load_unexpected = _Patterns([*known, r"\.(codes|values)\."])
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
-        dtype = model.dtype
+        dtype, decoded = model.dtype, {}
         for name, rep in self._representations.items():
             empty = model.get_parameter(name)
             owners = [
@@ -97,15 +102,16 @@ class PVOptQuantizer(HfQuantizer):
                 layer = QuantizedLinear.from_representation(moved, module.bias)
                 model.set_submodule(owners[0][0], layer.train(module.training))
                 continue
+            decoded[name] = moved
             dense = nn.Parameter(moved.decode().to(dtype))
             for path, leaf in owners:
                 setattr(model.get_submodule(path), leaf, dense)
-        del self._representations
+        model.save_pretrained = SavePretrained(model, decoded, self._metadata)
+        del self._representations, self._metadata
         return model
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        # ``pvopt.formats.save`` writes checkpoints.
-        return False
+        return False  # in transformers' own way: the model has a ``save_pretrained`` of its own
 
     @property
     def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]

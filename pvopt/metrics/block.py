@@ -31,6 +31,7 @@ class Block(GroupMetric):
         TypeError: if it is not floating.
 
     Example:
+        >>> import torch
         >>> from pvopt import Block, Query, VectorCodebook
         >>> rep = VectorCodebook(bits=1, group_size=2).fit(torch.tensor([[4.0, 0.0, 0.0, 5.0]]))
         >>> target, groups = torch.tensor([[1.9, 2.4]]), torch.tensor([0])
@@ -88,6 +89,8 @@ class Block(GroupMetric):
         """Return vectors whose Euclidean distances are the metric's, ``[..., group_size]``.
 
         Example:
+            >>> import torch
+            >>> from pvopt import Block
             >>> Block(torch.tensor([[4.0]])).map(torch.tensor([[1.0, 2.0]])).tolist()
             [[2.0, 4.0]]
         """
@@ -104,6 +107,8 @@ class Block(GroupMetric):
         """Return the squared norms of vectors ``[..., group_size]``, ``[...]``.
 
         Example:
+            >>> import torch
+            >>> from pvopt import Block
             >>> Block(torch.tensor([[4.0]])).squared_norms(torch.tensor([[1.0, 2.0]]))
             tensor([20.])
         """

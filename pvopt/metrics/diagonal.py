@@ -26,6 +26,8 @@ class GroupDiagonal(GroupMetric):
         weights: ``[n, group_size]``, non-negative.
 
     Example:
+        >>> import torch
+        >>> from pvopt.metrics.diagonal import GroupDiagonal
         >>> GroupDiagonal(torch.tensor([[2.0, 1.0]])).squared_norms(torch.tensor([[1.0, 2.0]]))
         tensor([6.])
     """
@@ -92,6 +94,8 @@ class Diagonal(Metric):
         ValueError: if one is negative or NaN.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Diagonal
         >>> Diagonal(torch.tensor([[2.0, 1.0]])).squared_norm(torch.tensor([[1.0, 2.0]]))
         tensor(6.)
     """

@@ -32,7 +32,9 @@ def matrix_metrics(
 
     Example:
         >>> import torch
+        >>> from pvopt import MatrixView
         >>> from pvopt.metrics import Diagonal
+        >>> from pvopt.metrics.matrices import matrix_metrics
         >>> view = MatrixView(experts=True)
         >>> first, second = matrix_metrics(Diagonal(torch.rand(2, 3, 4)), view, (2, 3, 4))
         >>> second.weights.shape

@@ -57,6 +57,8 @@ class Row(Metric):
         ValueError: if it is not square, finite and symmetric, or its diagonal is negative.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Row
         >>> inputs = torch.tensor([[1.0, 1.0], [1.0, 0.0]])
         >>> Row(inputs.T @ inputs).squared_norm(torch.tensor([[1.0, 2.0]]))
         tensor(10.)
@@ -132,6 +134,8 @@ class Row(Metric):
             ValueError: if the fraction is negative.
 
         Example:
+            >>> import torch
+            >>> from pvopt import Row
             >>> Row(torch.tensor([[2.0, 1.0], [1.0, 2.0]])).damped(0.5).hessian
             tensor([[3., 1.],
                     [1., 3.]])

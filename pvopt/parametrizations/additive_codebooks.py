@@ -56,6 +56,7 @@ class AdditiveCodebooks(Codebooks):
         ValueError: if one is out of range, or (on use) groups do not fit the weight.
 
     Example:
+        >>> from pvopt import AdditiveCodebooks
         >>> books = AdditiveCodebooks(num_codebooks=2, bits=8, in_group=8)
         >>> round(books.bits_per_weight((4096, 11008)), 4)
         2.0029

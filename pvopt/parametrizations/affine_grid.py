@@ -51,6 +51,8 @@ class AffineGrid(ScalarGrid):
         ValueError: if one is out of range, or (on use) the group does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import AffineGrid
         >>> rep = AffineGrid(bits=2, group_size=4).fit(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
         >>> rep.values["offsets"], rep.decode()
         (tensor([[1.]]), tensor([[1., 2., 3., 4.]]))

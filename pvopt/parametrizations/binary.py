@@ -47,6 +47,8 @@ class Binary(ZeroPointGrid):
         ValueError: if it is out of range, or (on use) does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Binary
         >>> Binary().fit(torch.tensor([[1.0, -2.0, 3.0]])).decode()
         tensor([[ 2., -2.,  2.]])
 

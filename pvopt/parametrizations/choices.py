@@ -24,6 +24,8 @@ def best_sums(errors: Tensor, k: int) -> Tensor:
         choices exist.
 
     Example:
+        >>> import torch
+        >>> from pvopt.parametrizations.choices import best_sums
         >>> best_sums(torch.tensor([[[0.0, 3.0], [0.0, 1.0]]]), k=3).tolist()
         [[[0, 0], [0, 1], [1, 0]]]
     """
@@ -57,6 +59,8 @@ def take_choices(items: Tensor, chosen: Tensor) -> Tensor:
         ``[n, l, places, m]``
 
     Example:
+        >>> import torch
+        >>> from pvopt.parametrizations.choices import take_choices
         >>> items = torch.tensor([[[5], [6]], [[7], [8]]])
         >>> take_choices(items, torch.tensor([[[0, 1]]])).flatten().tolist()
         [5, 8]

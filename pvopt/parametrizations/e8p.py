@@ -73,6 +73,8 @@ class E8P(Parametrization):
             8 does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import E8P
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> rep = E8P(bits=2).fit(weight)
         >>> rep.codes["points"].shape, rep.codes["points"].dtype

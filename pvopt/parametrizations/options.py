@@ -31,6 +31,7 @@ class SearchOptions:
         ValueError: if one is out of range.
 
     Example:
+        >>> from pvopt import SearchOptions
         >>> SearchOptions(beam_size=8)
         SearchOptions(beam_size=8, window=None)
     """
@@ -60,6 +61,7 @@ class FitOptions:
         ValueError: if one is out of range.
 
     Example:
+        >>> from pvopt import FitOptions
         >>> FitOptions(iterations=0)
         FitOptions(iterations=0, beam_size=None)
     """

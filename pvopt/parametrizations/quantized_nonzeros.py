@@ -67,7 +67,8 @@ class QuantizedNonzeros(OnSupport):
         ValueError: on use, if the inner groups do not fit the nonzeros.
 
     Example:
-        >>> from pvopt import Binary, SparseNM
+        >>> import torch
+        >>> from pvopt import Binary, QuantizedNonzeros, SparseNM
         >>> signs = QuantizedNonzeros(
         ...     support=SparseNM(nonzeros=2, group_size=4), inner=Binary()
         ... )
@@ -144,7 +145,7 @@ class QuantizedNonzeros(OnSupport):
             ``(rows, nonzeros of a row)``; one row where the share is of the whole tensor.
 
         Example:
-            >>> from pvopt import Binary, Sparse
+            >>> from pvopt import Binary, QuantizedNonzeros, Sparse
             >>> p = QuantizedNonzeros(support=Sparse(density=0.25), inner=Binary())
             >>> p.nonzero_shape((3, 8))
             (3, 2)

@@ -62,7 +62,7 @@ class QuantizedScales(Parametrization):
         ValueError: if ``bits`` is out of range.
 
     Example:
-        >>> from pvopt import E8P
+        >>> from pvopt import E8P, QuantizedScales
         >>> fine = E8P(bits=2, scale_group=64)
         >>> for p in (fine, QuantizedScales(inner=fine, bits=6)):
         ...     print(round(p.bits_per_weight((1536, 576)), 4))

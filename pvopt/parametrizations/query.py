@@ -39,7 +39,8 @@ class Query:
         ValueError: if ``count`` is not positive.
 
     Example:
-        >>> from pvopt import SharedValues
+        >>> import torch
+        >>> from pvopt import Query, SharedValues
         >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
         >>> query = Query(target=torch.tensor([[2.75]]), rep=rep, groups=torch.tensor([0]))
         >>> rep.parametrization.search(query).flatten().tolist()
@@ -115,6 +116,7 @@ class Candidates:
         decoded: ``[n, group_size]`` what the first candidate decodes to, where that is known.
 
     Example:
+        >>> import torch
         >>> from pvopt import Query, SharedValues
         >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0]]))
         >>> target, groups = torch.tensor([[2.25]]), torch.tensor([0])

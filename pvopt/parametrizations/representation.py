@@ -62,6 +62,7 @@ class Representation:
             positive.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
         >>> rep.decode()

@@ -43,7 +43,7 @@ class Scheme:
             them by itself.
 
     Example:
-        >>> from pvopt import E8P, Rotation
+        >>> from pvopt import E8P, Rotation, Scheme
         >>> scheme = Scheme(E8P(bits=2), Rotation())
         >>> scheme.name, round(scheme.bits_per_weight((1536, 576)), 3)
         ('had+e8p:2', 2.028)
@@ -211,7 +211,7 @@ class Scheme:
             ValueError: if a class is unknown or settings do not fit it.
 
         Example:
-            >>> from pvopt import Ternary
+            >>> from pvopt import Scheme, Ternary
             >>> scheme = Scheme(Ternary(group_size=64))
             >>> Scheme.from_json(scheme.to_json()) == scheme
             True
@@ -230,7 +230,8 @@ def as_scheme(settings: Parametrization | Scheme) -> Scheme:
     """Return a scheme; a parametrization by itself works in the weight's own space.
 
     Example:
-        >>> from pvopt import Ternary
+        >>> from pvopt import Scheme, Ternary
+        >>> from pvopt.parametrizations import as_scheme
         >>> as_scheme(Ternary()) == Scheme(Ternary())
         True
     """
@@ -251,6 +252,7 @@ def parse_scheme(text: str) -> Scheme:
         ValueError: if no form fits, or a number is out of range.
 
     Example:
+        >>> from pvopt import parse_scheme
         >>> parse_scheme("grid:2g64s").parametrization
         UniformGrid(bits=2, group_size=64, symmetric=True, integer_zeros=False)
         >>> parse_scheme("had+e8p:3").space

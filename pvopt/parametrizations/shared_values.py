@@ -55,6 +55,8 @@ class SharedValues(Parametrization):
         ValueError: if it is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt import SharedValues
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([1.0, 1.2, 3.0]))
         >>> rep.decode()
         tensor([1.1000, 1.1000, 3.0000])

@@ -56,6 +56,8 @@ class Sparse(SparseSupport):
         ValueError: for a density out of range or another ``per``.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Sparse
         >>> weight = torch.tensor([[1.0, -2.0, 0.1, 0.0], [3.0, 4.0, 5.0, 6.0]])
         >>> Sparse(density=0.5).fit(weight).decode()
         tensor([[ 1., -2.,  0.,  0.],
@@ -163,6 +165,8 @@ class SparseNM(SparseSupport):
         ValueError: if it is out of range, or (on use) the group does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import SparseNM
         >>> SparseNM(nonzeros=2, group_size=4).fit(torch.tensor([[1.0, -2.0, 0.1, 0.5]])).decode()
         tensor([[ 1., -2.,  0.,  0.]])
 

@@ -30,6 +30,7 @@ class Storage:
         shape: ``(out_features, in_features)`` in its space.
 
     Example:
+        >>> import torch
         >>> from pvopt import SharedValues
         >>> rep = SharedValues(num_values=3).fit(torch.tensor([[0.0, 1.0, 4.0, 1.0]]))
         >>> storage = rep.parametrization.storage((1, 4))

@@ -31,6 +31,8 @@ def best_supports(gains: Tensor, count: int, k: int) -> Tensor:
         ``[n, j, m]`` bool masks, best first; ``j < k`` only if no more subsets exist.
 
     Example:
+        >>> import torch
+        >>> from pvopt.parametrizations.supports import best_supports
         >>> best_supports(torch.tensor([[3.0, 1.0, 2.5]]), count=2, k=2).int().tolist()
         [[[1, 0, 1], [1, 1, 0]]]
     """

@@ -52,6 +52,8 @@ class Ternary(ZeroPointGrid):
         ValueError: if it is out of range, or (on use) does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Ternary
         >>> Ternary().fit(torch.tensor([[1.0, -0.2, 0.1, -2.0]])).decode()
         tensor([[ 1.5000,  0.0000,  0.0000, -1.5000]])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pvopt.core.layout import GroupLayout, check_divides, matrix_shape
 from pvopt.core.registry import ShortForm
 from pvopt.core.streams import CodeStream
-from pvopt.core.validation import check_integer
+from pvopt.core.validation import check_bool, check_integer
 from pvopt.metrics.contract import Metric
 from pvopt.metrics.diagonal import GroupDiagonal
 from pvopt_kernels import trellis_decode, trellis_search, trellis_states
@@ -24,6 +24,7 @@ from .preparation import prepare_fit
 from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
+from .trellis_orders import MMA, MMA_SIZE, ORDERS, into_tile, out_of_tile
 from .trellis_windows import search_windows
 
 __all__ = ["Trellis"]
@@ -40,24 +41,33 @@ _PRIOR = 1.0
 
 
 def _settings(bits: str, *others: str | None) -> dict[str, Any]:
-    names = ("state_bits", "code", "out_group", "in_group", "scale_group")
-    found = {name: text for name, text in zip(names, others, strict=True) if text}
-    return {"bits": int(bits)} | {n: t if n == "code" else int(t) for n, t in found.items()}
+    names = ("state_bits", "code", "order", "out_group", "in_group", "scale_group")
+    found: dict[str, Any] = {n: text for n, text in zip(names, others, strict=True) if text}
+    if "order" in found:
+        found |= {"out_group": MMA_SIZE, "in_group": MMA_SIZE}
+    if found.get("scale_group") == "tensor":
+        found |= {"scale_group": None, "per_tensor": True}
+    numbers = {n: int(found[n]) for n in names if str(found.get(n)).isdigit()}
+    return {"bits": int(bits)} | found | numbers
 
 
 def _write(trellis: Trellis) -> str:
     text = f"trellis:{trellis.bits}l{trellis.state_bits}-{trellis.code}"
-    if (trellis.out_group, trellis.in_group) != (64, 2):
+    if trellis.order == MMA:
+        text += f"@{MMA}"
+    elif (trellis.out_group, trellis.in_group) != (64, 2):
         text += f"@{trellis.out_group}x{trellis.in_group}"
-    return text + (f"/{trellis.scale_group}" if trellis.scale_group else "")
+    scales = "tensor" if trellis.per_tensor else trellis.scale_group
+    return text + (f"/{scales}" if scales else "")
 
 
 @PARAMETRIZATIONS.register(
     ShortForm(
-        form="trellis:B[lL][-CODE][@OxI][/S]",
-        meaning="a trellis of B bits, states of L bits; tiles of 64 outputs by 2 inputs (O by I)",
-        example="trellis:2, trellis:3l16-3inst",
-        pattern=r"trellis:(\d+)(?:l(\d+))?(?:-(\w+))?(?:@(\d+)x(\d+))?(?:/(\d+))?",
+        form="trellis:B[lL][-CODE][@OxI|@mma][/S|/tensor]",
+        meaning="a trellis of B bits, states of L bits; tiles of 64 outputs by 2 inputs (O by I, "
+        "or ExLlamaV3's: @mma)",
+        example="trellis:2, trellis:3l16-3inst, trellis:2l16@mma/tensor",
+        pattern=r"trellis:(\d+)(?:l(\d+))?(?:-(\w+))?(?:@(?:(mma)|(\d+)x(\d+)))?(?:/(\d+|tensor))?",
         settings=_settings,
         write=_write,
     )
@@ -82,7 +92,8 @@ class Trellis(Parametrization):
 
     Tiles may have any shape. The fewer inputs, the better a start in the metric of a layer's inputs
     (:class:`pvopt.starts.GPTQ`), as a search knows the metric's diagonal only; circles of fewer
-    than 128 weights lose precision. QTIP and ExLlamaV3 have tiles of 16 x 16.
+    than 128 weights lose precision. QTIP and ExLlamaV3 have tiles of 16 x 16; the circle visits
+    them row by row, or in the order in which matrix units hold them (``mma``), as in ExLlamaV3.
 
     Args:
         bits: of a weight, 1 to 8; at most 4 for ``hyb``.
@@ -92,13 +103,18 @@ class Trellis(Parametrization):
         scale_group: inputs that share a scale, a multiple of ``in_group``; None: a whole row.
         out_group: rows of a tile.
         in_group: columns of a tile.
+        order: in which the circle visits the weights of a tile: ``rows``, or ``mma``, which is
+            defined for tiles of 16 x 16.
+        per_tensor: one scale for the whole weight.
 
     Raises:
-        TypeError: if a number is not an integer.
-        ValueError: if one is out of range, the code is unknown, a tile has fewer bits than a state,
-            or (on use) tiles do not fit the weight.
+        TypeError: if a number is not an integer, or ``per_tensor`` not a bool.
+        ValueError: if one is out of range, code or order is unknown, settings do not go together, a
+            tile has fewer bits than a state, or (on use) tiles do not fit the weight.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Trellis
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> rep = Trellis(bits=2, state_bits=8).fit(weight)
         >>> rep.codes["symbols"].shape, rep.codes["symbols"].dtype
@@ -116,6 +132,8 @@ class Trellis(Parametrization):
     scale_group: int | None = None
     out_group: int = 64
     in_group: int = 2
+    order: str = "rows"
+    per_tensor: bool = False
 
     stacks = True
     has_windows = True
@@ -144,6 +162,18 @@ class Trellis(Parametrization):
                 f"state_bits={self.state_bits} bits, got {self.out_group} * {self.in_group} "
                 f"weights of {self.bits} bits"
             )
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        if self.order == MMA and not self.out_group == self.in_group == MMA_SIZE:
+            raise ValueError(
+                f"order={self.order!r} needs tiles of {MMA_SIZE} x {MMA_SIZE}, got out_group="
+                f"{self.out_group} and in_group={self.in_group}"
+            )
+        check_bool("per_tensor", self.per_tensor)
+        if self.per_tensor and self.scale_group is not None:
+            raise ValueError(
+                f"scale_group must be None with per_tensor=True, got {self.scale_group}"
+            )
 
     @property
     def symbol_bits(self) -> int:
@@ -167,13 +197,21 @@ class Trellis(Parametrization):
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         rows, columns = matrix_shape(shape)
-        scales = {"scales": (rows, columns // (self.scale_group or columns))}
+        size = (1, 1) if self.per_tensor else (rows, columns // (self.scale_group or columns))
+        scales = {"scales": size}
         table = self._table_shape
         return scales if table is None else {"table": table, **scales}
 
     def _scales_of(self, rep: Representation, groups: Tensor | None) -> Tensor:
         """Return the scale of each weight, ``[n, group_size]``."""
         scales, layout = rep.values["scales"], rep.layout
+        if self.per_tensor:
+            if groups is None:
+                own = scales.repeat_interleave(layout.num_groups, 0)
+            else:
+                each = groups.div(layout.num_groups, rounding_mode="floor")
+                own = scales.index_select(0, each)
+            return own.expand(-1, layout.group_size)
         tiles = scales.view(-1, self.out_group, scales.shape[1])  # block rows of all weights
         per_scale = layout.cols // scales.shape[1]
         columns = tiles.transpose(1, 2).reshape(-1, self.out_group)  # by block row and scale
@@ -200,7 +238,8 @@ class Trellis(Parametrization):
             trellis_decode(part, table, symbol_bits=self.symbol_bits)
             for part, table in zip(symbols.chunk(len(tables)), tables, strict=True)
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        points = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return into_tile(points, self.order)
 
     def decode_groups(
         self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
@@ -223,6 +262,7 @@ class Trellis(Parametrization):
         relative = torch.where(largest == 0, 0.0, scales / largest)
         unscaled = torch.where(scales == 0, 0.0, query.target / scales)
         metric = relative.square() if query.weights is None else relative.square() * query.weights
+        unscaled, metric = (out_of_tile(x, self.order) for x in (unscaled, metric))
         window = query.options.window if query.count == 1 else None
         symbols = query.current() if window else None
         tables = self._tables(rep)
@@ -305,6 +345,7 @@ class Trellis(Parametrization):
         numbers, signs = trellis_codes.entries(self.code, self.state_bits, table)
         places = numbers[states.flatten().long()]
         pull = scales if own is None else scales * own  # times the gap: the slope of an error
+        pull, scales, goals = (out_of_tile(x, self.order) for x in (pull, scales, goals))
         pull, scales, goals = (x.reshape(len(places), -1) for x in (pull, scales, goals))
         goals = goals if signs is None else goals * signs[states.flatten().long()]
         unit = _PRIOR * (pull * scales).mean()

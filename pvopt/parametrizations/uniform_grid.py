@@ -83,6 +83,8 @@ class UniformGrid(ZeroPointGrid):
             at once, or (on use) the group does not divide the columns.
 
     Example:
+        >>> import torch
+        >>> from pvopt import UniformGrid
         >>> rep = UniformGrid(bits=2, group_size=4).fit(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
         >>> rep.decode()
         tensor([[0., 1., 2., 3.]])

@@ -45,6 +45,7 @@ class VectorCodebook(Codebooks):
 
     Example:
         >>> import torch
+        >>> from pvopt import VectorCodebook
         >>> weight = torch.tensor([[1.0, -1.0, 2.0, 2.0], [2.0, -2.0, 1.0, 1.0]])
         >>> rep = VectorCodebook(bits=1, group_size=2).fit(weight)
         >>> rep.codes["entries"].shape, rep.values["codebooks"].shape

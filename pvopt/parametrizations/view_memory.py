@@ -17,6 +17,8 @@ class ViewMemory:
     """What was made of some tensors, as long as these are the same: each view is a call of torch.
 
     Example:
+        >>> import torch
+        >>> from pvopt.parametrizations.view_memory import ViewMemory
         >>> memory, x = ViewMemory(), torch.zeros(4)
         >>> with torch.no_grad():
         ...     view = memory.get("pairs", [x], lambda: x.view(2, 2))

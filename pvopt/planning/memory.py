@@ -98,6 +98,8 @@ def tuning_passes(
 
     Example:
         >>> from pvopt.llm import empty_model
+        >>> from pvopt.planning import tuning_passes
+        >>> from pvopt.tuning import TuneSettings
         >>> settings = TuneSettings(batch=4, length=64, dtype="float32")
         >>> whole = tuning_passes(empty_model("tiny-llama"), (), settings)
         >>> half = tuning_passes(empty_model("tiny-llama"), (), settings, devices=2)
@@ -146,8 +148,11 @@ def tuning_memory(
         devices: among which the run is divided.
 
     Example:
+        >>> from dataclasses import replace
         >>> from pvopt import parse_scheme
         >>> from pvopt.llm import empty_model
+        >>> from pvopt.planning import tuning_memory, tuning_passes
+        >>> from pvopt.tuning import TuneSettings
         >>> model, scheme = empty_model("tiny-llama"), parse_scheme("grid:2g16")
         >>> schemes = {n: scheme for n, _ in model.named_parameters() if "proj" in n}
         >>> settings = TuneSettings(length=64, dtype="float32")

@@ -84,6 +84,7 @@ def pass_cost(
             shapes.
 
     Example:
+        >>> from pvopt.planning import pass_cost
         >>> from pvopt.llm import empty_model
         >>> model = empty_model("tiny-llama")
         >>> one, two = (pass_cost(model, sequences=n, length=32) for n in (1, 2))

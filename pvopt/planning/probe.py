@@ -85,6 +85,8 @@ def measure_machine(
 
     Example:
         >>> from pvopt import parse_scheme
+        >>> from pvopt.planning import measure_machine
+        >>> from pvopt.tuning import TuneSettings
         >>> settings = TuneSettings(dtype="float32", recipe="subspace_pv")
         >>> machine = measure_machine(parse_scheme("grid:2g64"), (64, 64), settings)
         >>> 0 < machine.seconds(1e6, 1000, 0) < machine.seconds(2e6, 2000, 10)
@@ -117,6 +119,8 @@ def step_spare(scheme: Scheme, shape: tuple[int, int], settings: TuneSettings) -
 
     Example:
         >>> from pvopt import parse_scheme
+        >>> from pvopt.planning import step_spare
+        >>> from pvopt.tuning import TuneSettings
         >>> 0 < step_spare(parse_scheme("grid:2g64"), (64, 64), TuneSettings()) < 100
         True
     """

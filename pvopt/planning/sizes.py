@@ -45,6 +45,9 @@ class StoredSize:
         other_bytes: that these take at their present dtype.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt import parse_scheme
+        >>> from pvopt.planning import StoredSize
         >>> model = nn.Sequential(nn.Linear(64, 8, bias=False), nn.Linear(8, 2))
         >>> size = StoredSize.of(model, {"0.weight": parse_scheme("grid:2g64")})
         >>> size.bits_per_weight, size.others, size.other_bytes
@@ -109,6 +112,8 @@ def formats_of_size(model: nn.Module, bits: float) -> dict[str, StoredSize]:
         ValueError: if ``bits`` is not positive, or no format is near.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt.planning import formats_of_size
         >>> model = nn.Sequential(nn.Linear(256, 512, bias=False), nn.Linear(512, 4))
         >>> {name: size.bits_per_weight for name, size in formats_of_size(model, 1.0).items()}
         {'binary': 1.0625, 'binary:g64': 1.25}

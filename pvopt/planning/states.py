@@ -46,6 +46,7 @@ class BaseCost:
         spare: bytes per entry that its step takes for a moment, beyond what it keeps.
 
     Example:
+        >>> from pvopt.planning.states import BaseCost
         >>> from pvopt.tuning.bases import BASES
         >>> costs = [BaseCost.of(BASES[name]) for name in ("adam", "adafactor", "sgd")]
         >>> [cost.kept((100, 50)) for cost in costs]

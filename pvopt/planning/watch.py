@@ -22,6 +22,8 @@ class MemoryWatch(TorchDispatchMode):
         peak: the most that there were at once.
 
     Example:
+        >>> import torch
+        >>> from pvopt.planning.watch import MemoryWatch
         >>> with MemoryWatch() as watch:
         ...     total = (torch.ones(1000) + 1).sum()
         >>> watch.peak, watch.present

@@ -12,6 +12,7 @@ def place_of(name: str) -> tuple[int | None, str]:
     """Return the number of a weight's block, None outside of blocks, and its kind of layer.
 
     Example:
+        >>> from pvopt.report.layers import place_of
         >>> place_of("model.layers.3.mlp.experts.7.up_proj.weight")
         (3, 'mlp.experts.*.up_proj')
         >>> place_of("lm_head.weight"), place_of("0.weight")
@@ -40,6 +41,7 @@ def layer_cells(
         number of ``weights``, in the order of the names.
 
     Example:
+        >>> from pvopt.report.layers import layer_cells
         >>> layer_cells({"h.0.up.weight": 1.0, "h.0.up.bias": 3.0, "head.weight": 5.0})
         [{'block': '0', 'kind': 'up', 'value': 1.0, 'weights': 1}, \
 {'block': '0', 'kind': 'up.bias', 'value': 3.0, 'weights': 1}, \

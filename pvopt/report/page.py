@@ -41,8 +41,12 @@ def write_report(
         ImportError: without altair or vl-convert-python.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> import torch
+        >>> import pvopt
         >>> from pvopt.formats import save
+        >>> from pvopt.report import write_report
         >>> folder, model = Path(tempfile.mkdtemp()) / "grid", torch.nn.Linear(8, 4)
         >>> _ = save(folder, model, pvopt.quantize_(model, pvopt.UniformGrid(bits=2)))
         >>> from pvopt.report import read_runs

@@ -32,6 +32,8 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.report.records import read_records
         >>> folder = Path(tempfile.mkdtemp())
         >>> _ = (folder / "metrics.jsonl").write_text('{"kind": "step", "step": "one"}' + chr(10))
         >>> read_records(folder)

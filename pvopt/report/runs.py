@@ -37,6 +37,8 @@ class ReportedRun:
         records: of the run, in order; none for a checkpoint alone.
 
     Example:
+        >>> from pathlib import Path
+        >>> from pvopt.report import ReportedRun
         >>> records = [{"kind": "start", "step": 0, "settings": {"steps": 9}, "metadata": {}}]
         >>> ReportedRun(name="mine", folder=Path("runs/mine"), records=records).state
         'unfinished, 0 of 9'
@@ -114,8 +116,11 @@ def read_runs(folders: Iterable[str | Path]) -> list[ReportedRun]:
         ValueError: if one is named twice.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> import torch
+        >>> import pvopt
         >>> from pvopt.formats import save
+        >>> from pvopt.report import read_runs
         >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(8, 4)
         >>> _ = save(folder, model, pvopt.quantize_(model, pvopt.UniformGrid(bits=2)))
         >>> [run.state for run in read_runs([folder])]

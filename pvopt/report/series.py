@@ -25,6 +25,7 @@ def thinned(
         Rows with the last ``step`` of each point and the fields.
 
     Example:
+        >>> from pvopt.report.series import thinned
         >>> thinned([{"step": n, "loss": float(n)} for n in range(1, 7)], ["loss"], most=3)
         [{'step': 2, 'loss': 1.5}, {'step': 4, 'loss': 3.5}, {'step': 6, 'loss': 5.5}]
     """

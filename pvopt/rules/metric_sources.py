@@ -79,7 +79,10 @@ class SecondMoment(MetricSource):
     ``exp_avg_sq`` under ``betas`` and ``eps`` as Adam does.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt import SecondMoment
         >>> model = nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.VectorCodebook(bits=2, group_size=2))
         >>> base = torch.optim.Adam(model.parameters(), lr=0.01)
@@ -188,7 +191,10 @@ class InputMetric(MetricSource):
         ValueError: if a matrix is not square or not finite, or has a negative diagonal.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt import InputMetric
         >>> model = nn.Linear(8, 4)
         >>> inputs = torch.randn(32, 8, generator=torch.Generator().manual_seed(0))
         >>> weights = pvopt.quantize_(model, pvopt.VectorCodebook(bits=2, group_size=2))

@@ -29,6 +29,7 @@ class Simultaneous(Phases):
     """Run both half steps in every step, the P step first.
 
     Example:
+        >>> from pvopt import Simultaneous
         >>> Simultaneous().at(7)
         HalfSteps(values=True, codes=True)
     """
@@ -51,6 +52,7 @@ class Alternate(Phases):
         ValueError: unless both are positive integers.
 
     Example:
+        >>> from pvopt import Alternate
         >>> [Alternate(p=2, v=1).at(step).codes for step in range(4)]
         [False, False, True, False]
     """

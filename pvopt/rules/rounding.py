@@ -64,6 +64,8 @@ class Nearest(Rounding):
     .. math:: z_g = \arg\min_z \|t_g - \mathrm{decode}(z, v)_g\|^2
 
     Example:
+        >>> import torch
+        >>> from pvopt import Candidates, Nearest
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.1, 0.4]]))
         >>> Nearest().choose(found, torch.tensor([[1]]))
         tensor([[3]])
@@ -90,6 +92,8 @@ class Forced(Rounding):
     with a single possible code keeps it.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Candidates, Forced
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.1, 0.4]]))
         >>> Forced().choose(found, torch.tensor([[3]]))
         tensor([[1]])
@@ -159,6 +163,8 @@ class Stochastic(Rounding):
         ValueError: for another rule or a temperature that is not positive.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Candidates, Draws, Stochastic
         >>> found = Candidates(torch.tensor([[[3], [1]]]), torch.tensor([[0.0, 0.4]]))
         >>> Stochastic().choose(found, torch.tensor([[1]]), Draws.of(None, torch.device("cpu")))
         tensor([[3]])

@@ -102,6 +102,8 @@ class AllGroups(Subspace):
     """Let every group move: the full-space linearized V step, and straight-through estimation.
 
     Example:
+        >>> import torch
+        >>> from pvopt import AllGroups
         >>> AllGroups().select(torch.tensor([[1.0, 3.0, 2.0]]))
         tensor([[1, 2, 0]])
     """
@@ -167,6 +169,8 @@ class Greedy(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1].
 
     Example:
+        >>> import torch
+        >>> from pvopt import Greedy
         >>> Greedy(0.5).select(torch.tensor([[1.0, 3.0, 2.0, 0.5]]))
         tensor([[1, 2]])
 
@@ -202,6 +206,8 @@ class Uniform(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1].
 
     Example:
+        >>> import torch
+        >>> from pvopt import Uniform
         >>> Uniform(0.1).select(torch.ones(1, 50)).shape
         torch.Size([1, 5])
     """
@@ -236,6 +242,8 @@ class Proportional(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1] or ``temperature`` is not positive.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Proportional
         >>> rule = Proportional(0.5, temperature=1e-3)
         >>> rule.select(torch.tensor([[1.0, 3.0, 2.0, 0.5]]))
         tensor([[1, 2]])
@@ -291,6 +299,8 @@ class Gain(_Fraction):
         ValueError: if ``fraction`` is outside (0, 1].
 
     Example:
+        >>> import torch
+        >>> from pvopt import Decreases, Gain
         >>> gains = torch.tensor([0.0, 1.0, 4.0, 3.0])
         >>> decreases = Decreases(torch.tensor([9.0, 2.0, 5.0, 3.0]), lambda groups: gains[groups])
         >>> Gain(0.5).select(torch.tensor([[4.0, 2.0, 3.0, 2.5]]), decreases=decreases)

@@ -25,6 +25,7 @@ class TrustRegion:
 
     Example:
         >>> import torch
+        >>> from pvopt import TrustRegion
         >>> TrustRegion(0.5).accept(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([12.0]))
         tensor([[ True,  True, False]])
 

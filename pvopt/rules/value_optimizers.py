@@ -101,6 +101,7 @@ class SGDValues(ValueOptimizer):
 
     Example:
         >>> import torch
+        >>> from pvopt import SGDValues
         >>> value = torch.tensor([1.0])
         >>> SGDValues().move_([value], [torch.tensor([0.5])], {}, [0.1], [1], [None])
         >>> value
@@ -155,8 +156,8 @@ class AdamValues(ValueOptimizer):
     Codebooks are of unit size and scales of the weights' size, twenty times smaller in a language
     model: one absolute learning rate cannot fit both, one relative rate does. Positions among
     levels (zero points) have a unit of their own, as their size says nothing about how far they may
-    move. At 2 bits, with Adam at 3e-3 (``benchmarks.recipes``), three times the group's rate ended
-    better than once and than ten times.
+    move. At 2 bits, with Adam at 3e-3 (``benchmarks.recipes``), five times the group's rate ended
+    better than once, three and ten times.
 
     The group's learning rate may be in any unit (1 for Adadelta, 0.5 for gradient descent); at such
     a relative rate a step would change a scale by its own size. So rates are scaled down until the
@@ -176,6 +177,7 @@ class AdamValues(ValueOptimizer):
 
     Example:
         >>> import torch
+        >>> from pvopt import AdamValues
         >>> value, rule = torch.tensor([2.0, -2.0]), AdamValues()
         >>> moments = {name: [torch.zeros(2)] for name in rule.moments}
         >>> rule.move_([value], [torch.tensor([0.3, -9.0])], moments, [0.1], [1], [None])
@@ -186,11 +188,11 @@ class AdamValues(ValueOptimizer):
         Kingma & Ba, "Adam" (arXiv 1412.6980); the scaling as in Adafactor (arXiv 1804.04235).
     """
 
-    lr_ratio: float = 3.0
+    lr_ratio: float = 5.0
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-10
     relative: bool = True
-    max_rate: float = 0.01
+    max_rate: float = 0.02
     floor: float = 1e-4
 
     def __post_init__(self) -> None:

@@ -48,6 +48,7 @@ class Coverage:
             their present dtype.
 
     Example:
+        >>> from torch import nn
         >>> from pvopt import SharedValues, quantize_
         >>> model = nn.Sequential(nn.Embedding(4, 8), nn.Linear(8, 16, bias=False))
         >>> coverage = quantize_(model, SharedValues(num_values=2)).coverage()

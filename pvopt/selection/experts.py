@@ -37,6 +37,8 @@ def experts_view(module: nn.Module, leaf: str, parameter: Tensor) -> MatrixView 
 
     Example:
         >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.selection.experts import experts_view
         >>> module = nn.Module()
         >>> module.gate_up_proj = nn.Parameter(torch.zeros(4, 8, 12))  # [experts, in, 2 * middle]
         >>> module.down_proj = nn.Parameter(torch.zeros(4, 6, 8))

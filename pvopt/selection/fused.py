@@ -21,6 +21,7 @@ def fused_groups(names: Iterable[str]) -> list[tuple[str, ...]]:
         Every name once, in groups in the order of their first names.
 
     Example:
+        >>> from pvopt.selection.fused import fused_groups
         >>> names = ["0.attn.q_proj.weight", "0.attn.v_proj.weight", "0.attn.o_proj.weight"]
         >>> fused_groups([*names, "0.mlp.experts.0.w1.weight", "0.mlp.experts.1.w2.weight"])
         ... # doctest: +NORMALIZE_WHITESPACE

@@ -89,6 +89,8 @@ def layer_weights(model: nn.Module) -> dict[str, LayerWeight]:
         ValueError: for a parameter whose shape is not known yet.
 
     Example:
+        >>> from torch import nn
+        >>> from pvopt.selection.layers import layer_weights
         >>> model = nn.Sequential(nn.Embedding(4, 2), nn.Linear(2, 3), nn.LSTM(3, 5))
         >>> found = layer_weights(model)
         >>> [name for name, weight in found.items() if weight.usual]

@@ -107,7 +107,10 @@ def suggest_code_lr(
         RuntimeError: if the loss cannot be differentiated twice.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from pvopt import Greedy, UniformGrid, quantize_
+        >>> from pvopt.smoothness import suggest_code_lr
         >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
         <torch._C.Generator object at ...>
         >>> model = nn.Sequential(nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 4))

@@ -85,6 +85,9 @@ def estimate_smoothness(
         RuntimeError: if ``power`` is asked for and the loss cannot be differentiated twice.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> from pvopt.smoothness import SmoothnessSettings, estimate_smoothness
         >>> model = nn.Linear(2, 1, bias=False).double()
         >>> def loss(model):  # a quadratic with the curvatures 1 and 9
         ...     return (model.weight**2 * torch.tensor([0.5, 4.5])).sum()

@@ -37,6 +37,7 @@ class SmoothnessSettings:
         ValueError: for a setting out of range.
 
     Example:
+        >>> from pvopt.smoothness import SmoothnessSettings
         >>> SmoothnessSettings(fractions=(0.5, 1.5))
         Traceback (most recent call last):
         ...

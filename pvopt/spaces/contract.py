@@ -134,7 +134,9 @@ class Space(ABC):
     def enter_metric(
         self, metric: Metric | None, shape: tuple[int, ...], owned: Tensors
     ) -> Metric | None:
-        r"""Return the metric in the space: :math:`\|\hat W\|_{\hat D} = \|W\|_D`, exactly.
+        r"""Return the metric in the space: :math:`\|\hat W\|_{\hat D} = \|W\|_D`.
+
+        It is exact unless the space's settings name what they leave out.
 
         Args:
             metric: of the weight; None for the Euclidean.

@@ -21,6 +21,7 @@ class Identity(Space):
 
     Example:
         >>> import torch
+        >>> from pvopt import Identity
         >>> Identity().enter(torch.eye(2), {}).equal(torch.eye(2))
         True
     """

@@ -39,6 +39,7 @@ def kronecker_factors(size: int) -> tuple[int, ...]:
         ValueError: if no choice has dense factors of order at most 4096.
 
     Example:
+        >>> from pvopt.spaces.orthogonal import kronecker_factors
         >>> kronecker_factors(11008), kronecker_factors(576), kronecker_factors(13696)
         ((344, 32), (24, 24), (107, 128))
     """
@@ -110,6 +111,8 @@ def transform(x: Tensor) -> Tensor:
         ValueError: if ``n`` has no fast transform.
 
     Example:
+        >>> import torch
+        >>> from pvopt.spaces import transform
         >>> transform(torch.eye(12)[0]).mul(12**0.5).round(decimals=4).abs().unique()
         tensor([1.])
 

@@ -51,6 +51,8 @@ class Padding(Space):
         ValueError: if it is out of range.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Padding
         >>> Padding(columns=4).enter(torch.ones(1, 3), {})
         tensor([[1., 1., 1., 0.]])
     """

@@ -40,6 +40,7 @@ def has_paley(order: int) -> bool:
         order: at least 1.
 
     Example:
+        >>> from pvopt.spaces.paley import has_paley
         >>> [n for n in range(1, 101) if has_paley(n)][-8:]
         [52, 60, 68, 72, 76, 80, 84, 100]
     """
@@ -96,6 +97,8 @@ def paley(order: int) -> NDArray[Any]:
         ValueError: for another order.
 
     Example:
+        >>> import numpy as np
+        >>> from pvopt.spaces.paley import paley
         >>> bool((paley(28) @ paley(28) == 28 * np.eye(28)).all())  # a field of 27 elements
         True
 

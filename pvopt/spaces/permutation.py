@@ -29,6 +29,8 @@ class Permutation(Space):
     ``order`` ``[columns]``, the permutation.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Permutation
         >>> space, weight = Permutation(), torch.tensor([[1.0, 3.0, 2.0]])
         >>> owned, _ = space.start(weight, None)
         >>> space.enter(weight, owned)

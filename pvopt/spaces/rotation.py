@@ -18,7 +18,7 @@ from pvopt.metrics.contract import Metric
 from .contract import SPACES, Space
 from .orthogonal import kronecker_factors, transform
 
-__all__ = ["Rotation", "rotate"]
+__all__ = ["Rotation", "random_signs", "rotate"]
 
 
 @SPACES.register(
@@ -59,6 +59,7 @@ class Rotation(Space):
             size has no fast transform.
 
     Example:
+        >>> import torch
         >>> from pvopt import E8P, Rotation, Scheme
         >>> weight = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
         >>> weight[3, 5] = 40.0
@@ -146,6 +147,8 @@ def rotate(x: Tensor, seed: int, side: int, back: bool, block: int) -> Tensor:
         ``[..., n]`` of the same dtype, computed in at least float32.
 
     Example:
+        >>> import torch
+        >>> from pvopt.spaces.rotation import rotate
         >>> x = torch.randn(3, 12)
         >>> back = rotate(rotate(x, 7, 0, False, 12), 7, 0, True, 12)
         >>> torch.allclose(back, x, atol=1e-5)

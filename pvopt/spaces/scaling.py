@@ -39,15 +39,23 @@ class Scaling(Space):
     divides every column, then every row, by its root mean square. It is no isometry: the
     Euclidean metric of weights is the diagonal one :math:`r_i^2 c_j^2` in the space.
 
+    A rotation that follows mixes rows and takes no metric that differs between them. Scales that
+    are left out of metrics go together with it, as in QTIP and ExLlamaV3: errors in the space then
+    count alike, whatever their rows are multiplied by.
+
     Args:
         inputs: whether columns have scales.
         outputs: whether rows have scales.
+        weighted: whether metrics account for the scales, exactly. Otherwise the Euclidean metric
+            stays what it is, and others are scaled by columns alone.
 
     Raises:
         TypeError: if a setting is not a bool.
-        ValueError: if both are False.
+        ValueError: if both sides are False.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Scaling
         >>> space, weight = Scaling(inputs=True), torch.tensor([[1.0, 2.0], [1.0, 2.0]])
         >>> _, owned = space.start(weight, None)
         >>> owned["input_scales"], space.enter(weight, owned)
@@ -60,12 +68,14 @@ class Scaling(Space):
 
     inputs: bool = False
     outputs: bool = False
+    weighted: bool = True
 
     on_activations = True
 
     def __post_init__(self) -> None:
         check_bool("inputs", self.inputs)
         check_bool("outputs", self.outputs)
+        check_bool("weighted", self.weighted)
         if not self.inputs and not self.outputs:
             raise ValueError("inputs or outputs must be True, got False for both")
 
@@ -130,7 +140,10 @@ class Scaling(Space):
 
     def enter_metric(
         self, metric: Metric | None, shape: tuple[int, ...], owned: Mapping[str, Tensor]
-    ) -> Metric:
+    ) -> Metric | None:
+        if not self.weighted:
+            columns = owned.get("input_scales")
+            return None if metric is None else metric.scaled(None, columns, shape)
         if metric is None:
             some = next(iter(owned.values()))
             metric = Diagonal(some.new_ones(1, matrix_shape(shape)[1]))

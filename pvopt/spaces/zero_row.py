@@ -44,6 +44,8 @@ class ZeroRow(Space):
         ValueError: if it is negative, or (on use) the weight has no such row or no other.
 
     Example:
+        >>> import torch
+        >>> from pvopt import ZeroRow
         >>> space = ZeroRow(row=1)
         >>> inner = space.enter(torch.tensor([[1.0], [0.0], [2.0]]), {})
         >>> inner.flatten().tolist(), space.leave(inner, {}, (3, 1)).flatten().tolist()

@@ -53,7 +53,9 @@ class AQLM(Start):
         ValueError: if an argument is out of range.
 
     Example:
+        >>> import torch
         >>> from pvopt import AdditiveCodebooks, Row
+        >>> from pvopt.starts import AQLM
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(32, 16, generator=draws)

@@ -25,6 +25,8 @@ def shared_removals(errors: Tensor, unit: int, total: int) -> Tensor:
         ``[rows]`` int64, multiples of the unit but for one row.
 
     Example:
+        >>> import torch
+        >>> from pvopt.starts.budgets import shared_removals
         >>> errors = torch.tensor([[0.0, 1.0, 3.0], [0.0, 5.0, 10.0]])
         >>> shared_removals(errors, unit=4, total=10)
         tensor([8, 2])

@@ -138,6 +138,7 @@ def parse_start(text: str) -> Start:
         ValueError: if no start has the name, or a setting is out of range.
 
     Example:
+        >>> from pvopt.starts import parse_start
         >>> parse_start("gptq[damping=0.02]").damping, parse_start("fit:weighted").name
         (0.02, 'fit:weighted')
     """
@@ -152,6 +153,7 @@ def usual_start(scheme: Parametrization | Scheme) -> Start:
 
     Example:
         >>> from pvopt import UniformGrid, parse_scheme
+        >>> from pvopt.starts import usual_start
         >>> usual_start(UniformGrid(bits=4)).name, usual_start(parse_scheme("had+e8p:2")).name
         ('gptq', 'aqlm')
     """

@@ -42,6 +42,9 @@ def damped_cholesky(
         ValueError: if the Hessian is far from positive semidefinite.
 
     Example:
+        >>> import torch
+        >>> from pvopt import Row
+        >>> from pvopt.starts.damping import damped_cholesky
         >>> damped, factor = damped_cholesky(Row(torch.tensor([[3.0, 0.0], [0.0, 3.0]])), 1 / 3)
         >>> factor
         tensor([[2., 0.],

@@ -38,7 +38,9 @@ class Fit(Start):
         TypeError: if ``weighted`` is not a bool.
 
     Example:
+        >>> import torch
         >>> from pvopt import UniformGrid
+        >>> from pvopt.starts import Fit
         >>> rep = Fit().start(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), UniformGrid(bits=2))
         >>> rep.decode()
         tensor([[0., 1., 2., 3.]])

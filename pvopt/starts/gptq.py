@@ -68,7 +68,9 @@ class GPTQ(Start):
         ValueError: if ``damping`` is negative or not finite.
 
     Example:
+        >>> import torch
         >>> from pvopt import Row, UniformGrid
+        >>> from pvopt.starts import GPTQ
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(8, 16, generator=draws)

@@ -63,8 +63,9 @@ class IterativeOBS(OBS):
         ValueError: if an argument is out of range.
 
     Example:
+        >>> import torch
         >>> from pvopt import Row, Sparse
-        >>> from pvopt.starts import OneShotOBS
+        >>> from pvopt.starts import IterativeOBS, OneShotOBS
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 8, generator=draws) @ torch.randn(8, 32, generator=draws)
         >>> weight, metric = torch.randn(16, 32, generator=draws), Row(inputs.T @ inputs)

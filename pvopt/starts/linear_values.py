@@ -33,7 +33,9 @@ def fit_values_(rep: Representation, weight: Tensor, metric: Row) -> None:
         metric: of the inputs, in that dtype, positive definite.
 
     Example:
-        >>> from pvopt import SharedValues
+        >>> import torch
+        >>> from pvopt import Row, SharedValues
+        >>> from pvopt.starts.linear_values import fit_values_
         >>> rep = SharedValues(num_values=2).fit(torch.tensor([[0.0, 1.0, 0.0, 1.0]]))
         >>> fit_values_(rep, torch.tensor([[0.0, 2.0, 0.0, 3.0]]), Row(torch.eye(4)))
         >>> rep.values["values"]

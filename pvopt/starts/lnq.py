@@ -52,7 +52,9 @@ class LNQ(Start):
         ValueError: if an argument is out of range.
 
     Example:
-        >>> from pvopt import UniformGrid
+        >>> import torch
+        >>> from pvopt import Row, UniformGrid
+        >>> from pvopt.starts import GPTQ, LNQ
         >>> draws = torch.Generator().manual_seed(0)
         >>> inputs = torch.randn(64, 4, generator=draws) @ torch.randn(4, 16, generator=draws)
         >>> weight = torch.randn(8, 16, generator=draws)

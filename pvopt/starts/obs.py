@@ -100,7 +100,9 @@ class OneShotOBS(OBS):
         ValueError: if ``damping`` is negative or not finite.
 
     Example:
+        >>> import torch
         >>> from pvopt import Row, Sparse
+        >>> from pvopt.starts import OneShotOBS
         >>> metric = Row(torch.tensor([[4.0, 0.0], [0.0, 1.0]]))
         >>> start, weight = OneShotOBS(damping=0.0), torch.tensor([[1.0, 1.5]])
         >>> start.start(weight, Sparse(density=0.5), metric=metric).decode()

@@ -34,6 +34,8 @@ def refit_support(weight: Tensor, support: Tensor, hessian: Tensor) -> Tensor:
         ValueError: if the Hessian is singular on a support.
 
     Example:
+        >>> import torch
+        >>> from pvopt.starts import refit_support
         >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
         >>> refit_support(torch.tensor([[2.0, 4.0]]), torch.tensor([[True, False]]), hessian)
         tensor([[4., 0.]])
@@ -76,6 +78,8 @@ def polished(weight: Tensor, dense: Tensor, support: Tensor, hessian: Tensor) ->
         ValueError: if the Hessian is singular on a support.
 
     Example:
+        >>> import torch
+        >>> from pvopt.starts.refit import polished
         >>> hessian = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
         >>> dense, support = torch.tensor([[2.0, 4.0]]), torch.tensor([[True, False]])
         >>> polished(torch.tensor([[3.9, 0.0]]), dense, support, hessian)
@@ -157,6 +161,8 @@ def positive_cholesky(matrix: Tensor) -> Tensor:
         ValueError: if one is not positive definite.
 
     Example:
+        >>> import torch
+        >>> from pvopt.starts.refit import positive_cholesky
         >>> positive_cholesky(torch.tensor([[4.0]]))
         tensor([[2.]])
     """

@@ -47,6 +47,7 @@ def build_optimizer(weights: QuantizedWeights, settings: TuneSettings) -> PVOpti
     Example:
         >>> import torch
         >>> from pvopt import UniformGrid, quantize_
+        >>> from pvopt.tuning import TuneSettings, build_optimizer
         >>> model = torch.nn.Linear(8, 4)
         >>> weights = quantize_(model, UniformGrid(bits=2))
         >>> optimizer = build_optimizer(weights, TuneSettings(lr=1e-4))
@@ -102,6 +103,8 @@ def check_fits(settings: TuneSettings, parametrization: Parametrization) -> None
 
     Example:
         >>> from pvopt import UniformGrid
+        >>> from pvopt.tuning import TuneSettings
+        >>> from pvopt.tuning.optimizers import check_fits
         >>> check_fits(TuneSettings(beam=3), UniformGrid(bits=2))
         Traceback (most recent call last):
         ...

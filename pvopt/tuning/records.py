@@ -56,6 +56,8 @@ class RecordsFile:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import RecordsFile
         >>> records = RecordsFile(Path(tempfile.mkdtemp()) / "metrics.jsonl")
         >>> records.append("step", 1, loss=2.5)
         >>> records.read()
@@ -100,6 +102,7 @@ def first_and_last(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]
     """Return the evaluation of the teacher, and the first and the last of the student.
 
     Example:
+        >>> from pvopt.tuning.records import first_and_last
         >>> found = [{"kind": "evaluation", "step": n, "model": "student"} for n in range(4)]
         >>> [record["step"] for record in first_and_last(found)]
         [0, 3]

@@ -31,6 +31,8 @@ def find_checkpoint(path: str | Path) -> Path:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import find_checkpoint
         >>> run = Path(tempfile.mkdtemp())
         >>> (run / "checkpoint").mkdir()
         >>> find_checkpoint(run).name
@@ -47,6 +49,7 @@ def holds_run(folder: str | Path) -> bool:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.tuning import holds_run
         >>> holds_run(tempfile.mkdtemp())
         False
     """
@@ -61,6 +64,8 @@ def delete_run(folder: str | Path) -> None:
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import delete_run, holds_run
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> (folder / "notes.txt").touch()
@@ -97,6 +102,8 @@ def check_run_folder(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import check_run_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> check_run_folder(folder)
@@ -129,6 +136,8 @@ def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> N
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.tuning import check_checkpoint_folder
         >>> folder = Path(tempfile.mkdtemp())
         >>> (folder / "metrics.jsonl").touch()
         >>> check_checkpoint_folder(folder)

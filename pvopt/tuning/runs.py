@@ -69,6 +69,7 @@ def load_student(
 
     Example:
         >>> import tempfile
+        >>> from pvopt.tuning import Inputs, TuneSettings, load_student, start_run
         >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
         >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
         >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
@@ -115,6 +116,7 @@ def start_run(
 
     Example:
         >>> import tempfile
+        >>> from pvopt.tuning import Inputs, TuneSettings, start_run
         >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
         >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
         >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())
@@ -185,6 +187,7 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
 
     Example:
         >>> import tempfile
+        >>> from pvopt.tuning import Inputs, TuneSettings, resume_run, start_run
         >>> inputs = Inputs(model="tiny-llama", format="grid:2g16")
         >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
         >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())

@@ -46,6 +46,7 @@ class TuneSettings:
         ValueError: for a setting out of range, or one that the recipe would leave unused.
 
     Example:
+        >>> from pvopt.tuning import TuneSettings
         >>> TuneSettings(steps=0)
         Traceback (most recent call last):
         ...
@@ -191,6 +192,7 @@ class TuneSettings:
             seconds: since the last checkpoint, or since the run began.
 
         Example:
+            >>> from pvopt.tuning import TuneSettings
             >>> settings = TuneSettings(checkpoint_every=50, checkpoint_minutes=10)
             >>> [settings.checkpoint_is_due(7, 599.0), settings.checkpoint_is_due(7, 600.0)]
             [False, True]
@@ -202,6 +204,7 @@ class TuneSettings:
         """Return what all learning rates are multiplied with in a step, from 0.
 
         Example:
+            >>> from pvopt.tuning import TuneSettings
             >>> settings = TuneSettings(steps=6, warmup=2, lr_schedule="linear")
             >>> [settings.lr_factor(step) for step in range(6)]
             [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
@@ -228,6 +231,7 @@ def computing_dtype(dtype: str, model: nn.Module, metadata: Mapping[str, Any] | 
 
     Example:
         >>> from torch import nn
+        >>> from pvopt.tuning import computing_dtype
         >>> model = nn.Linear(2, 2)
         >>> computing_dtype("auto", model, {"settings": {"dtype": "bfloat16"}})
         'bfloat16'
@@ -256,6 +260,7 @@ def autocast_dtype(dtype: str) -> torch.dtype | None:
         ValueError: for any other name.
 
     Example:
+        >>> from pvopt.tuning import autocast_dtype
         >>> autocast_dtype("bfloat16"), autocast_dtype("float32")
         (torch.bfloat16, None)
     """

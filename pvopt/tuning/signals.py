@@ -18,6 +18,8 @@ class StopRequest:
 
     Example:
         >>> import os
+        >>> import signal
+        >>> from pvopt.tuning import StopRequest
         >>> with StopRequest() as stop:
         ...     os.kill(os.getpid(), signal.SIGTERM)
         ...     print(stop(), stop.exit_code)

@@ -31,6 +31,7 @@ class TensorBoardLog:
     Example:
         >>> import tempfile
         >>> from pvopt.llm import PerplexityResult
+        >>> from pvopt.tuning import TensorBoardLog, TuneSettings
         >>> with TensorBoardLog(tempfile.mkdtemp(), TuneSettings()) as log:
         ...     log.on_evaluation(0, "student", PerplexityResult(20.0, 3.0, 30, 2, 16))
         >>> log.folder.name, len(list(log.folder.iterdir()))

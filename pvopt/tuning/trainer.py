@@ -65,7 +65,7 @@ class Trainer:
 
     Example:
         >>> import tempfile
-        >>> from pvopt.tuning import Inputs, start_run
+        >>> from pvopt.tuning import Inputs, TuneSettings, start_run
         >>> settings = TuneSettings(steps=2, batch=2, length=16, eval_windows=1)
         >>> inputs = Inputs(model="tiny-llama", format="grid:2")
         >>> trainer = start_run(inputs, settings, tempfile.mkdtemp())

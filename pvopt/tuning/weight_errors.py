@@ -22,6 +22,8 @@ def relative_error(weight: Tensor, original: Tensor) -> float:
         original: ``[*shape]``.
 
     Example:
+        >>> import torch
+        >>> from pvopt.tuning import relative_error
         >>> relative_error(torch.tensor([3.0, 0.0]), torch.tensor([3.0, 4.0]))
         0.8
     """
@@ -39,7 +41,10 @@ def weight_errors(weights: QuantizedWeights, original: nn.Module) -> dict[str, f
         original: a model with parameters of the same names; those of other shapes are left out.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> import pvopt
+        >>> from pvopt.tuning.weight_errors import weight_errors
         >>> model, original = nn.Linear(2, 2), nn.Linear(2, 2)
         >>> with torch.no_grad():
         ...     for module in (model, original):

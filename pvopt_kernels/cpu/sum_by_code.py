@@ -23,6 +23,7 @@ def slabs(work: int, table: int) -> int:
         table: numbers of one table.
 
     Example:
+        >>> from pvopt_kernels.cpu.sum_by_code import slabs
         >>> slabs(110592 * 8, 256 * 8), slabs(1000, 65536 * 8)
         (16, 1)
     """

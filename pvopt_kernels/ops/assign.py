@@ -45,6 +45,8 @@ def assign(
         TypeError: if a tensor is not floating.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import assign
         >>> codebook = torch.tensor([[0.0], [1.0], [3.0]])
         >>> assign(torch.tensor([[2.5]]), codebook, k=2)
         (tensor([[2, 1]]), tensor([[0.2500, 2.2500]]))

@@ -55,6 +55,8 @@ def beam_search(
         ``[n, min(k, combinations), M]`` int64, best first.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import beam_search
         >>> books = torch.tensor([[[0.0], [4.0]], [[0.0], [1.0]]])
         >>> start = torch.zeros(1, 2, dtype=torch.int64)
         >>> beam_search(torch.tensor([[5.2]]), books, start, 1, beam_size=2, order=[0, 1])

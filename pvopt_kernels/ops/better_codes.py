@@ -63,6 +63,8 @@ def better_codes(
         IndexError: if there is no such group or code.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import better_codes
         >>> books = torch.tensor([[[[0.0, 0.0], [1.0, 2.0]]]])
         >>> codes = torch.tensor([[[[0], [0]]]], dtype=torch.uint8)
         >>> target, group = torch.tensor([[2.0, 3.0]]), torch.tensor([1])

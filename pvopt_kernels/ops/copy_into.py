@@ -36,6 +36,8 @@ def copy_into(outs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import copy_into
         >>> out = torch.zeros(2)
         >>> copy_into([out], [torch.ones(2)])
         >>> out

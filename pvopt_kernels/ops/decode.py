@@ -37,6 +37,8 @@ def decode(codes: Tensor, codebooks: Tensor, scales: Tensor, *, out_group: int =
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import decode
         >>> books = torch.tensor([[[0.0, 0.0], [1.0, 2.0]], [[0.0, 0.0], [4.0, 4.0]]])
         >>> codes = torch.tensor([[[1, 0], [1, 1]]], dtype=torch.uint8)
         >>> decode(codes, books, torch.tensor([[0.5]]))

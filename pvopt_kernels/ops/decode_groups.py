@@ -53,6 +53,8 @@ def decode_groups(
         IndexError: if there is no such group or code.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import decode_groups
         >>> books = torch.tensor([[[[0.0, 0.0], [1.0, 2.0]]]])
         >>> codes = torch.tensor([[[[1], [0]]]], dtype=torch.uint8)
         >>> decode_groups(torch.tensor([0]), codes, books, torch.tensor([[[0.5]]]))

@@ -46,6 +46,8 @@ def decode_into(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import decode_into
         >>> books = torch.tensor([[[[0.0, 0.0], [1.0, 2.0]]], [[[3.0, 3.0], [4.0, 5.0]]]])
         >>> codes = torch.tensor([[[[1], [0]]], [[[1], [0]]]], dtype=torch.uint8)
         >>> weights = [torch.empty(1, 4), torch.empty(1, 4)]

@@ -48,6 +48,8 @@ def decoded_sq_norms(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import decoded_sq_norms
         >>> books = torch.tensor([[[[0.0, 0.0], [3.0, 4.0]]]])
         >>> codes = torch.tensor([[[[1], [0]]]], dtype=torch.uint8)
         >>> target = torch.tensor([[3.0, 4.0, 1.0, 1.0]])

@@ -40,7 +40,8 @@ def e8p_assign(target: Tensor, k: int = 1, *, metric: Tensor | None = None) -> T
         ValueError: if ``k`` is not positive.
 
     Example:
-        >>> from pvopt_kernels import e8p_decode
+        >>> import torch
+        >>> from pvopt_kernels import e8p_assign, e8p_decode
         >>> point = e8p_decode(torch.tensor([[17, 200]]))
         >>> e8p_assign(point + 0.1).tolist()
         [[[17, 200]]]

@@ -26,6 +26,8 @@ def e8p_decode(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
         ``[..., 8]``
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import e8p_decode
         >>> e8p_decode(torch.tensor([[0, 0], [0, 129]])).tolist()[1]  # two signs are minus
         [-0.25, 0.75, 0.75, 0.75, 0.75, 0.75, 0.75, -0.25]
 

@@ -41,6 +41,8 @@ def gather_groups(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import gather_groups
         >>> target = torch.arange(8.0).view(2, 4)
         >>> gather_groups([target], torch.tensor([[1, 0]]), out_group=2, in_group=2)
         tensor([[[2., 3., 6., 7.],

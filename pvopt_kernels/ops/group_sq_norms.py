@@ -38,6 +38,8 @@ def group_sq_norms(
         TypeError: if a tensor is not floating.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import group_sq_norms
         >>> target = torch.tensor([[3.0, 4.0, 1.0, 1.0]])
         >>> group_sq_norms(target, torch.zeros(1, 4), in_group=2)
         tensor([25.,  2.])

@@ -28,6 +28,8 @@ def hadamard(x: Tensor) -> Tensor:
         ValueError: if ``n`` is no power of two.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import hadamard
         >>> hadamard(torch.tensor([1.0, 0.0, 0.0, 0.0])).tolist()
         [0.5, 0.5, 0.5, 0.5]
 

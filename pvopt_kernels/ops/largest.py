@@ -28,6 +28,8 @@ def largest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
         TypeError: if the keys are not floating.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import largest
         >>> largest(torch.tensor([[3.0, 1.0, 3.0, 2.0]]), 3)
         (tensor([[3., 3., 2.]]), tensor([[0, 2, 3]]))
     """

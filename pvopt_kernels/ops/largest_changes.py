@@ -50,6 +50,8 @@ def largest_changes(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import largest_changes
         >>> books = torch.tensor([[[[0.0, 0.0], [3.0, 4.0]]]])
         >>> codes = torch.tensor([[[[1], [0]]]], dtype=torch.uint8)
         >>> target = torch.tensor([[3.0, 4.0, 0.0, 2.0]])

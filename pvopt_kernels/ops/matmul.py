@@ -52,6 +52,8 @@ def matmul(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import matmul
         >>> books = torch.tensor([[[0.0, 0.0], [1.0, 2.0]]])
         >>> codes, scales = torch.tensor([[[1], [0]]]), torch.tensor([[3.0]])
         >>> matmul(torch.tensor([1.0, 1.0, 1.0, 1.0]), codes, books, scales)

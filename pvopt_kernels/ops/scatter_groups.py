@@ -41,6 +41,8 @@ def scatter_groups(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import scatter_groups
         >>> out = torch.zeros(2, 4)
         >>> rows = torch.tensor([[[1.0, 2.0, 3.0, 4.0]]])
         >>> scatter_groups([out], torch.tensor([[1]]), rows, out_group=2, in_group=2)

@@ -22,6 +22,8 @@ def smallest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         Values and indices, ``[n, k]`` each.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import smallest
         >>> smallest(torch.tensor([[3.0, 1.0, 2.0]]), 2)
         (tensor([[1., 2.]]), tensor([[1, 2]]))
     """

@@ -44,6 +44,8 @@ def stacked_codebook_grad(
         TypeError: if a dtype does not.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import stacked_codebook_grad
         >>> codes = torch.tensor([[[[1], [1]]]])
         >>> gradient = torch.tensor([[1.0, 2.0, 3.0, 4.0]])
         >>> books = torch.tensor([[[[0.0, 0.0], [1.0, -1.0]]]])

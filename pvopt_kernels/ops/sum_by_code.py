@@ -33,6 +33,8 @@ def sum_by_code(values: Tensor, codes: Tensor, num_codes: int) -> Tensor:
         ``[num_codes, g]`` of the values' dtype.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import sum_by_code
         >>> sum_by_code(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([0, 2, 0]), 3)
         tensor([[5.],
                 [0.],

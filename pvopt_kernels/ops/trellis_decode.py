@@ -40,6 +40,8 @@ def trellis_decode(symbols: Tensor, table: Tensor, *, symbol_bits: int) -> Tenso
         ValueError: if a shape does not fit.
 
     Example:
+        >>> import torch
+        >>> from pvopt_kernels import trellis_decode
         >>> table = torch.arange(8.0)[:, None]  # a state stands for its number
         >>> trellis_decode(torch.tensor([[1, 0, 1, 1]]), table, symbol_bits=1)
         tensor([[7., 6., 5., 3.]])

@@ -57,7 +57,8 @@ def trellis_search(
         ValueError: if shapes do not fit, or a number is out of range.
 
     Example:
-        >>> from pvopt_kernels import trellis_states, trellis_table
+        >>> import torch
+        >>> from pvopt_kernels import trellis_search, trellis_states, trellis_table
         >>> table = trellis_table("1mad", 6)[:, None]
         >>> symbols = torch.tensor([[1, 3, 0, 2, 1, 0, 3, 1]])
         >>> weights = table[trellis_states(symbols, symbol_bits=2, state_bits=6)].flatten(1)

@@ -38,7 +38,8 @@ def uniform_decode(
         TypeError: if a dtype does not.
 
     Example:
-        >>> from pvopt_kernels import pack_rows
+        >>> import torch
+        >>> from pvopt_kernels import pack_rows, uniform_decode
         >>> packed = pack_rows(torch.tensor([[0, 1, 2, 3]]), bits=2)
         >>> uniform_decode(packed, torch.tensor([[0.5]]), None, bits=2, columns=4)
         tensor([[-1.0000, -0.5000,  0.0000,  0.5000]])

@@ -37,7 +37,8 @@ def uniform_grad(
         TypeError: if a dtype does not.
 
     Example:
-        >>> from pvopt_kernels import pack_rows
+        >>> import torch
+        >>> from pvopt_kernels import pack_rows, uniform_grad
         >>> packed = pack_rows(torch.tensor([[0, 3]]), bits=2)
         >>> uniform_grad(torch.tensor([[1.0, 2.0]]), packed, torch.tensor([[0.5]]), None, bits=2)
         (tensor([[0.]]), tensor([[-1.5000]]))

@@ -49,7 +49,8 @@ def uniform_matmul(
         TypeError: if a dtype does not.
 
     Example:
-        >>> from pvopt_kernels import pack_rows
+        >>> import torch
+        >>> from pvopt_kernels import pack_rows, uniform_matmul
         >>> packed = pack_rows(torch.tensor([[0, 1, 2, 3]]), bits=2)
         >>> x = torch.tensor([[1.0, 0.0, 0.0, 2.0]])
         >>> uniform_matmul(x, packed, torch.tensor([[0.5]]), None, bits=2, columns=4)

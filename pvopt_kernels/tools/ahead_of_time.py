@@ -89,6 +89,7 @@ def discover() -> dict[str, list[CompileSpec]]:
         AttributeError: if a module has no ``compile_specs``.
 
     Example:
+        >>> from pvopt_kernels.tools.ahead_of_time import discover
         >>> specs = discover()  # doctest: +SKIP
     """
     package = importlib.import_module("pvopt_kernels.triton")

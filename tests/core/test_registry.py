@@ -98,6 +98,11 @@ def trellises(draw):
     state_bits = draw(st.integers(4 * bits if code == "hyb" else 2 * bits, 16))
     sizes = [draw(st.sampled_from([4, 16])) for _ in range(2)]
     times = draw(maybe(st.integers(1, 8)))
+    if draw(st.booleans()):
+        return Trellis(
+            bits=bits, state_bits=state_bits, code=code, out_group=16, in_group=16,
+            order=draw(st.sampled_from(["rows", "mma"])), per_tensor=draw(st.booleans()),
+        )  # fmt: skip
     return Trellis(
         bits=bits, state_bits=state_bits, code=code, out_group=sizes[0], in_group=sizes[1],
         scale_group=times and times * sizes[1],

@@ -44,8 +44,11 @@ def by_hand(code: str, state: int) -> float:
         low, high = struct.unpack("<ee", struct.pack("<I", kept))
         return struct.unpack("<e", struct.pack("<e", low + high))[0]
     x = 0x83DCD12D * state if code == "mul1" else 34038481 * state + 76625530
-    total = sum(struct.pack("<I", x % 2**32)) - 510
-    return total / (147.7 if code == "mul1" else 147.8005)
+    total = sum(struct.pack("<I", x % 2**32))
+    if code == "mul1":  # halves that ExLlamaV3 names by their bits, multiplied and added
+        factor, offset = struct.unpack("<ee", bytes.fromhex("ee1e31c9"))
+        return struct.unpack("<e", struct.pack("<e", (1024 + total) * factor + offset))[0]
+    return (total - 510) / 147.8005
 
 
 @pytest.mark.parametrize("code", ["3inst", "mcg", "mul1", "1mad"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,13 +25,13 @@ SPEC = {
 }
 
 
-def checkpoint(folder, dtype=torch.float32, tied=False, **spec):
+def checkpoint(folder, dtype=torch.float32, tied=False, metadata=None, **spec):
     source = load_model("tiny-llama", dtype=dtype)
     if tied:
         source.model.config.tie_word_embeddings = True
         source.model.lm_head.weight = source.model.model.embed_tokens.weight
     weights = pvopt.quantize_(source.model, {**SPEC, **spec}, exclude=())
-    return save(folder, source.model, weights, tokenizer=source.tokenizer)
+    return save(folder, source.model, weights, tokenizer=source.tokenizer, metadata=metadata)
 
 
 def logits(model):
@@ -91,14 +93,86 @@ def test_damage_is_noticed(name, change, tmp_path):
         AutoModelForCausalLM.from_pretrained(folder)
 
 
-def test_a_model_that_was_read_is_saved_by_us_alone(tmp_path):
-    folder = checkpoint(tmp_path / "x")
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_that_was_read_is_saved_as_it_is(tied, tmp_path):
+    """Codes, values, biases, weights that were decoded, what the checkpoint said of itself."""
+    grid = pvopt.UniformGrid(bits=4, group_size=16)
+    spec = {"model.embed_tokens.weight": grid} if tied else {}
+    folder = checkpoint(tmp_path / "x", tied=tied, metadata={"model": "tiny-llama"}, **spec)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    with pytest.raises(ValueError, match="not serializable"):
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.values.scales.mul_(2.0)  # as training does
+        model.model.norm.weight.add_(1.0)
+    new = tmp_path / "y"
+    model.save_pretrained(new, state_dict=model.state_dict())
+    (new / "training_args.bin").write_bytes(b"theirs")
+    model.save_pretrained(new)  # again, beside files of others
+    assert (new / "training_args.bin").exists()
+    assert not list(new.glob(".partial*"))
+    again, report = AutoModelForCausalLM.from_pretrained(new, output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert torch.equal(logits(again), logits(model))
+    loaded = load(new)
+    before = load(folder).weights
+    assert loaded.metadata == {"model": "tiny-llama"}
+    assert {n: r.scheme for n, r in loaded.weights.items()} == {
+        n: r.scheme for n, r in before.items()
+    }
+    for name, rep in to_dense(model).items():
+        assert torch.equal(loaded.weights[name].decode(), rep.decode())
+
+
+def test_what_save_pretrained_cannot_do_is_refused(tmp_path):
+    grid = pvopt.UniformGrid(bits=4, group_size=16)
+    spec = {"model.embed_tokens.weight": grid}
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "x", tied=True, **spec))
+    for argument, reason in (
+        ({"push_to_hub": True}, r"call model.push_to_hub\(repository\)"),
+        ({"variant": "fp16"}, "variant must be None"),
+        ({"state_dict": {}}, "state_dict must be that of the model"),
+        (
+            {"max_shard_size": "1KB"},
+            r"y.model.safetensors: takes .* more than max_shard_size='1KB'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            model.save_pretrained(tmp_path / "y", **argument)
+        assert not list((tmp_path / "y").glob("*"))
+    model.save_pretrained(tmp_path / "z", is_main_process=False)
+    assert not (tmp_path / "z").exists()
+    with torch.no_grad():
+        model.lm_head.weight.add_(1.0)
+    with pytest.raises(pvopt.WeightsChangedError, match="embed_tokens"):
         model.save_pretrained(tmp_path / "y")
-    save(tmp_path / "y", model, to_dense(model))
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "y")
-    torch.testing.assert_close(logits(again), logits(model), rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_pushed_is_read_from_the_cache_of_the_hub(tmp_path, monkeypatch):
+    """Whose folders consist of links into a folder of blobs."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint(tmp_path / "x"))
+    cache = tmp_path / "models--me--tiny"
+    snapshot = cache / "snapshots" / "0f3"
+    snapshot.mkdir(parents=True)
+    (cache / "blobs").mkdir()
+
+    def upload(folder, repository, **_):
+        for file in Path(folder).iterdir():
+            (cache / "blobs" / file.name).write_bytes(file.read_bytes())
+            (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+
+    api = SimpleNamespace(create_repo=lambda name, **_: SimpleNamespace(repo_id=name))
+    monkeypatch.setattr("transformers.utils.hub.hf_api", lambda: api)
+    card = SimpleNamespace(save=lambda file: Path(file).write_text("card"))
+    monkeypatch.setattr("transformers.utils.hub.create_and_tag_model_card", lambda *_, **__: card)
+    monkeypatch.setattr(model, "_upload_modified_files", upload, raising=False)
+    model.push_to_hub("me/tiny")
+    assert {file.name for file in snapshot.iterdir()} >= {"README.md", "pvopt.json", "config.json"}
+    again = AutoModelForCausalLM.from_pretrained(snapshot)
+    assert torch.equal(logits(again), logits(model))
+    load(snapshot)
+    (snapshot / "pvopt.json").unlink()
+    (snapshot / "pvopt.json").symlink_to("../../../x/pvopt.json")
+    with pytest.raises(CheckpointError, match=r"pvopt.json: is a link out of the folder"):
+        load(snapshot)
 
 
 def test_a_dense_model_of_a_checkpoint_is_saved_as_a_dense_one(tmp_path):

@@ -70,7 +70,7 @@ SUBSPACES = [AllGroups(), Greedy(0.2), Uniform(0.4), Proportional(0.4)]
 
 
 @pytest.mark.parametrize("subspace", SUBSPACES, ids=str)
-@settings(max_examples=12, deadline=None, derandomize=True)
+@settings(max_examples=8, deadline=None, derandomize=True)
 @given(
     seed=SEEDS,
     count=st.integers(1, 6),
@@ -149,9 +149,15 @@ def test_a_subspace_step_crosses_where_the_full_step_is_too_short():
     assert results == [0.5, 0.0]
 
 
-@pytest.mark.parametrize("lr_ratio", [0.01, 0.1, 1.0], ids="lr {}/L".format)
 @pytest.mark.parametrize(
-    ("subspace", "trust_ratio"), [(Greedy(0.1), None), (Uniform(0.2), 0.3), (Greedy(0.3), 0.1)]
+    ("subspace", "trust_ratio", "lr_ratio"),
+    [
+        (Greedy(0.1), None, 0.01),
+        (Greedy(0.1), None, 1.0),
+        (Uniform(0.2), 0.3, 0.1),
+        (Greedy(0.3), 0.1, 0.01),
+        (Greedy(0.3), 0.1, 1.0),
+    ],
 )
 def test_measured_steps_on_codes_lower_the_loss_and_come_to_rest(subspace, trust_ratio, lr_ratio):
     """From learning rates at which plain steps are too short, on random quadratics.
@@ -191,7 +197,7 @@ def table_rep() -> Representation:
     return Representation(SharedValues(num_values=2), {"entries": codes}, {"values": table}, (2,))
 
 
-@pytest.mark.parametrize("lr", [0.05, 0.1, 1 / 3])
+@pytest.mark.parametrize("lr", [0.1, 1 / 3])
 def test_straight_through_cycles_for_ever_where_pv_stands_still(lr):
     """phi = 1/2 (x - x*)'A(x - x*), A = [[2, 1], [1, 2]] (L = 3), x* = (0.3, 0.3), x in {0, 1}^2.
 
@@ -211,8 +217,8 @@ def test_straight_through_cycles_for_ever_where_pv_stands_still(lr):
         return descend(matrix, goal, parameter, recipe(base, {parameter: rep}), steps)
 
     window = int(10 / lr)
-    losses = run(ste, 6 * window)
-    for start in range(0, 6 * window, window):  # in every window it is at the best and elsewhere
+    losses = run(ste, 4 * window)
+    for start in range(0, 4 * window, window):  # in every window it is at the best and elsewhere
         part = losses[start : start + window]
         assert min(part) == pytest.approx(0.27)
         assert max(part) > 0.6

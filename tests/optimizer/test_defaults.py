@@ -168,7 +168,7 @@ def test_nothing_is_said_where_codes_move(caplog):
 
 @pytest.mark.parametrize("lr", [0.5, 1.0, 30.0])
 def test_relative_rates_of_values_have_a_limit(lr):
-    """A scale does not change by more than a hundredth of the scales' size in a step."""
+    """A scale does not change by more than two hundredths of the scales' size in a step."""
     weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
     rep = UniformGrid(bits=2).fit(weight.detach())
     weight.data.copy_(rep.decode())
@@ -182,8 +182,8 @@ def test_relative_rates_of_values_have_a_limit(lr):
         schedule.step()
         change = (rep.values["scales"] - before).abs().max() / before.square().mean().sqrt()
         # The limit, and the shape of the schedule below it. The gradient changes with the scales,
-        # by about 1 % a step, so Adam's quotient of moments stays that close to 1.
-        assert float(change) == pytest.approx(0.01 / (1 + step), rel=0.02)
+        # by about 2 % a step, so Adam's quotient of moments stays that close to 1.
+        assert float(change) == pytest.approx(0.02 / (1 + step), rel=0.03)
 
 
 def test_values_of_zero_leave_zero():
@@ -197,7 +197,7 @@ def test_values_of_zero_leave_zero():
 @pytest.mark.parametrize("bits", [2, 8])
 @pytest.mark.parametrize("sparse", [False, True])
 def test_zero_points_move_by_levels_and_not_by_their_own_size(bits, sparse):
-    """At 8 bits a zero point is near 127: a hundredth of that would be more than a level."""
+    """At 8 bits a zero point is near 127: two hundredths of that would be more than two levels."""
     weight = nn.Parameter(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
     grid = UniformGrid(bits=bits)
     support = SparseNM(nonzeros=2, group_size=4)
@@ -209,11 +209,11 @@ def test_zero_points_move_by_levels_and_not_by_their_own_size(bits, sparse):
     weight.grad = torch.ones(4, 16) * (1 + weight.detach())
     optimizer.step()
     moved = {name: (rep.values[name] - before[name]).abs() for name in before}
-    # Adam's first steps are of the rate's length, here at its limit: 0.01 of a unit.
+    # Adam's first steps are of the rate's length, here at its limit: 0.02 of a unit.
     # float32 knows a number near 127 to 8e-6.
-    torch.testing.assert_close(moved["zeros"], torch.full((4, 1), 0.0025), rtol=1e-2, atol=0)
+    torch.testing.assert_close(moved["zeros"], torch.full((4, 1), 0.005), rtol=1e-2, atol=0)
     size = before["scales"].square().mean().sqrt()
-    torch.testing.assert_close(moved["scales"], size.expand(4, 1) * 0.01)
+    torch.testing.assert_close(moved["scales"], size.expand(4, 1) * 0.02)
 
 
 @pytest.mark.parametrize("name", ["eps", "max_rate", "floor"])

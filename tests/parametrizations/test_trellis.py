@@ -74,6 +74,34 @@ def test_decoding_by_hand(code):
     torch.testing.assert_close(trellis.decode_groups(rep, some), rep.split(wanted)[some])
 
 
+@pytest.mark.parametrize("code", ["mul1", "hyb"])
+def test_tiles_of_matrix_units(code):
+    """The order of the circle changes nothing but which weight of a tile is which."""
+    rows = Trellis(bits=1, state_bits=4, code=code, out_group=16, in_group=16, per_tensor=True)
+    units = replace(rows, order="mma")
+    rep = draw(rows, (32, 48), 12)
+    other = Representation(units, rep.codes, rep.values, rep.shape)
+    visits = [
+        16 * (lane // 4 + out) + 2 * (lane % 4) + inside
+        for lane in range(32)
+        for out in (0, 8)
+        for inside in (0, 1, 8, 9)
+    ]
+    wanted = torch.empty(6, 256, dtype=torch.float64)
+    wanted[:, visits] = rep.split(rep.decode())
+    assert torch.equal(other.split(other.decode()), wanted)
+    some = torch.tensor([4, 1])
+    assert torch.equal(units.decode_groups(other, some), wanted[some])
+    target, weights = gaussian(13, 6, 256), gaussian(14, 6, 256).square()
+    query = Query(target=target[:, visits], rep=rep, metric=GroupDiagonal(weights[:, visits]))
+    mine = units.search(Query(target=target, rep=other, metric=GroupDiagonal(weights)))
+    assert torch.equal(mine, rows.search(query))
+    stack = Representation.stack([other.clone(), other.clone()])
+    stack.values["scales"][1] *= 2.0
+    both = units.decode_groups(stack, torch.tensor([4, 6 + 4]))
+    torch.testing.assert_close(both, torch.stack([wanted[4], 2 * wanted[4]]))
+
+
 @pytest.mark.parametrize("with_metric", [False, True])
 @pytest.mark.parametrize("code", ["1mad", "hyb", "table"])
 def test_the_search_is_exact_given_the_ends_of_the_circle(code, with_metric):
@@ -166,6 +194,7 @@ def test_a_window_changes_and_the_rest_stays(code):
         (Trellis(bits=2, state_bits=8, code="table"), 0.080),
         (Trellis(bits=3, state_bits=8), 0.0235),
         (Trellis(bits=4, state_bits=9), 0.0068),
+        (Trellis(bits=2, state_bits=8, code="table", per_tensor=True), 0.080),
     ],
     ids=str,
 )
@@ -229,6 +258,10 @@ def test_tables_that_a_fit_begins_with():
         ({"out_group": 0}, ValueError, r"out_group must be in 1\.\.256, got 0"),
         ({"out_group": 1, "in_group": 4}, ValueError, "at least state_bits=12 bits, got 1 \\* 4"),
         ({"scale_group": 25}, ValueError, "scale_group must be a multiple of in_group=2, got 25"),
+        ({"order": "columns"}, ValueError, "order must be one of rows, mma, got 'columns'"),
+        ({"order": "mma"}, ValueError, "needs tiles of 16 x 16, got out_group=64 and in_group=2"),
+        ({"per_tensor": 1}, TypeError, "per_tensor must be a bool"),
+        ({"per_tensor": True, "scale_group": 64}, ValueError, "scale_group must be None with per_"),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, error, message):

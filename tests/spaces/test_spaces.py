@@ -206,6 +206,23 @@ def test_norms_are_the_same_in_the_space_or_the_metric_is_refused(space, seed):
                 torch.testing.assert_close(norm(inside, other), norm(metric, left))
 
 
+def test_scales_may_be_left_out_of_metrics():
+    """Rows then have no scale for any metric, and a rotation that follows takes it."""
+    sides, rotation = Scaling(inputs=True, outputs=True, weighted=False), Rotation(block=2)
+    space, columns = Chain((sides, rotation)), Chain((Scaling(inputs=True), rotation))
+    owned, metrics = owned_by(space, (6, 10), 0), metrics_of((6, 10), 0)
+    assert space.enter_metric(None, (6, 10), owned) is None
+    weight = gaussian(1, 6, 10)
+    for name in ("shared", "rows"):
+        found = space.enter_metric(metrics[name], (6, 10), owned)
+        assert found is not None
+        own = {"0.input_scales": owned["0.input_scales"]}
+        wanted = columns.enter_metric(metrics[name], (6, 10), own)
+        torch.testing.assert_close(norm(found, weight), norm(wanted, weight))
+    with pytest.raises(TypeError, match=WHY):
+        space.enter_metric(metrics["diagonal"], (6, 10), owned)
+
+
 def norm(metric: Metric | None, weight: Tensor) -> Tensor:
     return weight.square().sum() if metric is None else metric.squared_norm(weight)
 

@@ -28,6 +28,7 @@ class AQLMFormat(LayerFormat):
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from pvopt.formats.aqlm import AQLMFormat
         >>> AQLMFormat().match(Path(tempfile.mkdtemp()))
         False
 

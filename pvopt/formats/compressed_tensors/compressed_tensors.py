@@ -28,6 +28,7 @@ class CompressedTensors(LayerFormat):
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from pvopt.formats.compressed_tensors import CompressedTensors
         >>> CompressedTensors().match(Path(tempfile.mkdtemp()))
         False
 

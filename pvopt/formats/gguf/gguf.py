@@ -51,6 +51,8 @@ class GGUF(Reader, Writer):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.gguf import GGUF
         >>> GGUF().match(Path(tempfile.mkdtemp()))
         False
         >>> GGUF().with_settings("TQ2_0,Q4_0").blocks
@@ -136,6 +138,8 @@ def holds_gguf(path: Path) -> bool:
     """Tell whether a path is that of a GGUF file, or of a folder whose model is in one.
 
     Example:
+        >>> from pathlib import Path
+        >>> from pvopt.formats.gguf import holds_gguf
         >>> holds_gguf(Path("model.gguf"))  # there is none
         False
     """

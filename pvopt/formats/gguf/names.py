@@ -32,6 +32,7 @@ def name_in_file(name: str) -> str | None:
     """Return what GGUF calls a tensor of ``LlamaForCausalLM``, or None if it has no name for it.
 
     Example:
+        >>> from pvopt.formats.gguf.names import name_in_file
         >>> name_in_file("model.layers.3.mlp.up_proj.weight"), name_in_file("lm_head.weight")
         ('blk.3.ffn_up.weight', 'output.weight')
     """
@@ -49,6 +50,7 @@ def name_in_model(name: str) -> str | None:
     """Return the name that a tensor of a file has in the model, the inverse.
 
     Example:
+        >>> from pvopt.formats.gguf.names import name_in_model
         >>> name_in_model("blk.3.ffn_up.weight"), name_in_model("blk.3.ssm_a")
         ('model.layers.3.mlp.up_proj.weight', None)
     """
@@ -87,6 +89,7 @@ def interleaved(rows: Tensor, heads: int | None) -> Tensor:
 
     Example:
         >>> import torch
+        >>> from pvopt.formats.gguf.names import interleaved
         >>> interleaved(torch.arange(8), 2).tolist()
         [0, 2, 1, 3, 4, 6, 5, 7]
     """

@@ -32,6 +32,8 @@ class Bits(Packing):
         stride: how far apart the weights of a byte are.
 
     Example:
+        >>> import torch
+        >>> from pvopt.formats.gguf.packing import Bits
         >>> Bits(4, stride=2).pack(torch.tensor([[1, 2, 3, 4]], dtype=torch.uint8)).tolist()
         [[49, 66]]
     """

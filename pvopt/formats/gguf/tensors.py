@@ -15,28 +15,12 @@ from .container import Container
 from .names import separated
 from .representations import representation_of
 
-__all__ = ["DENSE", "narrowest", "read_tensor"]
+__all__ = ["DENSE", "read_tensor"]
 
 _NUMBERS = {block.number: block for block in BLOCKS.values()}
 #: Types without blocks.
 DENSE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 30}
 _DENSE_BACK = {number: dtype for dtype, number in DENSE.items()}
-
-
-def narrowest(tensor: Tensor) -> torch.dtype:
-    """Return the dtype that holds a tensor exactly and takes the least room.
-
-    What has one dimension is multiplied in float32 by llama.cpp, which wants it so.
-
-    Example:
-        >>> narrowest(torch.tensor([[0.5, 1e-5]])), narrowest(torch.tensor([[0.5, 1.0]]))
-        (torch.float32, torch.float16)
-    """
-    if tensor.dim() > 1:
-        for dtype in (torch.float16, torch.bfloat16):
-            if torch.equal(tensor.to(dtype).to(tensor.dtype), tensor):
-                return dtype
-    return torch.float32
 
 
 def read_tensor(container: Container, name: str, heads: int | None) -> Tensor | Representation:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pvopt.formats.contract import Checkpoint
 from pvopt.formats.errors import CheckpointError
 from pvopt.formats.models import unsupported_model
-from pvopt.formats.shards import untied
+from pvopt.formats.shards import narrowest, untied
 from pvopt.parametrizations.representation import Representation
 
 from .architecture import head_size, rotation_of, settings_of, unsupported_config
@@ -22,7 +22,7 @@ from .container_writer import TensorEntry, write_container
 from .names import heads_of, interleaved, name_in_file
 from .positions import FACTORS, frequency_factors
 from .representations import blocks_of, fitting_type, representation_of
-from .tensors import DENSE, narrowest
+from .tensors import DENSE
 from .tokenizers import tokenizer_settings
 
 __all__ = ["unwritable", "write_file"]
@@ -68,7 +68,9 @@ def write_file(file: Path, checkpoint: Checkpoint, types: Collection[str]) -> No
         name: fitting_type(rep.parametrization, rep.shape[1], types)
         for name, rep in weights.items()
     }
-    stored |= {name: narrowest(t) for name, t in tensors.items() if name not in weights}
+    # What has one dimension is multiplied in float32 by llama.cpp, which wants it so.
+    others = {name: tensor for name, tensor in tensors.items() if name not in weights}
+    stored |= {n: narrowest(t) if t.dim() > 1 else torch.float32 for n, t in others.items()}
 
     def contents() -> Iterator[Tensor]:
         for name, tensor in tensors.items():

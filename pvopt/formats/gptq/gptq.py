@@ -34,6 +34,7 @@ class GPTQFormat(LayerFormat):
     Example:
         >>> import tempfile
         >>> from pathlib import Path
+        >>> from pvopt.formats.gptq import GPTQFormat
         >>> GPTQFormat().match(Path(tempfile.mkdtemp()))
         False
 

@@ -243,6 +243,7 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content of ``pvopt.json`` with its own checksum, by which damage is noticed.
 
     Example:
+        >>> from pvopt.formats.native.manifest import sealed
         >>> sealed({"version": 3})["sha256"][:8]
         'd916c65e'
     """

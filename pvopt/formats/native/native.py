@@ -46,6 +46,8 @@ class Native(Reader, Writer):
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.native import Native
         >>> Native().match(Path(tempfile.mkdtemp()))
         False
     """
@@ -225,8 +227,10 @@ def load_training_state(folder: str | Path) -> dict[str, Any]:
         CheckpointError: if there is none, or the file is damaged.
 
     Example:
-        >>> import tempfile, pvopt
-        >>> from pvopt.formats import save
+        >>> import tempfile
+        >>> from torch import nn
+        >>> import pvopt
+        >>> from pvopt.formats import load_training_state, save
         >>> folder, model = tempfile.mkdtemp(), nn.Linear(8, 4)
         >>> weights = pvopt.quantize_(model, pvopt.SharedValues(num_values=4))
         >>> load_training_state(save(folder, model, weights, training_state={"step": 7}))

@@ -39,7 +39,10 @@ def save_representations(
         CheckpointError: if the folder is in use for something else, or something cannot be stored.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> import torch
+        >>> import pvopt
+        >>> from pvopt.formats import load_representations, save_representations
         >>> rep = pvopt.UniformGrid(bits=2).fit(torch.randn(4, 8))
         >>> folder = save_representations(tempfile.mkdtemp(), {"w": rep}, metadata={"error": 0.1})
         >>> torch.equal(load_representations(folder)["w"].decode(), rep.decode())
@@ -66,7 +69,10 @@ def load_representations(folder: str | Path) -> dict[str, Representation]:
         CheckpointError: if a file is missing, truncated, damaged or foreign.
 
     Example:
-        >>> import tempfile, torch, pvopt
+        >>> import tempfile
+        >>> import torch
+        >>> import pvopt
+        >>> from pvopt.formats import load_representations, save_representations
         >>> rep = pvopt.Ternary().fit(torch.randn(4, 8))
         >>> folder = save_representations(tempfile.mkdtemp(), {"w": rep})
         >>> load_representations(folder)["w"].scheme.name

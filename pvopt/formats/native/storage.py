@@ -122,8 +122,10 @@ def storage_report(folder: str | Path) -> StorageReport:
         CheckpointError: if the folder is no checkpoint, or its file is truncated.
 
     Example:
-        >>> import tempfile, torch, pvopt
-        >>> from pvopt.formats import save
+        >>> import tempfile
+        >>> import torch
+        >>> import pvopt
+        >>> from pvopt.formats import save, storage_report
         >>> folder, model = tempfile.mkdtemp(), torch.nn.Linear(64, 64, bias=False)
         >>> weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2, group_size=32))
         >>> report = storage_report(save(folder, model, weights))

@@ -54,6 +54,7 @@ def offset(planes: int) -> int:
     Three planes hold the 23 bits that a float of that size has below its point.
 
     Example:
+        >>> from pvopt_kernels.cpu._compiled.byte_tables import offset
         >>> offset(2), offset(3)
         (32768, 4194304)
     """

@@ -32,6 +32,7 @@ def jit(function: Callable[..., Any], *, parallel: bool = False) -> Callable[...
 
     Example:
         >>> import numpy as np
+        >>> from pvopt_kernels.cpu._compiled.jit import jit
         >>> jit(lambda x: x.sum())(np.ones(3))
         3.0
     """

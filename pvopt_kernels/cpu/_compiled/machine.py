@@ -18,6 +18,7 @@ def host_has(feature: str) -> bool:
         feature: its name in LLVM.
 
     Example:
+        >>> from pvopt_kernels.cpu._compiled.machine import host_has
         >>> host_has("teleportation")
         False
     """

@@ -38,6 +38,7 @@ class ParallelLoop:
     Example:
         >>> import numpy as np
         >>> from numba import prange
+        >>> from pvopt_kernels.cpu._compiled.parallel import ParallelLoop
         >>> def fill(out, value, size, parts):
         ...     for part in prange(parts):
         ...         for n in range(size * part // parts, size * (part + 1) // parts):
