@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from typing import Any
 
 from pvopt.parametrizations.scheme import Scheme
 
@@ -57,7 +58,8 @@ def candidates_near(
         >>> list(candidates_near(parse_scheme("grid:4g64s"), [(128, 64)], 2.5))
         ['grid:1g64s', 'grid:2g64s', 'grid:3g64s', 'grid:4g64s']
     """
-    own = {field.name for field in fields(scheme.parametrization)}
+    parametrization: Any = scheme.parametrization  # a dataclass, as all are
+    own = {field.name for field in fields(parametrization)}
     size = next((name for name in _SIZES if name in own), None)
     if size is None:
         raise ValueError(f"{scheme.name} has no number of bits or codebooks to vary")
@@ -65,7 +67,7 @@ def candidates_near(
     found: list[tuple[float, Scheme]] = []
     for number in range(1, _LARGEST + 1):
         try:
-            varied = replace(scheme.parametrization, **{size: number})
+            varied = replace(parametrization, **{size: number})
             other = replace(scheme, parametrization=varied)
             for shape in named.values():
                 other.check(shape)

@@ -155,7 +155,7 @@ def tuning_memory(
         >>> from pvopt.tuning import TuneSettings
         >>> model, scheme = empty_model("tiny-llama"), parse_scheme("grid:2g16")
         >>> schemes = {n: scheme for n, _ in model.named_parameters() if "proj" in n}
-        >>> settings = TuneSettings(length=64, dtype="float32")
+        >>> settings = TuneSettings(batch=1, length=16, dtype="float32")
         >>> passes = tuning_passes(model, schemes, settings)
         >>> plain = tuning_memory(model, schemes, settings, passes)
         >>> saving = tuning_memory(model, schemes, replace(settings, latent_decay=1.0), passes)

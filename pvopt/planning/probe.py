@@ -45,6 +45,13 @@ class Machine:
             weight that takes it at once.
         program: bytes of Python and its packages once they have made passes and steps; 0 where the
             system does not tell.
+
+    Example:
+        >>> from pvopt.planning import Machine
+        >>> rates = {"seconds_per_flop": 1e-9, "seconds_per_weight": 1e-6, "seconds_per_other": 0.0}
+        >>> machine = Machine(**rates, spare_per_weight=8.0, program=0)
+        >>> machine.seconds(1e9, 1_000_000, 0)
+        2.0
     """
 
     seconds_per_flop: float

@@ -115,8 +115,9 @@ def formats_of_size(model: nn.Module, bits: float) -> dict[str, StoredSize]:
         >>> from torch import nn
         >>> from pvopt.planning import formats_of_size
         >>> model = nn.Sequential(nn.Linear(256, 512, bias=False), nn.Linear(512, 4))
-        >>> {name: size.bits_per_weight for name, size in formats_of_size(model, 1.0).items()}
-        {'binary': 1.0625, 'binary:g64': 1.25}
+        >>> found = formats_of_size(model, 1.06)
+        >>> next(iter(found)), round(found["binary"].bits_per_weight, 3)
+        ('binary', 1.062)
     """
     if not 0 < bits < math.inf:
         raise ValueError(f"bits must be positive, got {bits}")

@@ -52,7 +52,7 @@ class BaseCost:
         >>> [cost.kept((100, 50)) for cost in costs]
         [40004, 604, 0]
         >>> [round(cost.spare, 1) for cost in costs]
-        [0.0, 4.2, 0.0]
+        [0.0, 4.1, 0.0]
     """
 
     states: Mapping[int, tuple[tuple[tuple[int, ...], int], ...]]
