@@ -12,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from pvopt.commands.common import shortened
+from pvopt.commands.flags import in_flags
 from pvopt.commands.packages import missing_package
 from pvopt.commands.parsing import CommandParser
 
@@ -70,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0
     """
     argv = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace(flags={})
     try:
         args = _parser().parse_args(argv)
         args.command_line = shlex.join(["python", "-m", "pvopt", *argv])
@@ -83,7 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if "--debug" in argv:
             raise
-        print(f"pvopt: error: {shortened(_explained(error))}", file=sys.stderr)
+        message = in_flags(_explained(error), args.flags, vars(args))
+        print(f"pvopt: error: {shortened(message)}", file=sys.stderr)
         return 2
 
 

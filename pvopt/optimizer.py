@@ -22,7 +22,7 @@ from pvopt.engine.base_contract import (
     hooks_silent,
     share_hooks,
 )
-from pvopt.engine.bindings import Binding, bindings_of, check_owners
+from pvopt.engine.bindings import Binding, bindings_of, check_owners, check_precision
 from pvopt.engine.changes import note_written, settle, untouched
 from pvopt.engine.code_steps import CodeStep, learn
 from pvopt.engine.finite_check import check_finite
@@ -183,6 +183,8 @@ class PVOptimizer(Optimizer):
         self._default_settings = settings
         check_owners(base, representations)
         self._bindings = list(bindings_of(representations, values))
+        for binding in self._bindings:
+            check_precision(binding)
         for group in self.param_groups:
             self._settings(group)  # refuses bad options before anything is changed
         if metric is not None:

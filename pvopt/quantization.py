@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from pvopt.core.draws import SEEDS
+from pvopt.core.validation import check_integer
 from pvopt.metrics.matrices import WeightMetric
 from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
@@ -77,6 +79,7 @@ def quantize_(
         >>> torch.equal(model.weight, weights["weight"].decode())
         True
     """
+    check_integer("seed", seed, *SEEDS)
     selection = select_schemes(model, spec, exclude)
     chosen = selection.chosen
     named = dict(model.named_parameters())

@@ -11,7 +11,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 import pvopt
 from pvopt.cli import main
-from pvopt.commands import quantize
+from pvopt.commands import calibration
 from pvopt.formats import read_metadata
 from pvopt.starts import GPTQ, parse_start, usual_start
 from pvopt.tuning import load_student
@@ -44,8 +44,8 @@ def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form
         line = capsys.readouterr().out.splitlines()[0]
         assert line.startswith(f"{chosen} on 640 tokens: mean relative error of a layer's outputs ")
         errors[chosen] = float(line.split()[-1])
-        calibration = read_metadata(tmp_path / chosen)["calibration"]
-        assert calibration == {
+        found = read_metadata(tmp_path / chosen)["calibration"]
+        assert found == {
             "text": text,
             "tokens": 640,
             "start": chosen,
@@ -63,7 +63,7 @@ def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
         yield names[0]
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(quantize, "_blocks_bar", one_block)
+    monkeypatch.setattr(calibration, "_blocks_bar", one_block)
     assert main(flags(text, tmp_path / "out", "grid:2g16", *more)) == 130
     assert not (tmp_path / "out").exists()
     monkeypatch.undo()
@@ -82,11 +82,15 @@ def test_mistakes_are_explained(tmp_path, text, capsys):
          "--start needs a text: --calibration TEXT"),
         (["quantize", "--model", "tiny-llama", "--work", "W", "--out", "X"],
          "--work needs a text"),
+        (["quantize", "--model", "tiny-llama", "--calibration-tokens", "64", "--out", "X"],
+         "--calibration-tokens needs a text"),
+        (["quantize", "--model", "tiny-llama", "--end-loss", "0", "--out", "X"],
+         "--end-loss needs a text"),
         (flags(text, "X", "grid:2g16", "--calibration-length", "641"),
-         "--calibration: length must be in 1..640, got 641"),
+         "--calibration-length must be in 1..640, got 641"),
         (flags(text, "X", "grid:2g16", "--calibration-tokens", "99999", "--calibration-length",
-               "50000"), "--calibration: length must be at most 512"),
-        (flags(text, "X", "grid:2g16", "--fine-tune", "-1"), "epochs must be an int of at least 1"),
+               "50000"), "--calibration-length must be at most 512"),
+        (flags(text, "X", "grid:2g16", "--fine-tune", "-1"), "--fine-tune must be an int of"),
     ):  # fmt: skip
         assert main(arguments) == 2
         assert message in capsys.readouterr().err
@@ -94,7 +98,7 @@ def test_mistakes_are_explained(tmp_path, text, capsys):
 
 def test_unknown_starts_are_refused(tmp_path, text, capsys):
     assert main(flags(text, tmp_path / "x", "grid:2g16", "--start", "magic")) == 2
-    assert "start 'magic' is unknown; the forms are fit" in " ".join(
+    assert "--start 'magic' is unknown; the forms are fit" in " ".join(
         capsys.readouterr().err.split()
     )
 

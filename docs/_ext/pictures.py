@@ -91,8 +91,15 @@ def _generate(app: Any) -> None:
             write(Path(app.srcdir) / "generated" / f"{name}-{theme}.svg", draw(name, theme))
 
 
+def _lazy(app: Any, name: str, template: str, context: dict[str, Any], doctree: Any) -> None:
+    # A page loads what is seen: neither the pictures of the other theme nor those far below.
+    if "body" in context:
+        context["body"] = context["body"].replace("<img ", '<img loading="lazy" ')
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("picture", Picture)
+    app.connect("html-page-context", _lazy)
     app.connect("builder-inited", _generate)
     return {"parallel_read_safe": True}

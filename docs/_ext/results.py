@@ -122,7 +122,9 @@ def frontier(report: dict[str, Any], names: Sequence[str] | None = None) -> str:
     heads = ["weights", "format", "start", "bits", "perplexity", f"tuned, {steps} steps"]
     noise = [row for row in chosen if row["ppl"] > _NOISE * full]
     left = ", ".join(f"{FORMATS[r['format']][0]} ({shown(r['ppl'])})" for r in noise)
-    return table(heads, rows, 3) + (f"\nModels that write noise: {left}.\n" if left else "")
+    return table(heads, rows, 3) + (
+        f"\nNot in the table, since these models write noise: {left}.\n" if left else ""
+    )
 
 
 def recipes(report: dict[str, Any]) -> str:

@@ -75,6 +75,8 @@ def sequences_of(
     """
     if length is None:
         length = min(_LENGTH, max_positions(model.model) or _LENGTH)
+    if tokens < 1:
+        raise ValueError(f"tokens must be at least 1, got {tokens}")
     if not 1 <= length <= tokens:
         raise ValueError(f"length must be in 1..{tokens}, got {length}")
     check_length(model.model, "length", length)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from pvopt import QuantizedWeights
-    from pvopt.llm import LanguageModel
+    from pvopt.llm import LanguageModel, TextPart
 
 __all__ = [
     "add_computation",
@@ -23,6 +23,7 @@ __all__ = [
     "prepare_dtype",
     "remember_command",
     "shortened",
+    "warn_of_seen",
 ]
 
 
@@ -102,8 +103,13 @@ def open_source(
     return load_student(checkpoint, device=device)
 
 
-def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
+def original_of(folder: str | Path, metadata: Mapping[str, Any], flag: str = "--model") -> str:
     """Return the name of the original of a checkpoint.
+
+    Args:
+        folder: of the checkpoint.
+        metadata: of it.
+        flag: by which the command takes another one.
 
     Raises:
         CheckpointError: if the checkpoint names none, or it is a folder or a file that is not here.
@@ -112,11 +118,11 @@ def original_of(folder: str | Path, metadata: Mapping[str, Any]) -> str:
 
     model = metadata.get("model")
     if not isinstance(model, str):
-        raise CheckpointError(f"{folder}: does not name its original; give it by --model")
+        raise CheckpointError(f"{folder}: does not name its original; give it by {flag}")
     if Path(model).is_absolute() and not Path(model).exists():
         raise CheckpointError(
             f"{folder}: was made of the model {model}, which is not on this machine; give it by "
-            "--model"
+            f"{flag}"
         )
     return model
 
@@ -126,6 +132,18 @@ def remember_command(metadata: dict[str, Any], args: argparse.Namespace) -> None
     before = metadata.get("commands")
     commands = list(before) if isinstance(before, list) else []
     metadata["commands"] = [*commands, args.command_line]
+
+
+def warn_of_seen(text: TextPart, metadata: Mapping[str, Any]) -> None:
+    """Say that a checkpoint was made with the text that it is measured on."""
+    for record in text.recorded(metadata):
+        if text.overlaps(record):
+            other = "--part held-out was not used" if record["part"] == "train" else "take another"
+            note(
+                f"the checkpoint was made with the text {text.source} ({record['use']} on "
+                f"{record['text']}, {record['part']}): it will look better than on texts it has "
+                f"not seen; {other}"
+            )
 
 
 def shortened(message: str, limit: int = 600) -> str:

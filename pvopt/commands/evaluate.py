@@ -7,14 +7,23 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from .common import add_computation, choose_device, note, open_source, original_of, prepare_dtype
+from .common import (
+    add_computation,
+    choose_device,
+    note,
+    open_source,
+    original_of,
+    prepare_dtype,
+    shortened,
+    warn_of_seen,
+)
 from .lm_eval_tasks import Tasks
 from .tables import print_table, progress_bar
 
 if TYPE_CHECKING:
     import torch
 
-    from pvopt.llm import LanguageModel, TextPart
+    from pvopt.llm import LanguageModel
 
 __all__ = ["add_parser", "run"]
 
@@ -65,7 +74,14 @@ def add_parser(commands: Any, help: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Load, evaluate, print."""
-    from pvopt.llm import TextPart, check_length, compare, max_positions, perplexity
+    from pvopt.llm import (
+        Comparison,
+        TextPart,
+        check_length,
+        compare,
+        max_positions,
+        perplexity,
+    )
     from pvopt.tuning import autocast_dtype
 
     if args.original is not None and args.no_original:
@@ -86,60 +102,58 @@ def run(args: argparse.Namespace) -> int:
     positions = max_positions(loaded.model) or _CONTEXT
     context = min(_CONTEXT, positions) if args.context is None else args.context
     check_length(loaded.model, "--context", context)
-    _warn(text, metadata)
+    warn_of_seen(text, metadata)
     tokens = loaded.encode(text.text)
+    if not 2 <= context <= len(tokens):
+        raise ValueError(
+            f"--context must be in 2..{len(tokens)}, the tokens of the text, got {context}"
+        )
     measure = {
         "context_length": context,
         "max_windows": args.windows,
         "autocast_dtype": autocast_dtype(dtype),
     }
+    original = _original(args, metadata, loaded, device)
     with _bar("evaluate") as advance:
-        result = perplexity(loaded.model, tokens, progress=advance, **measure)
+        if original is None:
+            result = perplexity(loaded.model, tokens, progress=advance, **measure)
+        else:
+            result = compare(loaded.model, original.model, tokens, progress=advance, **measure)
     print(f"perplexity {result.perplexity:.5g} ({result.nll_per_token:.5f} nats per token)")
     print(
         f"{args.text}, {args.part} text: {result.windows} windows of {result.context_length} "
         f"tokens, {result.tokens} predictions, {dtype}{as_tuned}"
     )
-    original = _original(args, metadata, loaded, device)
-    if original is not None:
-        with _bar("compare") as advance:
-            found = compare(loaded.model, original.model, tokens, progress=advance, **measure)
+    if original is not None and isinstance(result, Comparison):
         print(
-            f"beside the original {original.source}: divergence {found.divergence:.5f} nats per "
-            f"token, the same likeliest token at {found.agreement:.2%} of {found.tokens} positions"
+            f"beside the original {original.source}: divergence {result.divergence:.5f} nats per "
+            f"token, the same likeliest token at {result.agreement:.2%} of {result.positions} "
+            "positions"
         )
     return 0
-
-
-def _warn(text: TextPart, metadata: dict[str, Any]) -> None:
-    """Say that a checkpoint was made with the text that it is measured on."""
-    for record in metadata.get("seen", ()):
-        if text.overlaps(record):
-            note(
-                f"the checkpoint was made with this text ({record['use']} on {record['text']}, "
-                f"{record['part']}): it will look better than on texts it has not seen; "
-                + ("--part held-out was not used" if record["part"] == "train" else "take another")
-            )
 
 
 def _original(
     args: argparse.Namespace, metadata: dict[str, Any], loaded: LanguageModel, device: torch.device
 ) -> LanguageModel | None:
     """Load what a checkpoint is compared with, if it can be found."""
-    from pvopt.llm import load_model
+    from pvopt.llm import load_model, output_head
 
-    if args.no_original:
+    if args.no_original or (args.original is None and args.checkpoint is None):
         return None
     dtype = next(p.dtype for p in loaded.model.parameters() if p.is_floating_point())
-    if args.original is not None:
-        return load_model(args.original, dtype=dtype, device=device)
-    if args.checkpoint is None:
-        return None
     try:
-        return load_model(original_of(args.checkpoint, metadata), dtype=dtype, device=device)
-    except (ValueError, OSError, ImportError) as error:
-        note(f"not compared with the original: {' '.join(str(error).split())[:300]}")
+        name = args.original or original_of(args.checkpoint, metadata, "--original")
+        original = load_model(name, dtype=dtype, device=device)
+        sizes = [len(output_head(found.model).weight) for found in (loaded, original)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{name} predicts {sizes[1]} tokens, the model {sizes[0]}")
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if args.original is not None:
+            raise
+        note(f"not compared with the original: {shortened(str(error), 300)}")
         return None
+    return original
 
 
 @contextmanager

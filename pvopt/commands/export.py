@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
 
     to = f"{args.to}:{args.blocks}" if args.blocks else args.to
     writer = formats.FORMATS.writer(to)
+    formats.check_place(args.out, to)
     folder = find_checkpoint(args.checkpoint)
     checkpoint = formats.load(folder)
     dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all

@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
     """Load, generate, print prompt and continuation while they come."""
     import torch
 
+    from pvopt.core.draws import SEEDS
+    from pvopt.core.validation import check_integer
     from pvopt.llm import check_length
     from pvopt.tuning import autocast_dtype, computing_dtype
 
@@ -57,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         raise ValueError(f"--tokens must be at least 1, got {args.tokens}")
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature must be finite and not negative, got {args.temperature}")
+    check_integer("--seed", args.seed, *SEEDS)
     device = choose_device(args.device)
     loaded, weights, metadata = open_source(args.model, args.checkpoint, device)
     tokens = _prompt(loaded, args.prompt, args.chat)[None].to(device)
@@ -130,9 +133,11 @@ def _prompt(loaded: LanguageModel, prompt: str, chat: bool) -> Tensor:
     tokenizer: Any = loaded.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError("--chat needs a chat template, which this model's tokenizer has not")
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True
-    )
+    messages = [{"role": "user", "content": prompt}]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except Exception as error:  # whatever templates raise
+        raise ValueError(f"--chat: the model's chat template cannot be used ({error})") from error
     # The template spells out the special tokens.
     return torch.tensor(tokenizer.encode(text, add_special_tokens=False), dtype=torch.long)
 

@@ -24,9 +24,10 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.tuning import find_checkpoint
 
     folder = find_checkpoint(args.checkpoint)
-    kind = next((f.name for f in FORMATS.readers if folder.is_dir() and f.match(folder)), None)
-    if kind not in (None, "native"):
-        raise ValueError(f"{folder} is in the format {kind}, info shows our own checkpoints")
+    if folder.is_dir() or FORMATS.reads_file(folder):
+        kind = FORMATS.reader(folder).name
+        if kind != "native":
+            raise ValueError(f"{folder} is in the format {kind}, info shows our own checkpoints")
     report = storage_report(folder)
     rows = [
         [

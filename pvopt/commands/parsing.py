@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from pvopt.core.registry import Registry
 
+from .flags import meant_flag
 from .tables import table_lines
 
 __all__ = ["CommandParser"]
@@ -34,8 +35,10 @@ class CommandParser(argparse.ArgumentParser):
         if self.lacking is not None:
             raise self.lacking
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown and self.example:  # a command: its own flags are the ones to guess from
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if self.example:  # a command: its own flags are the ones to guess from
+            if unknown:
+                self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            found.flags = {a.dest: a.option_strings[0] for a in self._actions if a.option_strings}
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
@@ -47,9 +50,11 @@ class CommandParser(argparse.ArgumentParser):
         if choice is not None:
             return _meant(choice[1], re.findall(r"[\w.-]+", choice[2]))
         unknown = re.search(r"unrecognized arguments: (--[\w-]+)", message)
-        if unknown is not None:
-            return _meant(unknown[1], self._option_string_actions)
-        return ""
+        if unknown is None:
+            return ""
+        known = self._option_string_actions
+        alike = meant_flag(unknown[1], known)
+        return f"; did you mean {alike}?" if alike else _meant(unknown[1], known)
 
     def format_help(self) -> str:
         text = super().format_help()

@@ -48,9 +48,11 @@ def run(args: argparse.Namespace) -> int:
     import vl_convert  # noqa: F401
 
     from pvopt.report import read_runs, write_report
+    from pvopt.report.page import check_place
 
     if args.tokens < 1:
         raise ValueError(f"--tokens must be at least 1, got {args.tokens}")
+    check_place(args.out)
     runs = read_runs(args.folders)
     samples = _samples(args, runs) if args.prompt else []
     page = write_report(runs, args.out, samples=samples)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from pvopt.selection.patterns import check_patterns
 from pvopt.selection.schemes import select_schemes
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def choose(args: Any, model: nn.Module) -> Choice:
     from pvopt.parametrizations import parse_scheme
 
     scheme = parse_scheme(args.format)
+    check_patterns(model, args.exclude, "--exclude")
     names = {id(p): name for name, p in model.named_parameters()}
     embeddings = _weight_name(model, "get_input_embeddings", names)
     head = _weight_name(model, "get_output_embeddings", names)
@@ -119,17 +121,27 @@ def choose(args: Any, model: nn.Module) -> Choice:
             continue
         if name is None:
             raise ValueError(f"{flag}: the model does not say which weight that is")
+        for alias in _aliases(model, {name}):
+            pattern = _matching(alias, args.exclude)
+            if pattern is not None:
+                raise ValueError(f"{flag} and --exclude {pattern!r} are one weight, {alias!r}")
         wanted = parse_scheme(given) if given else scheme
         if outside.setdefault(name, wanted) != wanted:
             raise ValueError(
                 f"--head and --embeddings are one weight in this model, {name!r}, and need one "
                 "format"
             )
-    spec = {**_formats(args.layer), "*": scheme}
+    spec = {"*": scheme} | _formats(args.layer)
+    spec["*"] = spec.pop("*")  # the last to be asked
     apart = {name for name in (embeddings, head) if name is not None}
-    layers = select_schemes(model, spec, (*args.exclude, *_aliases(model, apart))).chosen
+    left_out = (*args.exclude, *_aliases(model, apart))
+    layers = select_schemes(model, spec, left_out, "--layer", optional=("*",)).chosen
+    if not layers and not outside:
+        raise ValueError(
+            "nothing is left to quantize: --exclude matches every layer, or there are none"
+        )
     if outside:
-        outside = select_schemes(model, outside, tuple(args.exclude)).chosen
+        outside = select_schemes(model, outside, (), "--head").chosen
     left, excluded = _left(model, {*layers, *outside}, apart, args.exclude)
     return Choice(layers, outside, left, excluded)
 
@@ -142,6 +154,8 @@ def _formats(layers: Sequence[str]) -> dict[str, Scheme]:
         pattern, separator, form = text.partition("=")
         if not (pattern and separator and form):
             raise ValueError(f"--layer must be PATTERN=FORMAT, got {text!r}")
+        if pattern in found:
+            raise ValueError(f"--layer must have each pattern once, got {pattern!r} again")
         found[pattern] = parse_scheme(form)
     return found
 
@@ -162,6 +176,12 @@ def _aliases(model: nn.Module, names: set[str]) -> list[str]:
     return [name for name, parameter in every if id(parameter) in parameters]
 
 
+def _matching(name: str, patterns: Sequence[str]) -> str | None:
+    """Return the first pattern that a parameter or its module matches."""
+    names = (name, name.rpartition(".")[0])
+    return next((p for p in patterns if any(fnmatch.fnmatchcase(n, p) for n in names)), None)
+
+
 def _left(
     model: nn.Module, chosen: set[str], apart: set[str], exclude: Sequence[str]
 ) -> tuple[dict[str, int], int]:
@@ -171,8 +191,7 @@ def _left(
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2 or name in chosen or name in apart or name in lookups:
             continue
-        owner = name.rpartition(".")[0]
-        if any(fnmatch.fnmatchcase(n, p) for n in (name, owner) for p in exclude):
+        if _matching(name, exclude) is not None:
             excluded += parameter.numel()
         else:
             left[name] = parameter.numel()

@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .common import original_of, remember_command
+from .common import choose_device, original_of, remember_command, warn_of_seen
 from .tables import names_bar, print_table, progress_bar
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ def run(args: argparse.Namespace) -> int:
     if log_to is not None:  # refused before any work
         import tensorboard  # noqa: F401
     settings = {f.name: given[f.name] for f in fields(TuneSettings) if f.name in given}
+    choose_device(settings.get("device", "cpu"))
     inputs = {f.name: given[f.name] for f in fields(Inputs) if f.name in given}
     if given.get("resume"):
         fixed = sorted((settings.keys() - _CHANGEABLE) | inputs.keys())
@@ -109,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             progress=names_bar,
         )
     remember_command(trainer.metadata, args)
+    _warn(trainer)
     with StopRequest() as stop:
         train(trainer, stop, log_to=log_to)
     if stop():
@@ -150,7 +152,7 @@ def train(trainer: Trainer, stop: StopRequest, *, log_to: str | None = None) -> 
 
         trainer.run(stop=stop, on_step=on_step, on_evaluation=on_evaluation)
     rows = [
-        [r["model"], str(r["step"]), f"{r['nll_per_token']:.4f}", _number(r["perplexity"])]
+        [r["model"], str(r["step"]), _number(r["nll_per_token"]), _number(r["perplexity"])]
         for r in trainer.records.read()
         if r["kind"] == "evaluation"
     ]
@@ -162,6 +164,16 @@ def train(trainer: Trainer, stop: StopRequest, *, log_to: str | None = None) -> 
     for path in (trainer.checkpoint, trainer.records.path):
         print(path)
     print(f"next: python -m pvopt report {shlex.quote(str(trainer.folder))}")
+
+
+def _warn(trainer: Trainer) -> None:
+    """Say that the student was made with the text that it is evaluated on."""
+    from pvopt.llm import TextPart
+
+    inputs = trainer.metadata["inputs"]
+    own = inputs["eval_text"]
+    text = TextPart.load(own or inputs["text"], "all" if own else "held-out")
+    warn_of_seen(text, trainer.metadata)
 
 
 def _with_model(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -187,4 +199,4 @@ def _plain_type(hint: Any) -> Any:
 
 
 def _number(value: float | None) -> str:
-    return "overflow" if value is None else f"{value:.5g}"
+    return "not finite" if value is None else f"{value:.5g}"

@@ -9,7 +9,10 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-__all__ = ["Draws"]
+__all__ = ["SEEDS", "Draws"]
+
+#: The least and the largest seed that generators take.
+SEEDS = (-(1 << 63), (1 << 64) - 1)
 
 
 class Draws:

@@ -228,7 +228,7 @@ class Registry(Generic[T]):
             raise ValueError(f"{cls.__name__} is not registered as a {self.kind}")
         form = self._forms.get(cls.__name__)
         text = cls.__name__ if form is None else form.write(settings)
-        plain = None if form is None else self._build(cls, form, text)
+        plain = None if form is None else _build(cls, form, text)
         more = [
             f"{f.name}={getattr(settings, f.name)!r}"
             for f in fields(settings)  # type: ignore[arg-type]
@@ -255,10 +255,10 @@ class Registry(Generic[T]):
             for name, form in self._forms.items():
                 if re.fullmatch(form.pattern, plain):
                     try:
-                        found = self._build(self._classes[name], form, plain)
-                        return replace(found, **settings) if settings else found  # type: ignore[type-var]
+                        return _with(_build(self._classes[name], form, plain), settings)
                     except (TypeError, ValueError) as error:
-                        failed = failed or ValueError(f"{self.kind} {text!r}: {error}")
+                        words = f"{self.kind} {text!r} ({form.form}): {error}"
+                        failed = failed or ValueError(words)
             if plain in self._classes.keys() - self._forms.keys():
                 return self.from_json({"class": plain, **settings})
         if failed is not None:
@@ -278,14 +278,21 @@ class Registry(Generic[T]):
                     return registry.from_json({"class": node.func.id, **settings})
         return ast.literal_eval(node)
 
-    def _build(self, cls: type[T], form: ShortForm[T], text: str) -> T:
-        match = re.fullmatch(form.pattern, text)
-        if match is None:
-            raise ValueError(f"{self.kind} {text!r} does not have the form {form.form}")
-        try:
-            return cls(**form.settings(*match.groups()))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{self.kind} {text!r} ({form.form}): {error}") from error
+
+def _build(cls: type[T], form: ShortForm[T], text: str) -> T:
+    match = re.fullmatch(form.pattern, text)
+    if match is None:
+        raise ValueError(f"{text!r} does not have the form {form.form}")
+    return cls(**form.settings(*match.groups()))
+
+
+def _with(found: T, settings: Mapping[str, Any]) -> T:
+    """Return settings with some of them replaced."""
+    known = [f.name for f in fields(found)]  # type: ignore[arg-type]
+    unknown = settings.keys() - set(known)
+    if unknown:
+        raise ValueError(f"has no setting {min(unknown)!r}, only {', '.join(known)}")
+    return replace(found, **settings) if settings else found  # type: ignore[type-var]
 
 
 def _brackets(

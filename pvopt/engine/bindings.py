@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +18,7 @@ from .agreement import Seen
 from .dense_start import DenseStart
 from .state import WeightState
 
-__all__ = ["Binding", "NamedRepresentations", "bindings_of", "check_owners"]
+__all__ = ["Binding", "NamedRepresentations", "bindings_of", "check_owners", "check_precision"]
 
 
 @dataclass(eq=False)
@@ -103,6 +104,20 @@ class NamedRepresentations(Protocol):
         ...
 
     def __len__(self) -> int: ...
+
+
+def check_precision(binding: Binding) -> None:
+    """Raise unless values can take steps: those in half precision round most of them away.
+
+    Raises:
+        ValueError: if the values are narrower than single precision.
+    """
+    dtype = binding.rep.dtype
+    if torch.promote_types(dtype, torch.float32) != dtype:
+        raise ValueError(
+            f"values of {binding.name!r} must be torch.float32 or torch.float64 to be trained, got "
+            f"{dtype}: give QuantizedWeights rep.to(dtype=torch.float32) in place of each rep"
+        )
 
 
 def check_owners(

@@ -65,7 +65,13 @@ def check_places(weights: Sequence[tuple[WeightState, Mapping[str, Any]]]) -> No
     own = {state["name"] for state, _ in weights}
     for state, saved in weights:
         found = saved.get("name", state["name"])
-        if int(found) != state["name"] and int(found) in own:
+        try:
+            place = int(found)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"state_dict must hold the checksum of a name in 'name', got {found!r}"
+            ) from error
+        if place != state["name"] and place in own:
             raise ValueError(
                 "state_dict holds the quantized weights in another order; give the base optimizers "
                 "named_parameters(), so that they are matched by name, or the same order"

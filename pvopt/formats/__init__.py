@@ -10,7 +10,7 @@ from . import dense as _dense  # noqa: F401, alike
 from . import exl3 as _exl3  # noqa: F401, alike
 from . import gguf as _gguf  # noqa: F401, alike
 from . import gptq as _gptq  # noqa: F401, alike
-from .checkpoints import load, load_tokenizer, read_metadata, save
+from .checkpoints import check_place, load, load_tokenizer, read_metadata, save
 from .contract import FORMATS, Checkpoint, Formats, Reader, Writer
 from .errors import CheckpointError
 from .folders import complete_folder
@@ -36,6 +36,7 @@ __all__ = [
     "StoredGrid",
     "WeightStorage",
     "Writer",
+    "check_place",
     "complete_folder",
     "load",
     "load_representations",

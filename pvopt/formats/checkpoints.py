@@ -12,13 +12,14 @@ from pvopt.engine.agreement import check_decoded
 from pvopt.weights import QuantizedWeights
 
 from .card_files import CARD, edited_card
-from .contract import FORMATS, Checkpoint
+from .contract import FORMATS, Checkpoint, Writer
 from .errors import CheckpointError
 from .folders import read_complete, replaced_folder
 from .model_cards import model_card
+from .places import check_replaceable
 from .transformers_files import read_tokenizer
 
-__all__ = ["load", "load_tokenizer", "read_metadata", "save"]
+__all__ = ["check_place", "load", "load_tokenizer", "read_metadata", "save"]
 
 Result = TypeVar("Result")
 
@@ -86,15 +87,44 @@ def save(
         raise CheckpointError(f"{folder}: cannot be written in the format {format!r}: {reason}")
     text = model_card(checkpoint, writer, folder) if card else None
 
-    def foreign(found: Path) -> list[str]:
-        return [name for name in writer.foreign(found) if name != CARD]
-
-    with replaced_folder(folder, writer.marker, foreign) as new:
+    with replaced_folder(folder, writer.marker, _foreign(writer)) as new:
         writer.write(new, checkpoint)
         kept = edited_card(Path(folder))
         if kept is not None or text is not None:
             (new / CARD).write_text(kept or text or "", encoding="utf-8")
     return Path(folder)
+
+
+def check_place(folder: str | Path, format: str = "native") -> None:
+    """Raise unless :func:`save` would write to a folder: to be asked before any work.
+
+    Args:
+        folder: the place.
+        format: name of a registered :class:`Writer`, with settings if it has any.
+
+    Raises:
+        CheckpointError: if something else is in the place, or a folder cannot be made there.
+        ValueError: if the format is unknown.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats import check_place
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> check_place(folder)
+        >>> (folder / "notes.txt").touch()
+        >>> check_place(folder)
+        Traceback (most recent call last):
+        ...
+        pvopt.formats.errors.CheckpointError: ...: exists and holds something else ...
+    """
+    writer = FORMATS.writer(format)
+    check_replaceable(folder, writer.marker, _foreign(writer))
+
+
+def _foreign(writer: Writer) -> Callable[[Path], list[str]]:
+    """Return what tells the files of a folder that are not the writer's; cards may stay."""
+    return lambda folder: [name for name in writer.foreign(folder) if name != CARD]
 
 
 def load(folder: str | Path, model: nn.Module | None = None) -> Checkpoint:

@@ -17,6 +17,7 @@ from pvopt.parametrizations.representation import Representation
 from pvopt.weights import QuantizedWeights
 
 from .errors import CheckpointError
+from .unknown import unknown_reason
 
 __all__ = ["FORMATS", "Checkpoint", "Formats", "Reader", "Writer"]
 
@@ -224,14 +225,17 @@ class Formats:
         """Return the reader that a folder matches, or a file.
 
         Raises:
-            CheckpointError: if there is none.
+            CheckpointError: if there is none; the message says what the path holds.
         """
         single = self.reads_file(path)
         for reader in self.readers:
             if reader.suffix == path.suffix if single else reader.match(path):
                 return reader
         names = ", ".join(reader.name for reader in self.readers)
-        raise CheckpointError(f"{path}: has none of the formats that can be read: {names}")
+        reason = unknown_reason(path)
+        raise CheckpointError(
+            f"{path}: has none of the formats that can be read: {names}; {reason}"
+        )
 
     def writer(self, name: str) -> Writer:
         """Return the writer of a name, which a colon and settings may follow.

@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from .errors import CheckpointError
 from .locks import locked
+from .places import absolute, check_replaceable
 
 __all__ = ["complete_folder", "one_generation", "read_complete", "replaced_folder"]
 
@@ -22,11 +23,6 @@ _WAIT_SECONDS = 600.0
 
 def _beside(folder: Path, suffix: str) -> Path:
     return folder.parent / f".{folder.name}.{suffix}"
-
-
-def _absolute(folder: str | Path) -> Path:
-    # Not resolve(): a link to a folder is to be replaced where it leads, and abspath keeps "..".
-    return Path(os.path.realpath(folder))
 
 
 def complete_folder(folder: str | Path) -> Path:
@@ -52,7 +48,7 @@ def complete_folder(folder: str | Path) -> Path:
         True
     """
     try:
-        target = _absolute(folder)
+        target = absolute(folder)
         # Where neither is there, a writer may have renamed between the two looks: look again. Each
         # further look is in vain only if one more complete save ran since.
         for candidate in (target, _beside(target, "previous")) * 4:
@@ -184,11 +180,11 @@ def replaced_folder(
         ('state', '1')
     """
     try:
-        target = _absolute(folder)
+        target = absolute(folder)
         partial, previous = _beside(target, "partial"), _beside(target, "previous")
         target.parent.mkdir(parents=True, exist_ok=True)
         with locked(_beside(target, "lock"), "another process", wait=_WAIT_SECONDS):
-            _check_replaceable(folder, target, marker, foreign)
+            check_replaceable(folder, marker, foreign)
             _remove(partial)  # of a writer that was killed
             try:
                 partial.mkdir()
@@ -202,24 +198,6 @@ def replaced_folder(
             _remove(previous)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from error
-
-
-def _check_replaceable(
-    folder: str | Path, target: Path, marker: str, foreign: Callable[[Path], Collection[str]]
-) -> None:
-    if not target.exists():
-        return
-    ours = target.is_dir() and ((target / marker).is_file() or {*os.listdir(target)} <= {".lock"})
-    if not ours:
-        raise CheckpointError(
-            f"{folder}: exists and holds something else (it has no {marker}); it is not replaced"
-        )
-    others = sorted(foreign(target))
-    if others:
-        shown = ", ".join(others[:5]) + ", ..." * (len(others) > 5)
-        raise CheckpointError(
-            f"{folder}: holds more than a checkpoint ({shown}); it is not replaced"
-        )
 
 
 def _swap(new: Path, target: Path, previous: Path) -> None:

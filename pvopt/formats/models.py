@@ -18,7 +18,8 @@ from .contract import Checkpoint
 from .errors import CheckpointError
 from .exports import settings_copied
 from .files import read_json
-from .transformers_files import CONFIG, is_language_model, model_skeleton, rebuild_model
+from .settings_checks import CONFIG
+from .transformers_files import is_language_model, model_skeleton, rebuild_model
 
 __all__ = [
     "WEIGHT",

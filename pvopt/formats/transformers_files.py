@@ -1,29 +1,22 @@
-"""The files of transformers in a checkpoint: configuration and tokenizer.
-
-They are data. What would make transformers load code, kernels or files from elsewhere is refused.
-"""
+"""The files of transformers in a checkpoint: configuration and tokenizer."""
 
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from torch.nn.modules import module as hooks
 
 from .errors import CheckpointError
-from .files import read_json, regular_file, root_of
+from .files import read_json
+from .settings_checks import CONFIG, TOKENIZER, check_numbers, check_settings
 
 __all__ = [
-    "CONFIG",
-    "check_model_folder",
-    "check_settings",
     "is_language_model",
     "model_skeleton",
     "read_tokenizer",
@@ -31,15 +24,7 @@ __all__ = [
     "write_transformers_files",
 ]
 
-CONFIG = "config.json"
-_TOKENIZER = "tokenizer_config.json"
-_SETTINGS = (CONFIG, "generation_config.json", _TOKENIZER)
 _METHOD = {"quant_method": "pvopt"}
-# What transformers reads in the folder of a model.
-_READ = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
-# Names that transformers looks up on the hub have a slash.
-_PLAIN_WORD = re.compile(r"\w*")
-_NUMBER_OF = re.compile(r"(^|_)(layers?|blocks|depth|experts)(_|$)")
 # Masks and tables of positions beside the weights: 256 MiB, or four times the weights.
 _BUFFER_BYTES = 1 << 28
 
@@ -81,57 +66,6 @@ def write_transformers_files(
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def check_settings(folder: Path) -> None:
-    """Raise unless the JSON files of a folder are of bounded size and name nothing outside of it.
-
-    Raises:
-        CheckpointError: for modules, kernels and files that transformers would load from elsewhere,
-            and for files that cannot be read.
-
-    Example:
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from pvopt.formats.transformers_files import check_settings
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> _ = (folder / "config.json").write_text('{"auto_map": {"AutoModel": "evil.Model"}}')
-        >>> check_settings(folder)
-        Traceback (most recent call last):
-        ...
-        pvopt.formats.errors.CheckpointError: ...config.json: auto_map names code, which is not run
-    """
-    for name in _SETTINGS:
-        if (folder / name).exists():
-            content = read_json(folder, name, strict=False)
-            if not isinstance(content, dict):
-                raise CheckpointError(f"{folder / name}: must hold an object")
-            _check_names(folder / name, content)
-
-
-def _check_names(file: Path, content: Any) -> None:
-    if isinstance(content, list):
-        for item in content:
-            _check_names(file, item)
-    if not isinstance(content, dict):
-        return
-    for key, value in content.items():
-        word = key.strip("_")
-        if value and (word == "auto_map" or word == "custom_pipelines"):
-            raise CheckpointError(f"{file}: {key} names code, which is not run")
-        kernel = word.endswith("_implementation") and not _plain_words(value)
-        if kernel or (value and word in ("use_kernels", "kernel_config", "fusion_config")):
-            raise CheckpointError(f"{file}: {key} names a kernel, which is not loaded: {value!r}")
-        outside = word.endswith("_file") or word == "transformers_weights"
-        if value and isinstance(value, str) and outside:
-            raise CheckpointError(f"{file}: {key} names a file, which is not read: {value!r}")
-        _check_names(file, value)
-
-
-def _plain_words(value: Any) -> bool:
-    if isinstance(value, dict):
-        return all(map(_plain_words, value.values()))
-    return value is None or (isinstance(value, str) and bool(_PLAIN_WORD.fullmatch(value)))
-
-
 def rebuild_model(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Make a causal language model from ``config.json``, with arbitrary weights.
 
@@ -169,7 +103,7 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     content = read_json(folder, CONFIG, strict=False)
-    _check_numbers(folder / CONFIG, content, max(1000, num_tensors))
+    check_numbers(folder / CONFIG, content, max(1000, num_tensors))
     config = _config(folder)
     with _described(folder), _at_most(20 * num_tensors + 1000), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
@@ -177,46 +111,6 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
     if sum(b.nbytes for b in model.buffers()) > max(_BUFFER_BYTES, 4 * weights):
         raise CheckpointError(f"{folder / CONFIG}: its model needs too large tables")
     return model
-
-
-def check_model_folder(folder: Path) -> None:
-    """Raise unless the files of a model of transformers are regular and of bounded size.
-
-    Args:
-        folder: of somebody else's model, as ``save_pretrained`` writes it.
-
-    Raises:
-        CheckpointError: for a FIFO, a device, a socket, a link to elsewhere, JSON that cannot be
-            read, or a configuration of far more layers than there are weights.
-
-    Example:
-        >>> import os
-        >>> import tempfile
-        >>> from pathlib import Path
-        >>> from pvopt.formats.transformers_files import check_model_folder
-        >>> folder = Path(tempfile.mkdtemp())
-        >>> os.mkfifo(folder / "model.safetensors")
-        >>> check_model_folder(folder)
-        Traceback (most recent call last):
-        ...
-        pvopt.formats.errors.CheckpointError: ...model.safetensors: is a FIFO, only regular ...
-    """
-    root = root_of(folder)
-    for entry in sorted(folder.iterdir()):
-        if entry.suffix in _READ and not entry.is_dir():
-            regular_file(root, entry.relative_to(root).as_posix())
-            if entry.name in _SETTINGS:
-                read_json(folder, entry.name, within=root, strict=False)
-    stored = 0
-    for file in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(str(file), framework="pt") as tensors:
-                stored += len(tensors.keys())
-        except Exception as error:
-            raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error
-    if stored and (folder / CONFIG).exists():
-        content = read_json(folder, CONFIG, within=root, strict=False)
-        _check_numbers(folder / CONFIG, content, max(1000, stored))
 
 
 def _config(folder: Path) -> Any:
@@ -248,15 +142,6 @@ def _described(folder: Path) -> Iterator[None]:
         raise CheckpointError(
             f"{folder / CONFIG}: describes no causal language model ({error})"
         ) from error
-
-
-def _check_numbers(file: Path, content: Any, most: int) -> None:
-    """Raise if a configuration asks for more layers than there can be."""
-    for key, value in content.items() if isinstance(content, dict) else ():
-        if isinstance(value, dict):
-            _check_numbers(file, value, most)
-        elif isinstance(value, int | float) and _NUMBER_OF.search(key) and value > most:
-            raise CheckpointError(f"{file}: {key} is {value}, far more than there are weights")
 
 
 @contextmanager
@@ -296,8 +181,8 @@ def read_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not (folder / _TOKENIZER).is_file():
-        raise CheckpointError(f"{folder}: has no tokenizer ({_TOKENIZER} is missing)")
+    if not (folder / TOKENIZER).is_file():
+        raise CheckpointError(f"{folder}: has no tokenizer ({TOKENIZER} is missing)")
     check_settings(folder)
     try:
         return AutoTokenizer.from_pretrained(

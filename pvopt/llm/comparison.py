@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from pvopt.evaluation_mode import evaluation_mode
-from pvopt.llm.evaluation import cut_windows, exponential
+from pvopt.llm.chunked_loss import chunked_cross_entropy
+from pvopt.llm.evaluation import PerplexityResult, cut_windows, exponential
 from pvopt.llm.output_head import run_to_head
 
 __all__ = ["Comparison", "compare"]
@@ -19,25 +20,26 @@ _CHUNK_LOGITS = 2**24
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """How near a model is to another one.
+class Comparison(PerplexityResult):
+    """The perplexity of a model, and how near it is to another one on the same windows.
 
     Attributes:
         divergence: mean Kullback-Leibler divergence of the next-token distributions, in nats.
         agreement: share of the positions at which both think the same token the likeliest.
-        perplexity: of the model, as :func:`perplexity` measures it.
-        tokens: positions compared.
 
     Example:
         >>> from pvopt.llm import Comparison
-        >>> Comparison(divergence=0.5, agreement=0.75, perplexity=12.0, tokens=4).agreement
-        0.75
+        >>> Comparison(12.0, 2.48, 6, 2, 4, divergence=0.5, agreement=0.75).positions
+        8
     """
 
     divergence: float
     agreement: float
-    perplexity: float
-    tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Positions compared: all of every window."""
+        return self.windows * self.context_length
 
 
 @torch.no_grad()
@@ -51,7 +53,7 @@ def compare(
     autocast_dtype: torch.dtype | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Comparison:
-    r"""Compare two language models on the windows that :func:`perplexity` reads.
+    r"""Compare two language models on the windows that :func:`perplexity` reads, each read once.
 
     .. math::
         \frac{1}{N L} \sum_{n,l} \operatorname{KL}(p_{nl} \,\|\, q_{nl}), \qquad
@@ -69,7 +71,7 @@ def compare(
         progress: called after each window with the windows done and the windows in all.
 
     Returns:
-        Divergence, agreement, and the perplexity of the model.
+        Divergence, agreement, and what :func:`perplexity` returns for the model.
 
     Raises:
         ValueError: a setting is out of range, the tokens do not fill one window, or the
@@ -79,12 +81,12 @@ def compare(
         >>> from pvopt.llm import compare, load_model
         >>> model = load_model("tiny-llama").model
         >>> near = compare(model, model, range(100), context_length=50)
-        >>> near.divergence, near.agreement, near.tokens
-        (0.0, 1.0, 100)
+        >>> near.divergence, near.agreement, near.tokens, near.positions
+        (0.0, 1.0, 98, 100)
     """
     windows = cut_windows(tokens, context_length, max_windows)
     device = next(model.parameters()).device
-    divergence, agreed, nll = 0.0, 0, 0.0
+    divergence, agreed, total = 0.0, 0, 0.0
     autocast = torch.autocast(device.type, autocast_dtype, enabled=autocast_dtype is not None)
     with autocast, evaluation_mode(model), evaluation_mode(original):
         for number, row in enumerate(windows, start=1):
@@ -104,16 +106,20 @@ def compare(
                 )
                 divergence += float((p.exp() * (p - q)).sum(dtype=torch.float64))
                 agreed += int((p.argmax(-1) == q.argmax(-1)).sum())
-                targets = ids[0, start + 1 : start + chunk + 1]
-                own = q[: len(targets)].gather(1, targets[:, None])
-                nll -= float(own.sum(dtype=torch.float64))
+            hidden, head = pairs[1]
+            # As the perplexity has it, to the last bit: logits above may be rounded otherwise.
+            loss = chunked_cross_entropy(hidden[0, :-1], head, ids[0, 1:])
+            total += float(loss) * (context_length - 1)
             if progress is not None:
                 progress(number, len(windows))
-    count = windows.numel()
     predictions = len(windows) * (context_length - 1)
+    nll = total / predictions
     return Comparison(
-        divergence=divergence / count,
-        agreement=agreed / count,
-        perplexity=exponential(nll / predictions),
-        tokens=count,
+        perplexity=exponential(nll),
+        nll_per_token=nll,
+        tokens=predictions,
+        windows=len(windows),
+        context_length=context_length,
+        divergence=divergence / windows.numel(),
+        agreement=agreed / windows.numel(),
     )

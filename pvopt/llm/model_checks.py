@@ -8,9 +8,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from pvopt.formats import FORMATS, LayerFormat
+from pvopt.formats import FORMATS, CheckpointError, LayerFormat
 
-__all__ = ["check_causal", "check_config", "check_folder", "check_length", "max_positions"]
+__all__ = [
+    "DEQUANTIZED",
+    "check_causal",
+    "check_config",
+    "check_finite",
+    "check_folder",
+    "check_length",
+    "max_positions",
+    "quantization_method",
+]
+
+#: What transformers makes dense layers of, exactly, where it is asked to.
+DEQUANTIZED = ("fp8", "mxfp4")
 
 
 def check_folder(folder: Path) -> None:
@@ -25,12 +37,22 @@ def check_folder(folder: Path) -> None:
                 f"source={str(folder)!r} is a checkpoint of pvopt, not a model: name it by "
                 "--checkpoint, or load it by pvopt.formats.load"
             )
+    if folder.is_file():
+        raise ValueError(
+            f"source={str(folder)!r} is a file: name the folder that it lies in, or a GGUF file"
+        )
     for reader in FORMATS.readers:
         if isinstance(reader, LayerFormat) and reader.match(folder):
             raise ValueError(
                 f"source={str(folder)!r} is quantized already ({reader.name}): name it by "
                 "--checkpoint, or load it by pvopt.formats.load"
             )
+    adapter = (folder / "adapter_config.json").is_file()
+    if adapter and not (folder / "config.json").is_file():
+        raise ValueError(
+            f"source={str(folder)!r} is an adapter, not a model: merge it into its model (of peft: "
+            "merge_and_unload) and save that by save_pretrained"
+        )
     if not (folder / "config.json").is_file():
         raise ValueError(
             f"source={str(folder)!r} exists but has no config.json: it must be a folder in the "
@@ -46,11 +68,22 @@ def check_config(source: str, config: Any) -> None:
         config: a transformers configuration.
 
     Raises:
-        ValueError: if the model has an encoder, takes other inputs than text, or was trained for
-            something else than predicting the next token.
+        ValueError: if the model is quantized already, has an encoder, takes other inputs than text,
+            or was trained for something else than predicting the next token.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as known
 
+    method = quantization_method(config)
+    if method in {"pvopt", *(reader.name for reader in FORMATS.readers)}:
+        raise ValueError(
+            f"source={source!r} is quantized already ({method}): download its folder and name that "
+            "by --checkpoint"
+        )
+    if method is not None and method not in DEQUANTIZED:
+        raise ValueError(
+            f"source={source!r} is quantized already ({method}), in a format that is not read: "
+            "name its original"
+        )
     names = known.get(config.model_type, ())
     classes = {names} if isinstance(names, str) else {*names}
     own = list(getattr(config, "architectures", None) or [])
@@ -60,10 +93,17 @@ def check_config(source: str, config: Any) -> None:
             f"{kind}, which has an encoder and a decoder: pvopt works on models that are a decoder "
             "alone (causal language models)"
         )
-    if not classes and config.get_text_config() is not config:
+    text = config.get_text_config()
+    if not classes and text is not config:
+        if text.model_type not in known:
+            raise ValueError(
+                f"{kind}, which takes more than text, and its language model is none that "
+                "transformers loads by itself"
+            )
         raise ValueError(
-            f"{kind}, which takes more than text: save its language model by itself "
-            "(model.language_model.save_pretrained(...)) and name that folder"
+            f"{kind}, which takes more than text: save its language model by itself, "
+            "AutoModelForCausalLM.from_config(model.config.text_config) with the weights of "
+            "model.model.language_model (as its .model) and model.lm_head, and name that folder"
         )
     other = [name for name in own if name not in classes and not name.endswith("Model")]
     if not classes or len(other) == len(own) > 0:
@@ -71,6 +111,20 @@ def check_config(source: str, config: Any) -> None:
             f"{kind}, no causal language model: pvopt works on models that predict the next token, "
             "those of transformers.AutoModelForCausalLM"
         )
+
+
+def quantization_method(config: Any) -> str | None:
+    """Return the name of how a model is quantized, by its configuration; None if it is not.
+
+    Args:
+        config: a transformers configuration.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    settings = found if isinstance(found, dict) else getattr(found, "to_dict", dict)()
+    method = settings.get("quant_method") or "by a method that it does not name"
+    return str(getattr(method, "value", method))
 
 
 @torch.no_grad()
@@ -89,6 +143,17 @@ def check_causal(source: str, model: nn.Module) -> None:
             f"source={source!r}: what {type(model).__name__} predicts from a token depends on "
             "later ones, so it is no causal language model (is_decoder=True may be missing)"
         )
+
+
+def check_finite(source: str, model: nn.Module) -> None:
+    """Refuse models with NaN or infinity among their weights.
+
+    Raises:
+        CheckpointError: naming the first such weight.
+    """
+    for name, parameter in model.named_parameters():
+        if not all(bool(end.isfinite()) for end in parameter.detach().aminmax()):
+            raise CheckpointError(f"source={source!r}: {name} has NaN or infinite entries")
 
 
 def max_positions(model: nn.Module) -> int | None:

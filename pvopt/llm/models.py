@@ -16,8 +16,15 @@ from torch import Tensor
 
 from pvopt.formats import CheckpointError, load, load_tokenizer
 from pvopt.formats.gguf import holds_gguf
-from pvopt.formats.transformers_files import check_model_folder
-from pvopt.llm.model_checks import check_causal, check_config, check_folder
+from pvopt.formats.settings_checks import check_model_folder
+from pvopt.llm.model_checks import (
+    DEQUANTIZED,
+    check_causal,
+    check_config,
+    check_finite,
+    check_folder,
+    quantization_method,
+)
 from pvopt.llm.tiny_llama import tiny_llama
 
 if TYPE_CHECKING:
@@ -93,7 +100,7 @@ def load_model(
 
     Raises:
         ValueError: no causal language model with its tokenizer can be found at `source`, or the
-            checkpoint there lacks weights.
+            checkpoint there lacks weights, or has some that are not finite.
         TypeError: `dtype` is not a floating-point dtype.
         ImportError: a package that this source needs is not installed.
 
@@ -122,6 +129,7 @@ def load_model(
             model, tokenizer = _from_hub(source, dtype)
         model = model.to(device).eval()
         if source not in (_TINY_LLAMA, _SMOLLM2):
+            check_finite(source, model)
             check_causal(source, model)
     return LanguageModel(model, tokenizer, source)
 
@@ -142,7 +150,11 @@ def _checked(folder: Path) -> Iterator[None]:
     except ImportError:
         raise
     except Exception as error:  # of whatever kind: the files are the user's
-        raise CheckpointError(f"{folder}: cannot be loaded as a model ({error})") from error
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise CheckpointError(str(error)) from error
+        raise CheckpointError(
+            f"{folder}: cannot be loaded as a model ({_sentence(error)})"
+        ) from error
 
 
 def _from_hub(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
@@ -183,13 +195,19 @@ def _from_gguf(path: Path, dtype: torch.dtype) -> tuple[Any, Any]:
 def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    _check(source)
+    config, more = _check(source), {}
+    if quantization_method(config) in DEQUANTIZED:
+        config.quantization_config["dequantize"] = True
+        more = {"config": config}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            source, dtype=dtype, output_loading_info=True, trust_remote_code=False, **more
         )
     except (KeyError, RuntimeError, TypeError) as error:
-        raise ValueError(f"source={source!r} cannot be loaded: {_sentence(error)}") from error
+        reason = _sentence(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights have other shapes than its config.json says"
+        raise ValueError(f"source={source!r} cannot be loaded: {reason}") from error
     model, report = loaded
     # transformers only logs this and fills in random weights: a silently useless model.
     lacking = sorted(report["missing_keys"])
@@ -227,6 +245,8 @@ def _check(source: str) -> Any:
 def _sentence(error: Exception) -> str:
     """Return the beginning of a long message."""
     text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, KeyError):  # which says the key alone
+        text = f"it does not know {text}"
     return text if len(text) < 160 else f"{text[:150].rsplit(' ', 1)[0]} ..."
 
 

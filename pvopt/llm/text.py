@@ -138,6 +138,26 @@ class TextPart:
         """Describe what the part was used for, for the metadata of a checkpoint."""
         return {"use": use, "text": self.source, "part": self.part, "sha256": self.digest}
 
+    @staticmethod
+    def recorded(metadata: Mapping[str, Any]) -> list[dict[str, str]]:
+        """Return the records among the metadata of a checkpoint; what is none is left out.
+
+        Example:
+            >>> from pvopt.llm import TextPart
+            >>> record = TextPart("mine", "all", "so long", "0").record("tuning")
+            >>> TextPart.recorded({"seen": [record, "yours"]}) == [record]
+            True
+        """
+        found = metadata.get("seen")
+        keys = TextPart("", "", "", "").record("").keys()
+        return [
+            record
+            for record in (found if isinstance(found, list) else ())
+            if isinstance(record, dict)
+            and record.keys() == keys
+            and all(isinstance(value, str) for value in record.values())
+        ]
+
     def overlaps(self, record: Mapping[str, str]) -> bool:
         """Tell whether a recorded part has text in common with this one."""
         same = record.get("sha256") == self.digest

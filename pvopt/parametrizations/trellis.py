@@ -25,6 +25,7 @@ from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
 from .trellis_orders import MMA, MMA_SIZE, ORDERS, into_tile, out_of_tile
+from .trellis_tiles import fitting_tiles
 from .trellis_windows import search_windows
 
 __all__ = ["Trellis"]
@@ -193,7 +194,13 @@ class Trellis(Parametrization):
     def layout(self, shape: tuple[int, ...]) -> GroupLayout:
         if self.scale_group is not None:
             check_divides("scale_group", self.scale_group, shape)
-        return GroupLayout(shape, self.out_group, self.in_group)
+        try:
+            return GroupLayout(shape, self.out_group, self.in_group)
+        except ValueError as error:
+            fitting = fitting_tiles(self, shape)
+            if fitting is None:
+                raise
+            raise ValueError(f"{error}; tiles that fit: {_write(fitting)!r}") from error
 
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         rows, columns = matrix_shape(shape)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -59,7 +60,7 @@ def write_report(
     if not runs:
         raise ValueError("runs must hold at least one run")
     file = Path(file)
-    _check_place(file)
+    check_place(file)
     charts = figures(runs)
     tuned = [run for run in runs if run.settings]
     settings = settings_rows(tuned)
@@ -89,12 +90,29 @@ def write_report(
         vega=_vega(),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(text, encoding="utf-8")
+    _replace(file, text)
     return file
 
 
-def _check_place(file: Path) -> None:
-    """Raise unless a page may be written to a file."""
+def _replace(file: Path, text: str) -> None:
+    """Write a file whole or not at all, in the place of an older one."""
+    target = Path(os.path.realpath(file))  # a link is to be kept
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, target)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def check_place(file: str | Path) -> None:
+    """Raise unless a page may be written to a file.
+
+    Raises:
+        ValueError: if something else is in the place.
+    """
+    file = Path(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder: name a file for the page")
     if file.exists() and not (file.is_file() and _is_page(file)):  # opening a FIFO would wait

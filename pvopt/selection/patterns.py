@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any, Generic, TypeVar
@@ -12,7 +12,7 @@ from torch import nn
 
 from .layers import LayerWeight, Place, layer_weights
 
-__all__ = ["Selection", "select"]
+__all__ = ["Selection", "check_patterns", "select"]
 
 Setting = TypeVar("Setting")
 
@@ -41,6 +41,7 @@ def select(
     exclude: Iterable[str],
     kinds: tuple[type[Setting], ...],
     argument: str,
+    optional: Collection[str] = (),
 ) -> Selection[Setting]:
     """Find a setting for each weight that a pattern means; the first match wins.
 
@@ -50,6 +51,7 @@ def select(
         exclude: patterns of modules or parameters to leave out.
         kinds: classes, of one of which every setting must be an instance.
         argument: name of ``settings`` in messages.
+        optional: patterns that need not mean any weight.
 
     Raises:
         TypeError: if a setting is of another class.
@@ -81,11 +83,38 @@ def select(
             if layer is not None:
                 found.tied[name] = layer
                 found.left[name] = f"{weight.left}, although it is the weight of {layer!r}, too"
-    unused = [pattern for pattern in patterns if pattern not in used]
+    unused = [pattern for pattern in patterns if pattern not in {*used, *optional}]
     if unused:
         hints = [_hint(pattern, patterns, found, model) for pattern in unused]
         raise ValueError(f"{argument} patterns {unused} match no weight: {'; '.join(hints)}")
     return found
+
+
+def check_patterns(model: nn.Module, patterns: Iterable[str], argument: str) -> None:
+    """Raise unless each pattern matches the name of a matrix or of its module.
+
+    Args:
+        model: any module.
+        patterns: as ``exclude`` takes them.
+        argument: name of ``patterns`` in messages.
+
+    Raises:
+        ValueError: if one matches none; the message says what it comes close to.
+
+    Example:
+        >>> from torch import nn
+        >>> from pvopt.selection.patterns import check_patterns
+        >>> check_patterns(nn.Sequential(nn.Linear(2, 2)), ["0", "1"], "exclude")
+        Traceback (most recent call last):
+        ...
+        ValueError: exclude pattern '1' matches no weight: '1': weights are '0.weight'
+    """
+    found: Selection[Any] = Selection({}, layer_weights(model))
+    for pattern in patterns:
+        pairs = ((weight, place) for weight in found.weights.values() for place in _faces(weight))
+        if not any(_covers(pattern, weight, place) for weight, place in pairs):
+            hint = _hint(pattern, {pattern: True}, found, model)
+            raise ValueError(f"{argument} pattern {pattern!r} matches no weight: {hint}")
 
 
 def _tied_layer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -19,13 +19,26 @@ __all__ = ["Spec", "select_schemes"]
 Spec = Parametrization | Scheme | Mapping[str, Parametrization | Scheme]
 
 
-def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Selection[Scheme]:
+def select_schemes(
+    model: nn.Module,
+    spec: Spec,
+    exclude: Iterable[str],
+    argument: str = "spec",
+    optional: Collection[str] = (),
+) -> Selection[Scheme]:
     """Find the scheme of each parameter that is to be quantized.
+
+    Args:
+        model: any module.
+        spec: schemes by pattern.
+        exclude: patterns of modules or parameters to leave out.
+        argument: name of ``spec`` in messages.
+        optional: patterns that need not mean any weight.
 
     Raises:
         ValueError: if a pattern means no weight or groups do not fit a layer.
     """
-    found = select(model, spec, exclude, (Parametrization, Scheme), "spec")
+    found = select(model, spec, exclude, (Parametrization, Scheme), argument, optional)
     chosen = {n: _scheme_of(found.weights[n], settings) for n, settings in found.chosen.items()}
     wrong = {}
     for name, scheme in chosen.items():
@@ -35,7 +48,7 @@ def select_schemes(model: nn.Module, spec: Spec, exclude: Iterable[str]) -> Sele
             wrong[name] = f"cannot quantize {name!r} with {scheme}: {error}"
     if wrong:
         first, *others = wrong
-        more = f" (nor {', '.join(map(repr, others[:8]))})" if others else ""
+        more = f" (nor {', '.join(map(repr, others[:3]))})" if others else ""
         ways = "exclude it, give it settings of its own or fill it up with Padding"
         raise ValueError(f"{wrong[first]}{more}; {ways}")
     return Selection(chosen, found.weights, found.left, found.tied)

@@ -36,14 +36,13 @@ class Evaluation:
         """Measure the perplexity of a model."""
         return perplexity(model, self.tokens, progress=progress, **self._measure)
 
-    def nearness(
+    def comparison(
         self, model: nn.Module, teacher: nn.Module, progress: Progress
-    ) -> dict[str, float]:
-        """Compare a model with its teacher; nothing where they predict other tokens.
+    ) -> PerplexityResult:
+        """Measure it and compare the model with its teacher, unless they predict other tokens.
 
         Twice the work of a perplexity.
         """
         if len(output_head(model).weight) != len(output_head(teacher).weight):
-            return {}
-        found = compare(model, teacher, self.tokens, progress=progress, **self._measure)
-        return {"divergence": found.divergence, "agreement": found.agreement}
+            return self.perplexity(model, progress)
+        return compare(model, teacher, self.tokens, progress=progress, **self._measure)

@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from pvopt.formats import FORMATS, CheckpointError
+from pvopt.formats import FORMATS, CheckpointError, check_place
 from pvopt.formats.locks import locked
 
 from .records import RECORDS
@@ -19,7 +19,8 @@ __all__ = [
     "holds_run",
 ]
 
-# What a run writes into its folder.
+# What a run writes into its folder, and what the writer of its checkpoint leaves there.
+_BESIDE = ".checkpoint."
 _RUN_FILES = ("checkpoint", ".checkpoint.previous", RECORDS, "tensorboard")
 
 
@@ -78,7 +79,7 @@ def delete_run(folder: str | Path) -> None:
         return
     with locked(folder / ".lock", "another run"):
         try:
-            for found in [*(folder / name for name in _RUN_FILES), *folder.glob(".checkpoint.*")]:
+            for found in [*(folder / name for name in _RUN_FILES), *folder.glob(f"{_BESIDE}*")]:
                 if found.is_dir() and not found.is_symlink():
                     shutil.rmtree(found)
                 else:
@@ -146,23 +147,29 @@ def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> N
         ValueError: ... holds a run already: overwrite it or choose another folder
     """
     folder = _folder(folder)
-    if not folder.exists():
-        return
-    found = {entry for entry in os.listdir(folder) if entry != ".lock"}
-    run, checkpoint = holds_run(folder), _is_checkpoint(folder)
-    if found and not run and not checkpoint:
-        raise ValueError(f"{folder} exists and holds something else; choose another folder")
-    if (run or checkpoint) and not overwrite:
+    run = holds_run(folder)
+    if not run:
+        check_place(folder)
+    if (run or _is_checkpoint(folder)) and not overwrite:
         raise ValueError(
             f"{folder} holds a {'run' if run else 'checkpoint'} already: overwrite it or choose "
             "another folder"
         )
+    if not run:
+        return
+    known = {".lock", *_RUN_FILES}
+    others = [n for n in os.listdir(folder) if n not in known and not n.startswith(_BESIDE)]
+    if others:
+        shown = ", ".join(sorted(others)[:5])
+        raise ValueError(f"{folder} holds more than a run ({shown}): choose another folder")
 
 
 def _folder(folder: str | Path) -> Path:
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise ValueError(f"{folder} must be a folder, found a file")
+    if not path.exists():
+        check_place(path)
     return path
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,8 @@ def start_run(
         progress: wraps the names of the weights to quantize, for instance ``tqdm.tqdm``.
 
     Returns:
-        A trainer at step 0.
+        A trainer at step 0. Values that a checkpoint holds in half precision are tuned in single
+        precision, in which a step is not rounded away.
 
     Raises:
         ValueError: if an input cannot be found, settings do not fit it, or the folder holds a run
@@ -138,9 +139,9 @@ def start_run(
         student = replace(teacher, model=copy.deepcopy(teacher.model))
         weights = quantize_(student.model, scheme, seed=settings.seed, progress=progress)
     else:
-        student, weights, found = load_student(inputs.checkpoint, device=settings.device)
-        seen = list(found.get("seen", ()))
-        commands = list(found.get("commands", ()))
+        student, stored, found = load_student(inputs.checkpoint, device=settings.device)
+        weights = _in_single_precision(student.model, stored)
+        seen, commands = TextPart.recorded(found), _commands(found)
         settings = replace(settings, dtype=computing_dtype(settings.dtype, student.model, found))
         for rep in weights.values():
             check_fits(settings, rep.parametrization)
@@ -219,8 +220,8 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
     metadata = {
         "model": inputs.model,
         "inputs": asdict(inputs),
-        "seen": list(metadata.get("seen", ())),
-        "commands": list(metadata.get("commands", ())),
+        "seen": TextPart.recorded(metadata),
+        "commands": _commands(metadata),
     }
     trainer = Trainer(
         student, weights, teacher.model, batches, held_out, settings, folder, metadata
@@ -232,6 +233,15 @@ def resume_run(folder: str | Path, **changes: Any) -> Trainer:
             f"{checkpoint}: its training state does not fit its model ({error})"
         ) from error
     return trainer
+
+
+def _in_single_precision(model: Any, weights: QuantizedWeights) -> QuantizedWeights:
+    """Return the weights with values in which steps are not rounded away, written."""
+    dtypes = {name: torch.promote_types(rep.dtype, torch.float32) for name, rep in weights.items()}
+    wide = {name: rep.to(dtype=dtypes[name]) for name, rep in weights.items()}
+    found = QuantizedWeights(model, wide)
+    found.write_()
+    return found
 
 
 def _texts(
@@ -258,6 +268,11 @@ def _texts(
         )
     release_free_memory()  # a tokenizer leaves several times the text behind
     return batches, tokens
+
+
+def _commands(metadata: Mapping[str, Any]) -> list[str]:
+    found = metadata.get("commands")
+    return [str(line) for line in found] if isinstance(found, list) else []
 
 
 def _training_text(inputs: Inputs) -> TextPart:

@@ -154,10 +154,11 @@ class TuneSettings:
         SearchOptions(beam_size=self.beam, window=self.window)
         for name in ("temperature", "code_lr"):
             if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise ValueError(f"{name} must be finite and positive, got {getattr(self, name)}")
         for name in ("values_lr", "lr", "weight_decay", "trust_ratio", "checkpoint_minutes"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+                value = getattr(self, name)
+                raise ValueError(f"{name} must be finite and not negative, got {value}")
         for name, registry in (("subspace", SUBSPACES), ("rounding", ROUNDINGS)):
             text = getattr(self, name)
             if text is not None:

@@ -295,10 +295,10 @@ class Trainer:
 
         for name, model in wanted:
             start = time.perf_counter()
-            result = self._evaluation.perplexity(model, check)
-            found: dict[str, Any] = asdict(result)
             if name == "student" and at_an_end:
-                found |= self._evaluation.nearness(model, self.teacher, check)
+                result = self._evaluation.comparison(model, self.teacher, check)
+            else:
+                result = self._evaluation.perplexity(model, check)
             if name == "student":
                 self._record_changes()
                 errors = weight_errors(self.weights, self.teacher)
@@ -307,7 +307,7 @@ class Trainer:
                 "evaluation",
                 self.step,
                 model=name,
-                **found,
+                **asdict(result),
                 dtype=self.settings.dtype,
                 seconds=time.perf_counter() - start,
             )

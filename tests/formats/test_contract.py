@@ -246,8 +246,18 @@ def test_unknown_formats(tmp_path):
     with pytest.raises(ValueError, match="format 'gguff' cannot be written; known are native"):
         save(tmp_path / "x", model, weights, format="gguff")
     (tmp_path / "other").mkdir()
-    with pytest.raises(CheckpointError, match="none of the formats that can be read: native"):
-        load(tmp_path / "other", model)
+    for content, reason in (
+        (None, "none of the formats that can be read: native.*; it has no config.json"),
+        ('{"quantization_config": {"quant', r"other/config\.json: is truncated or not JSON \("),
+        ("[]", r"other/config\.json: must hold an object"),
+        ('{"quantization_config": 4}', r"other/config\.json: quantization_config must be an obj"),
+        ('{"quantization_config": {"quant_method": "awq"}}', "has the quant_method 'awq'"),
+        ("{}", "no quantization_config, as of a model that is not quantized"),
+    ):
+        if content is not None:
+            (tmp_path / "other" / "config.json").write_text(content)
+        with pytest.raises(CheckpointError, match=reason):
+            load(tmp_path / "other", model)
 
     class Other(Plain):
         name = "native"

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
+import shutil
 
 import pytest
 import torch
 from huggingface_hub import utils as hub
+from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from pvopt.formats import CheckpointError
@@ -165,6 +168,24 @@ def _fifo(file):
     os.mkfifo(file)
 
 
+def _set(**settings):
+    return lambda f: f.write_text(json.dumps(json.loads(f.read_text()) | settings))
+
+
+def _elsewhere(file):
+    """An index of weights that lie beside the folder."""
+    model = file.with_name("model.safetensors")
+    names = load_file(model)
+    model.rename(file.parent.with_name("x.safetensors"))
+    file.write_text(json.dumps({"weight_map": dict.fromkeys(names, "../x.safetensors")}))
+
+
+def _infinite(file):
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = torch.inf
+    save_file(tensors, file, metadata={"format": "pt"})
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -175,14 +196,22 @@ def _fifo(file):
         ("config.json", _fifo, "is a FIFO"),
         ("config.json", lambda f: f.write_text("[" * 10**5), "config.json: is nested"),
         ("config.json", lambda f: f.write_text('{"model_type": "llama"'), "config.json: is trunc"),
-        ("config.json", lambda f: f.write_text("[]"), "cannot be loaded as a model"),
+        ("config.json", lambda f: f.write_text("[]"), "config.json: must hold an object"),
+        ("config.json", _set(_attn_implementation="a/b"), "names a kernel, which is not loaded"),
+        ("config.json", _set(vocab_size=64), "other shapes than its config.json says"),
+        ("config.json", _set(hidden_act="x"), "cannot be loaded: it does not know 'x'"),
+        ("config.json", _set(quantization_config={"quant_method": "awq"}), r"already \(awq\), in"),
+        ("config.json", _set(quantization_config={"bits": 4}), "is quantized already"),
+        ("model.safetensors.index.json", _elsewhere, r"a file outside of the folder: '\.\./x"),
+        ("model.safetensors", _infinite, "model.norm.weight has NaN or infinite entries"),
         (
             "config.json",
             lambda f: f.write_text(f.read_text().replace('layers": 2', 'layers": 2000000000')),
             "far more than there are weights",
         ),
         ("tokenizer_config.json", _fifo, "is a FIFO"),
-        ("tokenizer.json", lambda f: f.write_text("{}"), "cannot be loaded as a model"),
+        ("tokenizer_config.json", lambda f: f.write_text("[]"), "must hold an object"),
+        ("tokenizer.json", lambda f: f.write_text("{}"), "has no tokenizer that can be read"),
         ("generation_config.json", lambda f: f.symlink_to("/dev/zero"), "is a device"),
     ],
 )
@@ -195,6 +224,39 @@ def test_folders_that_were_damaged(name, change, message, model_folder, tmp_path
     with pytest.raises(CheckpointError, match=message) as caught:
         load_model(tmp_path)
     assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("adapter_config.json", "is an adapter, not a model: merge it"), ("notes", "no config.json")],
+)
+def test_folders_of_something_else_say_what(name, message, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=message):
+        load_model(tmp_path)
+    with pytest.raises(ValueError, match="is a file: name the folder that it lies in"):
+        load_model(tmp_path / name)
+
+
+def test_models_of_8_bit_floats_are_read_as_dense_ones(model_folder, tmp_path):
+    """As DeepSeek publishes its models: weights in blocks, each with a scale."""
+    folder = shutil.copytree(model_folder, tmp_path / "fp8")
+    tensors = load_file(folder / "model.safetensors")
+    wanted = {}
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        rows, columns = tensors[name].shape
+        blocks = tensors[name].view(rows // 32, 32, columns // 32, 32)
+        scales = blocks.abs().amax((1, 3), keepdim=True) / 448
+        codes = (blocks / scales).to(torch.float8_e4m3fn)
+        wanted[name] = (codes.float() * scales).view(rows, columns)
+        tensors[name] = codes.view(rows, columns)
+        tensors[f"{name}_scale_inv"] = scales.view(rows // 32, columns // 32)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    settings = {"quant_method": "fp8", "weight_block_size": [32, 32]}
+    _set(quantization_config=settings)(folder / "config.json")
+    model = load_model(folder).model
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert all(torch.equal(model.get_parameter(name), wanted[name]) for name in wanted)
 
 
 def test_links_of_the_hubs_cache_are_followed(model_folder, tmp_path):

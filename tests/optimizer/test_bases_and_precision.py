@@ -10,7 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pvopt import AllGroups, Greedy, PVOptimizer, SGDValues, SharedValues, UniformGrid
+from pvopt import (
+    AllGroups,
+    Greedy,
+    PVOptimizer,
+    QuantizedWeights,
+    SGDValues,
+    SharedValues,
+    UniformGrid,
+)
 
 BASES: dict[str, Callable[[Any], Optimizer]] = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.05),
@@ -127,6 +135,15 @@ def test_values_move_in_single_precision_under_bfloat16_weights():
     assert float(rep.values["values"]) == pytest.approx(0.99, abs=1e-5)
     assert torch.equal(weight, rep.decode().bfloat16())
     assert weight[0].item() < 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_values_in_half_precision_are_refused_as_steps_would_be_rounded_away(dtype):
+    layer = nn.Linear(4, 2, bias=False).to(dtype)
+    reps = {"weight": UniformGrid(bits=2).fit(layer.weight).to(dtype=dtype)}
+    weights = QuantizedWeights(layer, reps)
+    with pytest.raises(ValueError, match=r"values of 'weight' must be torch\.float32.*, got torch"):
+        PVOptimizer(torch.optim.SGD(layer.parameters(), lr=0.1), weights)
 
 
 def test_mixed_dtypes_in_one_model(make_setup):

@@ -98,6 +98,7 @@ def test_entries_that_were_changed_are_refused(base):
         (lambda s: s.update(param_groups=[]), r"\S"),
         (lambda s: s.update(param_groups=s["param_groups"] * 2), "each parameter once"),
         (lambda s: s["state"].update({0: None}), "a mapping by names for 0"),
+        (lambda s: s["state"][0].update({"pv.name": None}), "checksum of a name in 'name', got No"),
         (lambda s: s["state"].update({99: {}}), "must name its parameters in a group, got 99"),
         (lambda s: s["param_groups"][0].update(params=None), "a list 'params', got None"),
         (lambda s: s["param_groups"][0]["params"].pop(), r"\S"),

@@ -18,6 +18,7 @@ from pvopt import (
     Scheme,
     SearchOptions,
     Trellis,
+    parse_scheme,
 )
 from pvopt.metrics.diagonal import GroupDiagonal
 from pvopt.parametrizations.trellis_codes import start_table
@@ -269,6 +270,12 @@ def test_settings_out_of_range_are_refused(settings, error, message):
         Trellis(**settings)
 
 
-def test_tiles_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="out_group=64 does not divide the 24 rows"):
-        Trellis().fit(torch.zeros(24, 32))
+@pytest.mark.parametrize("shape", [(24, 32), (32, 64), (7, 30)])
+@pytest.mark.parametrize("trellis", [Trellis(), Trellis(code="hyb", scale_group=2)])
+def test_tiles_that_do_not_fit_are_refused_with_some_that_do(trellis, shape):
+    with pytest.raises(ValueError, match=f"out_group=64 does not divide the {shape[0]}") as found:
+        trellis.fit(torch.zeros(shape))
+    fitting = parse_scheme(str(found.value).partition("tiles that fit: ")[2].strip("'"))
+    assert fitting.streams(shape)["symbols"].num_codes == 1 << trellis.symbol_bits
+    other = fitting.parametrization
+    assert replace(other, out_group=64, in_group=2) == trellis

@@ -18,7 +18,7 @@ pytest.importorskip("vl_convert", reason="the report extra is not installed")
 import pvopt
 from pvopt.cli import main
 from pvopt.formats import CheckpointError, save
-from pvopt.report import read_runs, write_report
+from pvopt.report import Sample, read_runs, write_report
 from pvopt.report.charts import figures
 from pvopt.report.layers import layer_cells
 from pvopt.report.series import thinned
@@ -196,6 +196,30 @@ def test_what_is_no_run_is_refused_in_a_sentence(folders, tmp_path, capsys, monk
         assert message in ran(capsys, "report", *command, code=2)
     assert (tmp_path / "notes.html").read_text() == "mine"
     assert not (tmp_path / "report.html").exists()
+
+
+def test_a_page_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    model = torch.nn.Linear(8, 4)
+    weights = pvopt.quantize_(model, pvopt.UniformGrid(bits=2))
+    runs = read_runs([save(tmp_path / "plain", model, weights)])
+    write_report(runs, tmp_path / "real.html")
+    before = (tmp_path / "real.html").read_text()
+    (tmp_path / "page.html").symlink_to("real.html")
+    write = Path.write_text
+
+    def full_disk(file, text, **options):
+        write(file, text[:9], **options)
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        write_report(runs, tmp_path / "page.html")
+    monkeypatch.undo()
+    assert (tmp_path / "real.html").read_text() == before
+    write_report(runs, tmp_path / "page.html", samples=[Sample(model="m", prompt="p", text="new")])
+    assert "new" in (tmp_path / "real.html").read_text()
+    assert (tmp_path / "page.html").is_symlink()
+    assert not list(tmp_path.glob("*.partial")) + list(tmp_path.glob(".*.partial"))
 
 
 STEP = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,10 +36,17 @@ def folders(tmp_path_factory):
     (root / "thesis").mkdir()
     (root / "thesis" / "chapter.tex").write_text("precious")
     (root / "file").write_text("precious")
+    for noted, of in (("noted-run", "run"), ("noted", "checkpoint-a")):
+        shutil.copytree(root / of, root / noted)
+        (root / noted / "notes.txt").write_text("precious")
+    (root / "served").mkdir()
+    (root / "served" / "pvopt_export.json").write_text("{}")
     return root
 
 
 QUANTIZE = ["quantize", "--model", "tiny-llama", "--format", "grid:2g16", "--out"]
+EXPORT = ["export", "--checkpoint", "run"]
+CALIBRATED = [*QUANTIZE[:-1], "--calibration", "pydoc"]
 TUNE = ["tune", "--steps", "1", "--batch", "2", "--length", "16", "--eval-windows", "1"]
 
 
@@ -57,11 +65,27 @@ TUNE = ["tune", "--steps", "1", "--batch", "2", "--length", "16", "--eval-window
         ([*TUNE, "--checkpoint", "run", "--overwrite", "--out"], "run", "to start from"),
         ([*TUNE, "--checkpoint", "run", "--overwrite", "--out"], "run/checkpoint", "to start from"),
         ([*TUNE, "--model", "tiny-llama", "--out"], "file", "must be a folder"),
+        ([*TUNE, "--model", "tiny-llama", "--out"], "file/run", "cannot be made, as"),
+        (QUANTIZE, "file/new", "cannot be made, as"),
+        ([*QUANTIZE[:-1], "--overwrite", "--out"], "noted-run", "holds more than a run (notes"),
+        ([*QUANTIZE[:-1], "--overwrite", "--out"], "noted", "holds more than a checkpoint (notes"),
+        ([*QUANTIZE[:-1], "--overwrite", "--out"], "served", "exists and holds something else"),
+        (QUANTIZE, "served", "exists and holds something else"),
+        ([*EXPORT, "--to", "dense", "--out"], "checkpoint-a", "exists and holds something else"),
+        ([*CALIBRATED, "--work", "w", "--out"], "w", "must be two folders side by side"),
+        ([*CALIBRATED, "--work", "w", "--out"], "w/out", "must be two folders side by side"),
+        ([*CALIBRATED, "--work", "out/../out/w", "--out"], "out", "must be two folders side by"),
     ],
 )
 def test_what_is_there_is_kept(command, place, message, folders, capsys, monkeypatch):
     monkeypatch.chdir(folders)
     before = content(folders)
+
+    def work(*args, **options):
+        raise AssertionError("work was done before the folder was looked at")
+
+    for worker in ("pvopt.llm.load_model", "pvopt.tuning.runs.load_model", "pvopt.formats.load"):
+        monkeypatch.setattr(worker, work)
     assert main([*command, place]) == 2
     assert message in capsys.readouterr().err
     assert content(folders) == before

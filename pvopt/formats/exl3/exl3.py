@@ -18,8 +18,9 @@ from pvopt.formats.errors import CheckpointError
 from pvopt.formats.files import read_json
 from pvopt.formats.layerwise import LayerFormat
 from pvopt.formats.models import WEIGHT
+from pvopt.formats.settings_checks import CONFIG
 from pvopt.formats.shards import narrowest, read_shards
-from pvopt.formats.transformers_files import CONFIG, model_skeleton
+from pvopt.formats.transformers_files import model_skeleton
 from pvopt.parametrizations.representation import Representation
 from pvopt.parametrizations.scheme import Scheme
 from pvopt.parametrizations.trellis import Trellis

@@ -18,7 +18,7 @@ from pvopt.formats.exports import EXPORT, foreign_files, write_export
 from pvopt.formats.files import regular_file
 from pvopt.formats.folders import one_generation
 from pvopt.formats.models import filled
-from pvopt.formats.transformers_files import CONFIG
+from pvopt.formats.settings_checks import CONFIG
 from pvopt.parametrizations.representation import Representation
 
 from .architecture import config_of
