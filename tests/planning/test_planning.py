@@ -230,7 +230,7 @@ def test_large_models_are_planned_from_their_configuration(
         (["tiny-llama", "--bits", "2", "--devices", "0"], "devices must be at least 1"),
         (["tiny-llama", "--bits", "2", "--length", "4096"], "--length must be at most 512"),
         (["tiny-llama", "--bits", "2", "--format", "grid:2g48"], "cannot quantize"),
-        (["tiny-llama", "--bits", "2", "--micro-batch", "3"], "micro_batch must divide"),
+        (["tiny-llama", "--bits", "2", "--micro-batch", "3"], "--micro-batch must divide"),
         (["/nowhere/at/all", "--bits", "2"], "/nowhere/at/all"),
     ],
 )
