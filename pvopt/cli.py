@@ -19,6 +19,7 @@ from pvopt.commands.parsing import CommandParser
 __all__ = ["main"]
 
 _COMMANDS = {
+    "plan": "show what quantizing and tuning a model would take",
     "quantize": "quantize a model, with or without a text",
     "tune": "tune a quantized model on a text",
     "eval": "measure perplexity on a text, and how near a checkpoint is to its original",

@@ -74,7 +74,7 @@ EXTENDING = (
 )
 
 # Their --help goes into the page on the command line.
-COMMANDS = ("quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
+COMMANDS = ("plan", "quantize", "tune", "eval", "generate", "export", "report", "info", "demo")
 
 
 def package_page(package: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
@@ -23,6 +22,7 @@ from pvopt.weights import QuantizedWeights
 
 from .blocks import check_own_weights, find_blocks
 from .capture import BlockCall, capture_inputs
+from .digests import digest
 from .end_loss import EndLoss
 from .experts import ExpertHessians, expert_by_expert
 from .fine_tuning import FineTuning
@@ -146,14 +146,14 @@ def calibrate_(
     finished = None
     if work is not None:
         settings = {
-            "tokens": _digest([batches]),
-            "weights": _digest(model.get_parameter(name) for name in chosen),
+            "tokens": digest([batches]),
+            "weights": digest(model.get_parameter(name) for name in chosen),
             "spec": {name: scheme.to_json() for name, scheme in chosen.items()},
             "start": {name: STARTS.to_json(starts[name]) for name in chosen},
             "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
             "seed": seed,
             "end_loss": None if end_loss is None else asdict(end_loss),
-        } | ({} if real is None else {"masks": _digest([real])})
+        } | ({} if real is None else {"masks": digest([real])})
         finished = FinishedBlocks(work, settings)
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
     representations: dict[str, Representation] = {}
@@ -314,12 +314,3 @@ def _masks(masks: Tensor, tokens: Tensor) -> Tensor:
     if not masks.any(1).all():
         raise ValueError("masks must leave a token in every sequence")
     return masks
-
-
-def _digest(tensors: Iterable[Tensor]) -> str:
-    """Return a checksum of tensors of any dtype."""
-    digest = hashlib.sha256()
-    for tensor in tensors:
-        plain = tensor.detach().cpu().contiguous()
-        digest.update(plain.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

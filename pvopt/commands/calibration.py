@@ -7,6 +7,7 @@ import statistics
 from typing import TYPE_CHECKING, Any
 
 from .common import note
+from .mixing import mix
 from .tables import progress_bar
 
 if TYPE_CHECKING:
@@ -123,21 +124,24 @@ def calibrated(
     from pvopt.starts import usual_start
     from pvopt.tuning.records import finite
 
-    starts = {name: settings["start"] or usual_start(scheme) for name, scheme in layers.items()}
-    result = calibrate_(
-        loaded.model,
-        sequences.tokens,
-        layers,
-        starts,
-        masks=sequences.masks,
-        exclude=(),
-        end_loss=settings["end_loss"],
-        fine_tuning=settings["fine_tuning"],
-        work=args.work,
-        seed=args.seed,
-        progress=_blocks_bar,
-    )
-    shown = ", ".join(dict.fromkeys(start.name for start in starts.values()))
+    start = settings["start"]
+    options = {"work": args.work, "seed": args.seed, "progress": _blocks_bar}
+    if args.bits is not None:
+        result = mix(args, loaded, layers, sequences, metadata, **settings, **options)
+    else:
+        result = calibrate_(
+            loaded.model,
+            sequences.tokens,
+            layers,
+            {name: start or usual_start(scheme) for name, scheme in layers.items()},
+            masks=sequences.masks,
+            exclude=(),
+            end_loss=settings["end_loss"],
+            fine_tuning=settings["fine_tuning"],
+            **options,
+        )
+    starts = [start or usual_start(rep.scheme) for rep in result.weights.values()]
+    shown = ", ".join(dict.fromkeys(each.name for each in starts))
     metadata["calibration"] = {
         "text": args.calibration,
         "tokens": sequences.count,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from .calibration import add_calibration, calibrated, calibration_settings
 from .common import add_device, choose_device, note, remember_command
+from .mixing import add_mixing, check_mixing
 from .tables import names_bar
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def add_parser(commands: Any, help: str) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the k-means start; default 0")
     add_selection(parser)
+    add_mixing(parser)
     add_calibration(parser.add_argument_group("calibration"))
     group = parser.add_argument_group("computation")
     group.add_argument(
@@ -77,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
         check_checkpoint_folder(args.out, overwrite=args.overwrite)
         if args.work is not None:
             _check_apart(args.out, args.work)
+    check_mixing(args)
     settings = calibration_settings(args)
     dtype, device = getattr(torch, args.dtype), choose_device(args.device)
     part = "all" if args.chat else args.calibration_part

@@ -7,6 +7,7 @@ import shlex
 import sys
 import types
 import typing
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -57,10 +58,16 @@ def add_parser(commands: Any, help: str) -> None:
     parser.set_defaults(run=run)
 
 
-def add_fields(parser: Any, settings: Any) -> None:
-    """Add a flag for every field of a dataclass, explained by the field's metadata."""
+def add_fields(parser: Any, settings: Any, names: Sequence[str] | None = None) -> None:
+    """Add a flag for every field of a dataclass, explained by the field's metadata.
+
+    Args:
+        parser: of the command, or a group in it.
+        settings: the dataclass.
+        names: of the fields that get a flag; None for all.
+    """
     hints = typing.get_type_hints(settings)
-    for field in fields(settings):
+    for field in (f for f in fields(settings) if names is None or f.name in names):
         help, default = field.metadata["help"].replace("%", "%%"), field.default
         shown = "" if default in (None, MISSING) else f" (default {default})"
         flag, kind = "--" + field.name.replace("_", "-"), _plain_type(hints[field.name])

@@ -23,13 +23,13 @@ from .p_step import ValueStep
 from .stacks import Stack
 from .writing import write_decoded_
 
-__all__ = ["Run", "runs_of"]
+__all__ = ["AT_ONCE", "AT_ONCE_LATENT", "Run", "runs_of"]
 
-# Weights that take a step together: fewer make more calls (benchmarks.step), most of them where
+#: Weights that take a step together: fewer make more calls (benchmarks.step), most of them where
 # the lengths of steps on codes are measured.
-_AT_ONCE = 1 << 26
-# With latent weights: of 1 % of the groups all that is known takes 3 MiB then.
-_AT_ONCE_LATENT = 1 << 24
+AT_ONCE = 1 << 26
+#: With latent weights: of 1 % of the groups all that is known takes 3 MiB then.
+AT_ONCE_LATENT = 1 << 24
 # Weights whose first step leaves holes in the heap that are worth the look for them.
 _LARGE = 1 << 22
 # Weights that are searched together: 16 MiB each for targets, new and present weights and more.
@@ -209,7 +209,7 @@ def runs_of(stack: Stack, jobs: Sequence[Job | None], together: bool) -> Iterato
 
 def _at_once(job: Job) -> float:
     if not job.half_steps.codes:
-        return _AT_ONCE
-    most = _AT_ONCE_LATENT if job.settings.keeps_latent else _AT_ONCE
+        return AT_ONCE
+    most = AT_ONCE_LATENT if job.settings.keeps_latent else AT_ONCE
     share = 1.0 if job.settings.fraction is None else job.settings.fraction
     return min(most, _SEARCHED / share)

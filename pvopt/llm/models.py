@@ -262,13 +262,17 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
 
     Example:
         >>> from pvopt.llm import empty_model
-        >>> empty_model("tiny-llama").lm_head.weight.device.type
-        'meta'
+        >>> model = empty_model("tiny-llama")
+        >>> head, embeddings = model.lm_head, model.model.embed_tokens
+        >>> head.weight.device.type, head.weight is embeddings.weight
+        ('meta', True)
     """
     source = str(source)
     if source in (_TINY_LLAMA, _SMOLLM2) or holds_gguf(Path(source)):  # no configuration to read
         model: Any = load_model(source, dtype=dtype).model
-        return model.to("meta")
+        model.to("meta")
+        model.tie_weights()  # torch moves each name of a weight by itself
+        return model
     from transformers import AutoModelForCausalLM
 
     checked = _checked(Path(source)) if Path(source).exists() else nullcontext()

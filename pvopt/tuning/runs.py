@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pvopt.core.heap import release_free_memory
 from pvopt.formats import CheckpointError, load, load_tokenizer, load_training_state
 from pvopt.llm import (
     LanguageModel,
@@ -265,6 +266,7 @@ def _texts(
             f"the text to evaluate on has {len(tokens)} tokens, less than one window of "
             f"{settings.context_length}: take a longer one or a smaller eval_length"
         )
+    release_free_memory()  # a tokenizer leaves several times the text behind
     return batches, tokens
 
 

@@ -7,14 +7,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pvopt.formats.integer_grids import StoredGrid
+from pvopt.selection.fused import FUSED
 
 __all__ = ["grid_of_layer", "quantization_config", "split_apart"]
 
 _FORMAT = "pack-quantized"
 # Of a pattern: the time it takes grows with the name's length to this power.
 _MOST_STARS = 3
-# Servers join these layers of a block into one.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def quantization_config(grids: Mapping[str, StoredGrid], dense: Iterable[str]) -> dict[str, Any]:
@@ -53,7 +52,7 @@ def split_apart(grids: Mapping[str, StoredGrid], dense: Iterable[str]) -> str | 
     kinds |= {n: (g.bits, g.group_size, g.symmetric) for n, g in grids.items()}
     for name in grids:
         owner, _, leaf = name.rpartition(".")
-        for family in _FUSED:
+        for family in FUSED:
             others = [f"{owner}.{other}" for other in family if leaf in family]
             differing = [o for o in others if o in kinds and kinds[o] != kinds[name]]
             if differing:

@@ -1,0 +1,1 @@
+"""What a tuning run was planned to take, and what it took."""
