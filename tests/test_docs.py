@@ -157,6 +157,23 @@ def test_faults_of_finished_pages_are_found(tmp_path, change, found):
     assert all(part in problem for part, problem in zip(found, problems, strict=True))
 
 
+def _sentences_of_attributes(file: Path) -> Iterator[str]:
+    """First lines of what is said of properties, and of attributes by ``#:``."""
+    text = file.read_text("utf-8")
+    yield from re.findall(r"(?<!#: )(?<!#:)\n +#: (.*)", text)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef) and "property" in map(ast.unparse, node.decorator_list):
+            yield (ast.get_docstring(node) or "").partition("\n")[0]
+
+
+def test_no_sentence_of_an_attribute_is_read_as_its_type():
+    """Sphinx takes what stands before a colon there for the type, and looks for its page."""
+    files = [f for p in ("pvopt", "pvopt_kernels") for f in (DOCS.parent / p).rglob("*.py")]
+    lines = [line for file in files for line in _sentences_of_attributes(file)]
+    assert len(lines) > 50
+    assert [line for line in lines if re.search(r"\w: ", line)] == []
+
+
 def _texts(tree: ast.AST) -> Iterator[str]:
     """The strings of a module, an ellipsis for what is filled in."""
     inside = set()

@@ -108,7 +108,7 @@ class Writer(ABC):
 
     #: What readers decode weights in, whatever values are stored in; None for the values' dtype.
     decodes_in: ClassVar[torch.dtype | None] = None
-    #: How to serve a folder: a command with ``{folder}``, or its ``{parent}`` and ``{name}``.
+    #: The command that serves a folder, with ``{folder}``, or its ``{parent}`` and ``{name}``.
     usage: ClassVar[str] = ""
 
     def loading(self, folder: str | Path) -> str:

@@ -64,7 +64,7 @@ class Subspace(ABC):
     needs_decreases: bool = False
     #: Whether the order of the magnitudes decides, so that ties have to mean something.
     ranks: bool = False
-    #: Whether :meth:`select` takes a ``Farthest`` in place of magnitudes: those of all groups of
+    #: Whether :meth:`select` takes a ``Farthest`` in place of magnitudes, those of all groups of
     #: all weights are then never kept together.
     reads_largest: bool = False
 
