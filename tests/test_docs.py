@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import doctest
 import inspect
+import itertools
 import re
 import runpy
 import statistics
@@ -158,12 +159,15 @@ def test_faults_of_finished_pages_are_found(tmp_path, change, found):
 
 
 def _sentences_of_attributes(file: Path) -> Iterator[str]:
-    """First lines of what is said of properties, and of attributes by ``#:``."""
+    """First lines of what is said of properties, and of attributes of classes by ``#:``."""
     text = file.read_text("utf-8")
-    yield from re.findall(r"(?<!#: )(?<!#:)\n +#: (.*)", text)
+    for before, line in itertools.pairwise(text.splitlines()):
+        if re.match(" +#: ", line) and not re.match(" +#:", before):
+            yield line
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef) and "property" in map(ast.unparse, node.decorator_list):
-            yield (ast.get_docstring(node) or "").partition("\n")[0]
+        if isinstance(node, ast.FunctionDef):
+            if "property" in map(ast.unparse, node.decorator_list):
+                yield (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def test_no_sentence_of_an_attribute_is_read_as_its_type():
