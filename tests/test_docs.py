@@ -165,9 +165,9 @@ def _sentences_of_attributes(file: Path) -> Iterator[str]:
         if re.match(" +#: ", line) and not re.match(" +#:", before):
             yield line
     for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.FunctionDef):
-            if "property" in map(ast.unparse, node.decorator_list):
-                yield (ast.get_docstring(node) or "").partition("\n")[0]
+        decorators = getattr(node, "decorator_list", [])
+        if isinstance(node, ast.FunctionDef) and "property" in map(ast.unparse, decorators):
+            yield (ast.get_docstring(node) or "").partition("\n")[0]
 
 
 def test_no_sentence_of_an_attribute_is_read_as_its_type():
