@@ -53,7 +53,7 @@ def test_groups_show_every_option(make_setup):
         "fraction": 0.1,
         "trust_ratio": 0.01,
         "latent_decay": 0.25,
-        "values_lr_ratio": 3.0,
+        "values_lr_ratio": 5.0,
         "freeze_codes": False,
         "freeze_values": False,
         "seed": 0,
