@@ -38,7 +38,7 @@ venv: $(READY)
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(UPGRADE) \
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(UPGRADE) \
 	--constraint $(VENV)/constraints.txt "$(TORCH)"
 
 # A build of torch for GPUs brings the release of Triton that it needs; beside one for CPUs, Triton
