@@ -74,7 +74,7 @@ def check_nearest(points, entries, metric, k) -> None:
 
 
 # Multiples of 1/8 have exact squares and sums in float32: ties are ties in both precisions.
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     group_size=st.sampled_from([3, 8]),

@@ -81,8 +81,7 @@ def test_all_points_in_order(table):
     )
 
 
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize("with_metric", [False, True])
+@pytest.mark.parametrize(("k", "with_metric"), [(1, True), (3, False)])
 def test_e8p_assign_in_lower_precision(
     kind, table, precision, ragged, k, with_metric, generator, guard, device
 ):
