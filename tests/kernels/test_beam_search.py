@@ -263,9 +263,9 @@ def test_nan_targets_give_codes_in_range_and_spoil_no_other_group(kind, generato
     assert torch.equal(found[others], expected[others])
 
 
-@pytest.mark.parametrize("each", [0, 1, 7, 17])
 @pytest.mark.parametrize(
-    ("books", "order"), [(1, [0]), (2, [1, 0]), (2, [1]), (2, []), (3, [2, 0])]
+    ("each", "books", "order"),
+    [(0, 2, [1, 0]), (1, 1, [0]), (7, 2, [1]), (7, 2, []), (17, 2, [1, 0]), (17, 3, [2, 0])],
 )
 @pytest.mark.parametrize("weighted", [False, True], ids=["plain", "metric"])
 def test_a_stack_has_the_bits_of_a_search_for_each_weight(

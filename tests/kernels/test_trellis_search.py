@@ -115,9 +115,10 @@ def test_between_two_nodes_the_way_is_the_best(generator):
     torch.testing.assert_close(errors_of(moved, target[0], table, bits, None)[0], wanted)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 17])  # none, one, more than the lanes of a vector
-@pytest.mark.parametrize("k", [1, 3])
-@pytest.mark.parametrize(("bits", "values"), [(2, 1), (2, 2)])
+# None, one, more than the lanes of a vector.
+@pytest.mark.parametrize(
+    ("rows", "k", "bits", "values"), [(0, 1, 2, 1), (1, 3, 2, 2), (17, 1, 2, 2), (17, 3, 2, 1)]
+)
 def test_in_lower_precision(kind, precision, rows, k, bits, values, generator, guard, device):
     """As near as the search in float64, whatever path it takes."""
     if kind == "triton" and (k > 1 or rows > 1) and device.type == "cpu":
