@@ -27,7 +27,7 @@ options = st.builds(Option, bits=st.integers(1, 50), loss=numbers)
 some = st.lists(options, min_size=1, max_size=3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(groups=st.lists(some, min_size=1, max_size=5), data=st.data())
 def test_the_choice_is_that_of_enumeration(groups, data):
     least = sum(min(option.bits for option in group) for group in groups)

@@ -23,7 +23,7 @@ def random_model(seed: int, d: int, c: int, condition: float, rank: int) -> Quad
     return QuadraticModel(curvature, gradient, values[generator.integers(c, size=d)], values)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=75, deadline=None)
 @given(
     seed=SEEDS,
     d=st.integers(1, 6),
@@ -44,7 +44,7 @@ def test_equals_enumeration_and_certifies_it(seed, d, c, condition, deficit):
     assert found.gap <= scale
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, nodes=st.integers(1, 40))
 def test_a_stopped_search_still_brackets_the_minimum(seed, nodes):
     """Out of nodes: the bounds differ, but the minimum lies between them."""
@@ -55,7 +55,7 @@ def test_a_stopped_search_still_brackets_the_minimum(seed, nodes):
     assert found.lower_bound - slack <= least <= found.upper_bound + slack
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=SEEDS, nodes=st.sampled_from([1, 200, 100_000]))
 def test_bounds_hold_where_rounding_dominates(seed, nodes):
     """A matrix near a diagonal: the bound leans on the discreteness of single coordinates."""

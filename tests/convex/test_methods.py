@@ -27,7 +27,7 @@ from pvopt.convex import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=25, deadline=None)
+some = settings(max_examples=12, deadline=None)
 
 MONOTONE = {
     "exact": lambda p: recipes.exact_pv(),

@@ -22,7 +22,7 @@ from pvopt.convex import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=30, deadline=None)
+some = settings(max_examples=15, deadline=None)
 
 
 @some

@@ -13,7 +13,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 DRAWS = 20_000
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=SEEDS)
 def test_nearest_is_nearest(seed):
     generator = np.random.default_rng(seed)
@@ -29,7 +29,7 @@ def test_ties_take_the_first_value():
     assert Nearest().choose(np.array([0.5, 2.0]), np.array([0.0, 1.0, 2.0, 2.0])).tolist() == [0, 2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=SEEDS, temperature=st.sampled_from([0.3, 1.0, 2.0]))
 def test_power_rule_has_its_probabilities(seed, temperature):
     """P(nearest) = e1^(-1/t) / (e1^(-1/t) + e2^(-1/t)) (baselines)."""
@@ -43,7 +43,7 @@ def test_power_rule_has_its_probabilities(seed, temperature):
     assert (drawn == order[0]).mean() == pytest.approx(odds[0] / odds.sum(), abs=0.025)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(seed=SEEDS)
 def test_linear_rule_is_unbiased_between_the_outermost_values(seed):
     """E[round(t)] = t (the unbiased rule for scalar grids)."""

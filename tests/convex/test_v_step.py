@@ -30,7 +30,7 @@ from pvopt.convex import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=50, deadline=None)
+some = settings(max_examples=25, deadline=None)
 
 
 def least_bound(problem, point, curvature, movable):

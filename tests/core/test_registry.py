@@ -51,7 +51,7 @@ from pvopt.rules.rounding import ROUNDINGS
 from pvopt.rules.subspace import SUBSPACES
 from pvopt.spaces import SPACES
 
-some = settings(max_examples=40, deadline=None, derandomize=True)
+some = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def maybe(strategy):
@@ -183,7 +183,7 @@ REGISTRIES = [
 @pytest.mark.parametrize(
     ("registry", "strategies"), REGISTRIES, ids=lambda x: getattr(x, "kind", "")
 )
-@settings(some, max_examples=200)
+@settings(some, max_examples=100)
 @given(data=st.data())
 def test_names_and_descriptions_are_lossless(registry, strategies, data):
     found = data.draw(st.one_of(strategies))
@@ -219,7 +219,7 @@ def _kinds(strategy) -> set[type]:
     return found
 
 
-@settings(some, max_examples=200)
+@settings(some, max_examples=100)
 @given(
     parametrization=st.one_of(FORMATS),
     space=st.one_of(*PLAIN_SPACES, CHAINS, st.just(Identity())),

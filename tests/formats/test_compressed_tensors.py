@@ -54,7 +54,7 @@ def test_transformers_computes_the_same_logits(tmp_path, text, dtype):
         assert torch.equal(found, logits(model))
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     bits=st.integers(2, 8),

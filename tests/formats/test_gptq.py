@@ -55,7 +55,7 @@ def plainly(kind: GPTQGrid, tensors: dict[str, torch.Tensor]) -> torch.Tensor:
     return (integers - zeros[groups].T) * scales[groups].T
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**31),
     bits=st.sampled_from([2, 3, 4, 8]),

@@ -33,7 +33,7 @@ def multiply(x: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 
 @needs_bytes
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     bits=st.integers(1, 8),

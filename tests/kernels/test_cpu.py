@@ -258,7 +258,7 @@ def e8p_points() -> torch.Tensor:
 
 
 # Targets are multiples of 1/8, weights small integers: all sums are exact in float32.
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     k=st.sampled_from([1, 1, 2, 5, 8, 16, 17, 64]),
@@ -315,7 +315,7 @@ def test_e8p_targets_that_are_not_finite_get_some_code():
         assert torch.equal(found[4:], found[4].expand(96, -1, -1))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     bits=st.integers(1, 8),

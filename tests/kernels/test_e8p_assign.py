@@ -36,7 +36,7 @@ def errors_of(target: Tensor, codes: Tensor, metric: Tensor | None) -> Tensor:
     return (squares if metric is None else squares * metric.double()[:, None]).sum(-1)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     k=st.sampled_from([1, 1, 2, 3, 7, 40]),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pvopt_kernels.ops import sum_by_code
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 2**32 - 1),
     n=st.integers(0, 30),

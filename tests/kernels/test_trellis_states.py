@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pvopt_kernels import hybrid_index, trellis_states, trellis_table
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     data=st.data(),
     bits=st.integers(1, 8),

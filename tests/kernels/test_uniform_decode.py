@@ -85,7 +85,7 @@ def test_errors(generator):
         uniform_decode(packed, scales.expand(-1, 5), None, bits=2, columns=48)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     bits=st.integers(1, 24),
     rows=st.integers(0, 4),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pvopt import PARAMETRIZATIONS, Binary, Diagonal, Ternary
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=25, deadline=None, derandomize=True)
+some = settings(max_examples=12, deadline=None, derandomize=True)
 
 
 def least_error(weight: np.ndarray, metric: np.ndarray, levels: tuple[int, ...]) -> float:

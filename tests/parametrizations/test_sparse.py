@@ -30,7 +30,7 @@ from pvopt.parametrizations.sparse_support import SparseSupport
 from pvopt.parametrizations.supports import best_supports
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=25, deadline=None, derandomize=True)
+some = settings(max_examples=12, deadline=None, derandomize=True)
 DOUBLE = torch.float64
 KINDS = [
     Sparse(density=0.5),

@@ -25,7 +25,7 @@ from pvopt import (
 )
 
 SEEDS = st.integers(0, 2**32 - 1)
-some = settings(max_examples=40, deadline=None, derandomize=True)
+some = settings(max_examples=20, deadline=None, derandomize=True)
 RULES = [Greedy(0.1), Uniform(0.1), Proportional(0.1), Proportional(0.3, temperature=5.0)]
 
 

@@ -237,7 +237,7 @@ def test_groups_of_representations_are_drawn_whole(network):
     assert found[2].constant == pytest.approx(true, rel=1e-6)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     seed=SEEDS,
     sizes=st.lists(st.integers(1, 40), min_size=1, max_size=3),
