@@ -87,6 +87,7 @@ nitpick_ignore_regex = [
     ("py:class", r"pvopt\.parametrizations\.codebooks\.Codebooks"),
     ("py:class", r"pvopt\.parametrizations\.scalar_grid\.ScalarGrid"),
     ("py:class", r"pvopt\.parametrizations\.zero_point_grid\.ZeroPointGrid"),
+    ("py:class", r"pvopt\.parametrizations\.offset_grid\.OffsetGrid"),
     ("py:class", r"pvopt\.parametrizations\.sparse_support\.SparseSupport"),
     ("py:class", r"pvopt\.rules\.subspace\.Farthest"),
     ("py:class", r"pvopt\.starts\.obs\.OBS"),

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pvopt.core.registry import ShortForm
-from pvopt.core.validation import check_integer
 from pvopt.metrics.contract import Metric
 
+from .offset_grid import OffsetGrid
 from .options import FitOptions
-from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .scalar_grid import ScalarGrid
 from .uniform_grid import UniformGrid
 
 __all__ = ["AffineGrid"]
@@ -33,7 +30,7 @@ __all__ = ["AffineGrid"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class AffineGrid(ScalarGrid):
+class AffineGrid(OffsetGrid):
     r"""Integers of ``b`` bits with a scale and an offset per group of consecutive inputs.
 
     .. math:: w = s_g\,q + m_g, \qquad q \in \{0, \dots, 2^b - 1\}
@@ -61,19 +58,6 @@ class AffineGrid(ScalarGrid):
         The block types Q4_1 and Q5_1 of llama.cpp.
     """
 
-    bits: int
-    group_size: int | None = None
-
-    scaling: ClassVar[tuple[str, ...]] = ("scales", "offsets")
-
-    def __post_init__(self) -> None:
-        check_integer("bits", self.bits, 1, 8)
-        super().__post_init__()
-
-    @property
-    def num_codes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 1 << self.bits
-
     def value_shapes(self, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
         size = self._scale_shape(shape)
         return {"scales": size, "offsets": size}
@@ -93,20 +77,6 @@ class AffineGrid(ScalarGrid):
         return Representation(
             self, rep.codes, {"scales": scales, "offsets": -scales * zeros}, rep.shape
         )
-
-    def decode_groups(
-        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
-    ) -> Tensor:
-        """Return ``scale * code + offset``, ``[n, 1]``, rounded once as in files."""
-        if codes is None:
-            codes = rep.group_codes(groups)
-        scales, offsets = self._scales_and_offsets(rep, groups)
-        return scales * codes.to(scales.dtype) + offsets
-
-    def _position(self, query: Query) -> Tensor:
-        scales, offsets = self._scales_and_offsets(query.rep, query.groups)
-        # A scale of zero makes every level equal: any finite position will do.
-        return torch.where(scales == 0, 0, (query.target - offsets) / scales)
 
     def _scales_and_offsets(self, rep: Representation, groups: Tensor | None) -> list[Tensor]:
         return self._of_groups(rep, (rep.values[name] for name in self.scaling), groups)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,12 +15,11 @@ from pvopt.metrics.contract import Metric
 
 from .affine_grid import AffineGrid
 from .nested_fit import fit_nested
+from .offset_grid import OffsetGrid
 from .options import FitOptions
 from .preparation import prepare_fit, usual_size
-from .query import Query
 from .registry import PARAMETRIZATIONS
 from .representation import Representation
-from .scalar_grid import ScalarGrid
 
 __all__ = ["NestedGrid"]
 
@@ -43,7 +41,7 @@ __all__ = ["NestedGrid"]
     )
 )
 @dataclass(frozen=True, kw_only=True)
-class NestedGrid(ScalarGrid):
+class NestedGrid(OffsetGrid):
     r"""Integers of ``b`` bits, scaled and shifted by codes of a super-block's scale and offset.
 
     .. math:: w = s_B\,\sigma_g\,q + m_B\,\mu_g, \qquad q \in \{0, \dots, 2^b - 1\},\quad
@@ -83,19 +81,13 @@ class NestedGrid(ScalarGrid):
     groups: int = 16
     scale_bits: int = 4
 
-    scaling: ClassVar[tuple[str, ...]] = ("scales", "offsets")
     # A code of 0 leaves out what is beyond it.
     pull_sums_all = False
 
     def __post_init__(self) -> None:
-        check_integer("bits", self.bits, 1, 8)
         check_integer("groups", self.groups, 1, 1 << 20)
         check_integer("scale_bits", self.scale_bits, 1, 8)
         super().__post_init__()
-
-    @property
-    def num_codes(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return 1 << self.bits
 
     @property
     def _block_size(self) -> int:
@@ -148,20 +140,6 @@ class NestedGrid(ScalarGrid):
         values = {"scales": found.scale, "offsets": found.offset}
         sizes = self.value_shapes(shape).items()
         return Representation(self, codes, {n: values[n].reshape(s) for n, s in sizes}, shape)
-
-    def decode_groups(
-        self, rep: Representation, groups: Tensor | None = None, codes: Tensor | None = None
-    ) -> Tensor:
-        """Return ``scale * code + offset``, ``[n, 1]``, rounded once as in files."""
-        if codes is None:
-            codes = rep.group_codes(groups)
-        scales, offsets = self._scales_and_offsets(rep, groups)
-        return scales * codes.to(scales.dtype) + offsets
-
-    def _position(self, query: Query) -> Tensor:
-        scales, offsets = self._scales_and_offsets(query.rep, query.groups)
-        # A scale of zero makes every level equal: any finite position will do.
-        return torch.where(scales == 0, 0, (query.target - offsets) / scales)
 
     def _scales_and_offsets(self, rep: Representation, groups: Tensor | None) -> list[Tensor]:
         products = (
