@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pvopt.core.text_files import replace_text
 from pvopt.evaluation_mode import evaluation_mode
 from pvopt.formats import CheckpointError
 from pvopt.llm import OutputHead, chunked_kl
@@ -123,9 +124,7 @@ class Sensitivities:
         self._found.setdefault(group, {})[format] = divergence
         if self._file is not None:
             content = {"settings": self._settings, "divergences": self._found}
-            scratch = self._file.with_name(f".{self._file.name}.new")
-            scratch.write_text(json.dumps(content, indent=1) + "\n", "utf-8")
-            scratch.replace(self._file)  # whoever is interrupted leaves the previous one
+            replace_text(self._file, json.dumps(content, indent=1) + "\n")
 
     def measure(
         self,

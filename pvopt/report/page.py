@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from importlib.resources import files
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+
+from pvopt.core.text_files import replace_text
 
 from .runs import ReportedRun
 from .samples import Sample
@@ -90,20 +91,8 @@ def write_report(
         vega=_vega(),
     )
     file.parent.mkdir(parents=True, exist_ok=True)
-    _replace(file, text)
+    replace_text(file, text)
     return file
-
-
-def _replace(file: Path, text: str) -> None:
-    """Write a file whole or not at all, in the place of an older one."""
-    target = Path(os.path.realpath(file))  # a link is to be kept
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, target)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 def check_place(file: str | Path) -> None:

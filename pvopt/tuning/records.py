@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pvopt.core.text_files import replace_text
 
 __all__ = ["RECORDS", "RecordsFile", "StepRecord", "finite", "first_and_last"]
 
@@ -93,9 +94,7 @@ class RecordsFile:
         if not self.path.exists():
             return
         lines = [json.dumps(record) for record in self.read() if record["step"] <= step]
-        partial = self.path.with_name(self.path.name + ".partial")
-        partial.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-        os.replace(partial, self.path)
+        replace_text(self.path, "".join(line + "\n" for line in lines))
 
 
 def first_and_last(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
