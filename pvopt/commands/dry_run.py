@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from pvopt.planning import StoredSize
+
 from .selection import Choice
 from .tables import print_table
 
@@ -31,31 +33,23 @@ def dry_run(model: nn.Module, choice: Choice, *, calibrated: bool) -> None:
     """
     schemes = {**choice.layers, **choice.outside}
     shapes = {name: tuple(model.get_parameter(name).shape) for name in schemes}
-    counts = {name: model.get_parameter(name).numel() for name in schemes}
-    bits = {name: scheme.bits_per_weight(shapes[name]) for name, scheme in schemes.items()}
     rows = [
-        [name, "x".join(map(str, shapes[name])), scheme.name, f"{bits[name]:.3f}"]
-        for name, scheme in schemes.items()
+        [name, "x".join(map(str, shape)), scheme.name, f"{scheme.bits_per_weight(shape):.3f}"]
+        for (name, scheme), shape in zip(schemes.items(), shapes.values(), strict=True)
     ]
     print_table(["weight", "shape", "format", "bits per weight"], rows)
-    others = [p for name, p in model.named_parameters() if name not in schemes]
-    dense = sum(p.numel() * p.element_size() for p in others)
+    size = StoredSize.of(model, schemes)
     every = sum(p.numel() * p.element_size() for p in model.parameters())
-    packed = sum(bits[name] * count for name, count in counts.items()) / 8
-    total = sum(counts.values()) + sum(p.numel() for p in others)
-    largest = max(counts.values(), default=0)
+    largest = max(map(math.prod, shapes.values()), default=0)
     print(
         f"\n{len(schemes)} weights, {choice.share(model):.0%} of the matrices: "
-        f"{8 * packed / max(1, sum(counts.values())):.3f} bits per quantized weight, "
-        f"{8 * (packed + dense) / max(1, total):.3f} over all {total:,} weights of the file"
+        f"{size.bits_per_weight:.3f} bits per quantized weight, {size.total_bits_per_weight:.3f} "
+        f"over all {size.quantized + size.others:,} weights of the file"
     )
     # Beside the model: codes as they are computed with, and the target, the groups and the errors
     # of the largest weight.
-    memory = every + sum(counts.values()) + 6 * 4 * largest
-    print(
-        f"model.safetensors about {(packed + dense) / 1e6:.1f} MB; "
-        f"memory about {memory / 1e9:.2f} GB"
-    )
+    memory = every + size.quantized + 6 * 4 * largest
+    print(f"model.safetensors about {size.bytes / 1e6:.1f} MB; memory about {memory / 1e9:.2f} GB")
     seconds = _seconds(schemes, shapes)
     text = "to fit without a text" if not calibrated else "for fits alone, calibration takes more"
     print(f"about {seconds:.0f} s on this machine {text}; nothing was written")
