@@ -46,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> Report:
     chosen = options.parse_args(arguments)
     numbers = [0] if chosen.quick else list(range(1, len(RUNS)))
     if chosen.runs:
-        numbers = [int(number) for number in chosen.runs.split(",")]
+        rows = {str(number): number for number in range(len(RUNS))}
+        unknown = [number for number in chosen.runs.split(",") if number not in rows]
+        if unknown:
+            options.error(f"unknown run {unknown[0]!r}; choose from 0 to {len(RUNS) - 1}")
+        numbers = [rows[number] for number in chosen.runs.split(",")]
     settings = {"quick": chosen.quick, "steps": chosen.steps}
     report = Report("plan", settings, packages=("torch", "transformers", "numpy", "numba"))
     with tempfile.TemporaryDirectory() as temporary:
