@@ -50,14 +50,29 @@ def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form
             "tokens": 640,
             "start": chosen,
             "end_loss": None,
+            "asymmetric": None,
             "fine_tune": 0,
         }
     assert errors[start] < 0.8 * errors["fit"]
 
 
 def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
-    assert main(flags(text, tmp_path / "whole", "grid:2g16", "--fine-tune", "1", "--end-loss")) == 0
-    more = ["--fine-tune", "1", "--end-loss", "0.5", "--work", str(tmp_path / "work")]
+    assert (
+        main(
+            flags(
+                text,
+                tmp_path / "whole",
+                "grid:2g16",
+                "--fine-tune",
+                "1",
+                "--end-loss",
+                "--asymmetric",
+            )
+        )
+        == 0
+    )
+    more = ["--fine-tune", "1", "--end-loss", "0.5", "--asymmetric", "0.5"]
+    more += ["--work", str(tmp_path / "work")]
 
     def one_block(names):
         yield names[0]
@@ -86,6 +101,8 @@ def test_mistakes_are_explained(tmp_path, text, capsys):
          "--calibration-tokens needs a text"),
         (["quantize", "--model", "tiny-llama", "--end-loss", "0", "--out", "X"],
          "--end-loss needs a text"),
+        (flags(text, "X", "grid:2g16", "--asymmetric", "2"),
+         "--asymmetric must be at most 1, got 2"),
         (flags(text, "X", "grid:2g16", "--calibration-length", "641"),
          "--calibration-length must be in 1..640, got 641"),
         (flags(text, "X", "grid:2g16", "--calibration-tokens", "99999", "--calibration-length",

@@ -26,6 +26,7 @@ _OPTIONS = {
     "windows": int,
     "precision": str,
     "end_loss": float,
+    "asymmetric": float,
     "fine_tune": int,
     "tuned_steps": int,
 }

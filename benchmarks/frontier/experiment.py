@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks.evaluation import peak_bytes, text_perplexity, text_quality
 from pvopt import formats
-from pvopt.calibration import EndLoss, FineTuning, calibrate_
+from pvopt.calibration import AsymmetricCalibration, EndLoss, FineTuning, calibrate_
 from pvopt.llm import LanguageModel, load_model, load_text
 
 from .lineup import ROWS
@@ -34,6 +34,7 @@ class Settings:
         precision: of the evaluation: "float32", "bfloat16" (autocast) or "auto" (bfloat16 where
             native).
         end_loss: power of :class:`pvopt.calibration.EndLoss`; None: tokens count alike.
+        asymmetric: share of :class:`pvopt.calibration.AsymmetricCalibration`; None: plain.
         fine_tune: epochs of block-wise fine-tuning.
         tuned_steps: steps of tuning, by each recipe of a row; 0: none.
         seed: of the starts.
@@ -48,6 +49,7 @@ class Settings:
     windows: int = 24
     precision: str = "auto"
     end_loss: float | None = None
+    asymmetric: float | None = None
     fine_tune: int = 0
     tuned_steps: int = 0
     seed: int = 0
@@ -102,6 +104,11 @@ def measure(settings: Settings, name: str, folder: Path) -> dict[str, Any]:
         row.build(loaded.model),
         row.parsed_start(),
         end_loss=None if settings.end_loss is None else EndLoss(power=settings.end_loss),
+        asymmetric=(
+            None
+            if settings.asymmetric is None
+            else AsymmetricCalibration(share=settings.asymmetric)
+        ),
         fine_tuning=FineTuning(epochs=settings.fine_tune) if settings.fine_tune else None,
         seed=settings.seed,
     )

@@ -14,7 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pvopt.calibration import Calibration, EndLoss, FineTuning, calibrate_
+from pvopt.calibration import (
+    AsymmetricCalibration,
+    Calibration,
+    EndLoss,
+    FineTuning,
+    calibrate_,
+)
 from pvopt.calibration.digests import digest
 from pvopt.parametrizations.scheme import Scheme
 from pvopt.selection.fused import fused_groups
@@ -71,6 +77,7 @@ def mix_formats_(
     masks: tuple[Tensor, Tensor] | None = None,
     start: Start | None = None,
     end_loss: EndLoss | None = None,
+    asymmetric: AsymmetricCalibration | None = None,
     fine_tuning: FineTuning | None = None,
     work: str | Path | None = None,
     seed: int = 0,
@@ -100,6 +107,7 @@ def mix_formats_(
         masks: of tokens and held_out, 0 for padding; None for none.
         start: of all weights; None for what suits each format.
         end_loss: see :func:`pvopt.calibration.calibrate_`.
+        asymmetric: likewise.
         fine_tuning: likewise.
         work: folder that keeps calibrated blocks and divergences: other numbers of bits cost no
             new measurements, and an interrupted call goes on. None keeps nothing.
@@ -145,6 +153,7 @@ def mix_formats_(
         "names": names,
         "start": None if start is None else STARTS.to_json(start),
         "end_loss": None if end_loss is None else asdict(end_loss),
+        "asymmetric": None if asymmetric is None else asdict(asymmetric),
         "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
         "seed": seed,
     }
@@ -165,6 +174,7 @@ def mix_formats_(
             masks=None if masks is None else masks[0],
             exclude=(),
             end_loss=end_loss,
+            asymmetric=asymmetric,
             fine_tuning=fine_tuning,
             work=None if folder is None else folder / re.sub(r"[^\w.-]", "-", place),
             seed=seed,

@@ -47,6 +47,7 @@ class ExpertHessians(TorchDispatchMode):
 
     def __init__(self, weights: Mapping[str, tuple[Tensor, int]]) -> None:
         super().__init__()
+        self._paused = False
         self._weights = {name: weight.detach() for name, (weight, _) in weights.items()}
         self._sums = {
             name: torch.zeros(
@@ -58,11 +59,20 @@ class ExpertHessians(TorchDispatchMode):
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[name]
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Count nothing inside."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         places = _PRODUCTS.get(func)
-        if places is not None:
+        if places is not None and not self._paused:
             inputs, weight = args[places[0]], args[places[1]]
             for name, known in self._weights.items():
                 part = _part(known, weight)

@@ -44,6 +44,12 @@ class Hessians(Mapping[str, Tensor]):
         self._sums = {name: _zeros(layer) for name, layer in layers.items()}
         # Inputs of the first batch, kept until it ends: an id belongs to one tensor for so long.
         self._first: dict[str, list[Tensor]] | None = {name: [] for name in layers}
+        # Of the dense pass of this batch, in the order of a layer's calls.
+        self._dense: dict[str, list[Tensor]] = {}
+        self._in_dense_pass = False
+        self._tokens = -1
+        self._shifts: dict[str, Tensor] = {}
+        self._unpaired: set[str] = set()
 
     def __getitem__(self, name: str) -> Tensor:
         return self._sums[self._leaders[name]]
@@ -70,14 +76,51 @@ class Hessians(Mapping[str, Tensor]):
         self._mask = None if mask is None else mask.flatten().bool()
         self._weights = {name: own.flatten() for name, own in (weights or {}).items()}
 
+    @contextmanager
+    def dense_pass(self, tokens: int) -> Iterator[None]:
+        """Take the inputs inside for those of the full-precision model, before the batch itself.
+
+        Layers that are given all tokens in order then have a :meth:`shift`.
+
+        Args:
+            tokens: of the batch, ``batch * length``.
+        """
+        self._in_dense_pass, self._tokens = True, tokens
+        try:
+            yield
+        finally:
+            self._in_dense_pass = False
+
+    def shift(self, name: str) -> Tensor | None:
+        """Return ``(X_dense - X)'X``, ``[in, in]`` in float64; None where tokens have no pairs."""
+        leader = self._leaders[name]
+        return None if leader in self._unpaired else self._shifts.get(leader)
+
     def add(self, name: str, inputs: Tensor) -> None:
         """Take the inputs ``[..., in]`` of one call of a layer."""
-        if self._first is not None:
+        if self._in_dense_pass:
+            if self._first is not None or self._leaders[name] == name:
+                self._dense.setdefault(name, []).append(inputs)
+        elif self._first is not None:
             self._first[name].append(inputs)
         elif self._leaders[name] == name:
             self._accumulate(name, inputs)
 
     def _accumulate(self, name: str, inputs: Tensor) -> None:
+        rows = self._counted(name, inputs)
+        self._sums[name] += rows.T @ rows
+        if self._tokens < 0:
+            return
+        dense = self._dense.get(name)
+        count = inputs[..., 0].numel()
+        if not dense or count != self._tokens or dense[0].shape != inputs.shape:
+            self._unpaired.add(name)
+            return
+        shift = (self._counted(name, dense.pop(0)) - rows).T @ rows
+        self._shifts[name] = self._shifts.get(name, 0) + shift.double()
+
+    def _counted(self, name: str, inputs: Tensor) -> Tensor:
+        """Return the rows that count, times the roots of their weights."""
         rows = inputs.detach().flatten(0, -2)
         rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
         weights = self._weights.get(name)
@@ -85,14 +128,17 @@ class Hessians(Mapping[str, Tensor]):
             rows = rows * weights.sqrt().to(rows)[:, None]
         if self._mask is not None and len(rows) == len(self._mask):
             rows = rows[self._mask.to(rows.device)]
-        self._sums[name] += rows.T @ rows
+        return rows
 
     def end_batch(self) -> None:
         """Say that the module has run once; after the first time the sharing is known."""
-        if self._first is None:
-            return
+        if self._first is not None:
+            self._share(self._first)
+        self._dense.clear()
+
+    def _share(self, first: Mapping[str, list[Tensor]]) -> None:
         leaders: dict[tuple[Any, ...], str] = {}
-        for name, calls in self._first.items():
+        for name, calls in first.items():
             key: tuple[Any, ...] = tuple(id(tensor) for tensor in calls)
             if name in self._weights:
                 key = (*key, name)
@@ -101,7 +147,7 @@ class Hessians(Mapping[str, Tensor]):
             self._leaders[name] = leader
             if leader != name:
                 del self._sums[name]
-        first, self._first = self._first, None
+        self._first = None
         for name in self._sums:
             for tensor in first[name]:
                 self._accumulate(name, tensor)

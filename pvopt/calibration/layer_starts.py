@@ -17,7 +17,12 @@ __all__ = ["start_experts", "start_matrix"]
 
 
 def start_matrix(
-    weight: Tensor, scheme: Scheme, start: Start, hessian: Tensor, generator: torch.Generator
+    weight: Tensor,
+    scheme: Scheme,
+    start: Start,
+    hessian: Tensor,
+    generator: torch.Generator,
+    target: Tensor | None = None,
 ) -> tuple[Representation, float]:
     """Start the weight of a layer.
 
@@ -27,6 +32,7 @@ def start_matrix(
         start: how.
         hessian: ``X'X``, ``[in, in]``; zero if no token reached the layer.
         generator: of random draws.
+        target: what the start is given in place of the weight, or None.
 
     Returns:
         The representation and ``||X (W - W_q)'|| / ||X W'||``, NaN without tokens.
@@ -44,7 +50,8 @@ def start_matrix(
     if not bool(hessian.any()):
         return scheme.fit(weight, generator=generator), math.nan
     metric = Row(hessian)
-    rep = start.start(weight, scheme, metric=metric, generator=generator)
+    given = weight if target is None else target
+    rep = start.start(given, scheme, metric=metric, generator=generator)
     (dense,), (decoded,) = scheme.view.matrices(weight), scheme.view.matrices(rep.decode())
     return rep, metric.relative_error(dense, decoded)
 

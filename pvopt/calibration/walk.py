@@ -20,15 +20,15 @@ from pvopt.selection.schemes import select_schemes
 from pvopt.starts.contract import STARTS, Start
 from pvopt.weights import QuantizedWeights
 
+from .asymmetric import AsymmetricCalibration
 from .blocks import check_own_weights, find_blocks
-from .capture import BlockCall, capture_inputs
+from .capture import capture_inputs
 from .digests import digest
 from .end_loss import EndLoss
-from .experts import ExpertHessians, expert_by_expert
+from .experts import expert_by_expert
 from .fine_tuning import FineTuning
 from .finished_blocks import FinishedBlocks
-from .hessians import gather_hessians
-from .layer_starts import start_experts, start_matrix
+from .one_block import OneBlock
 
 __all__ = ["Calibration", "calibrate_"]
 
@@ -41,6 +41,7 @@ class Calibration:
         weights: the representations, bound to the model.
         layer_errors: by parameter name, ``||X (W - W_q)'|| / ||X W'||`` on the inputs ``X`` that
             the quantized blocks before hand on, as the layer was started (before fine-tuning).
+            Asymmetric calibration aims elsewhere than at ``W``: its errors are larger.
         without_tokens: parameter names of layers that no token of the text reached, and experts
             that were never chosen as ``NAME[NUMBER]``: they have no error, and got the fit of their
             format.
@@ -61,6 +62,7 @@ def calibrate_(
     exclude: Iterable[str] = ("lm_head", "*.lm_head"),
     batch_size: int = 1,
     end_loss: EndLoss | None = None,
+    asymmetric: AsymmetricCalibration | None = None,
     fine_tuning: FineTuning | None = None,
     work: str | Path | None = None,
     seed: int = 0,
@@ -75,11 +77,12 @@ def calibrate_(
 
     Memory beyond the model and its representations is bounded by
 
-    .. math:: 2^{[\text{fine tuning}]}\, n\, h\, b + 8 \sum_{X} \mathrm{in}_X^2 + A
+    .. math:: c\, n\, h\, b + 8 c' \sum_{X} \mathrm{in}_X^2 + A
 
     bytes for ``n`` tokens, hidden states of width ``h`` and ``b`` bytes per number, the distinct
     inputs ``X`` of the layers of *one* block (layers that are given the same tensor share one
-    Hessian), and what one batch ``A`` needs in one block. SmolLM2-135M and 65,536 tokens in
+    Hessian), and what one batch ``A`` needs in one block; ``c`` and ``c'`` are 1, ``c`` one more
+    with fine-tuning, both one more with asymmetric calibration. SmolLM2-135M and 65,536 tokens in
     float32: 151 MB and 27 MB.
 
     Args:
@@ -95,6 +98,7 @@ def calibrate_(
         batch_size: sequences per forward pass; it must divide their number.
         end_loss: how ``X'X`` weighs tokens by what they mean for the model's loss, and with it
             starts and layer errors; None weighs all alike.
+        asymmetric: how far layers make good for errors of the blocks before them; None: not at all.
         fine_tuning: how to tune the continuous values of each block, or None.
         work: folder that finished blocks are saved to; a call with the same arguments and the
             original model takes them from there. Starts must be registered then. None saves
@@ -153,6 +157,7 @@ def calibrate_(
             "fine_tuning": None if fine_tuning is None else asdict(fine_tuning),
             "seed": seed,
             "end_loss": None if end_loss is None else asdict(end_loss),
+            "asymmetric": None if asymmetric is None else asdict(asymmetric),
         } | ({} if real is None else {"masks": digest([real])})
         finished = FinishedBlocks(work, settings)
     names = [f"{list_name}.{number}" for number in range(len(blocks))]
@@ -161,25 +166,27 @@ def calibrate_(
     alone = nullcontext() if finished is None else finished.alone()
     with alone, torch.no_grad(), evaluation_mode(model), expert_by_expert(experts):
         inputs = capture_inputs(model, blocks, batches, real)
+        dense = None if asymmetric is None else inputs.hidden.clone()
         weights: dict[str, Tensor] = {}
         if end_loss is not None and (finished is None or not all(n in finished for n in names)):
             plain = {n: layers[n] for n, scheme in chosen.items() if not scheme.view.experts}
             weights = end_loss.token_weights(model, batches, plain, real)
         for name in names if progress is None else progress(names):
             number = names.index(name)
-            block = _Block(
+            block = OneBlock(
                 model,
                 blocks[number],
                 inputs.calls[number],
                 real,
                 {w: own for w, own in weights.items() if w.startswith(f"{name}.")},
                 {w: p for w, p in chosen.items() if w.startswith(f"{name}.")},
+                asymmetric,
                 last=number == len(names) - 1,
             )
             if finished is not None and name in finished:
-                found, own_errors = block.load(finished, name, inputs.hidden)
+                found, own_errors = block.load(finished, name, inputs.hidden, dense)
             else:
-                found, own_errors = block.calibrate(inputs.hidden, starts, fine_tuning, seed)
+                found, own_errors = block.calibrate(inputs.hidden, dense, starts, fine_tuning, seed)
                 if finished is not None:
                     finished.save(name, found, own_errors)
             representations |= found
@@ -192,97 +199,6 @@ def calibrate_(
         {name: errors[name] for name in chosen if not math.isnan(errors[name])},
         tuple(name for name, error in errors.items() if math.isnan(error)),
     )
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """One block of the walk: what it is called with, and which of its weights get which scheme."""
-
-    model: nn.Module
-    module: nn.Module
-    calls: list[BlockCall]
-    masks: Tensor | None
-    token_weights: dict[str, Tensor]
-    chosen: dict[str, Scheme]
-    last: bool
-
-    def calibrate(
-        self,
-        hidden: Tensor,
-        starts: Mapping[str, Start],
-        fine_tuning: FineTuning | None,
-        seed: int,
-    ) -> tuple[dict[str, Representation], dict[str, float]]:
-        """Quantize the block and overwrite its inputs ``hidden`` by its outputs."""
-        outputs = torch.empty_like(hidden) if fine_tuning is not None else None
-        linear = {
-            name: self.model.get_submodule(name.rpartition(".")[0])
-            for name, scheme in self.chosen.items()
-            if not scheme.view.experts
-        }
-        experts = {}
-        for name, scheme in self.chosen.items():
-            if scheme.view.experts:
-                weight = self.model.get_parameter(name)
-                experts[name] = weight, scheme.view.matrix_shape(weight.shape)[1]
-        representations: dict[str, Representation] = {}
-        errors: dict[str, float] = {}
-        apart = ExpertHessians(experts) if experts else None
-        with gather_hessians(linear) as hessians, apart or nullcontext():
-            for number, batch in enumerate(hidden):
-                hessians.begin_batch(
-                    None if self.masks is None else self.masks[number],
-                    {name: own[number] for name, own in self.token_weights.items()},
-                )
-                output = self.calls[number](self.module, batch)
-                if outputs is not None:
-                    outputs[number] = output
-                hessians.end_batch()
-        for name, scheme in self.chosen.items():
-            parameter = self.model.get_parameter(name)
-            generator = torch.Generator(parameter.device).manual_seed(seed)
-            try:
-                if apart is not None and scheme.view.experts:
-                    rep, own = start_experts(
-                        name, parameter, scheme, starts[name], apart[name], generator
-                    )
-                    errors |= own
-                else:
-                    rep, errors[name] = start_matrix(
-                        parameter, scheme, starts[name], hessians[name], generator
-                    )
-            except (TypeError, ValueError) as error:
-                raise type(error)(f"cannot quantize {name!r}: {error}") from error
-            representations[name] = rep
-            parameter.copy_(rep.decode())
-        del hessians
-        if outputs is not None and fine_tuning is not None and representations:
-            weights = QuantizedWeights(self.model, representations)
-            fine_tuning.tune_(
-                self.module, self.calls, hidden, outputs, weights, masks=self.masks, seed=seed
-            )
-        self._advance(hidden)
-        return representations, errors
-
-    def load(
-        self, finished: FinishedBlocks, name: str, hidden: Tensor
-    ) -> tuple[dict[str, Representation], dict[str, float]]:
-        """Take the block's weights from the folder and overwrite its inputs by its outputs."""
-        wanted = {n: (s, tuple(self.model.get_parameter(n).shape)) for n, s in self.chosen.items()}
-        stored, errors = finished.load(name, wanted)
-        representations: dict[str, Representation] = {}
-        for weight in self.chosen:
-            parameter = self.model.get_parameter(weight)
-            representations[weight] = stored[weight].to(parameter.device)
-            parameter.copy_(representations[weight].decode())
-        self._advance(hidden)
-        return representations, errors
-
-    def _advance(self, hidden: Tensor) -> None:
-        if self.last:  # nobody needs the outputs of the last block
-            return
-        for call, batch in zip(self.calls, hidden, strict=True):
-            batch.copy_(call.last(self.module, batch))
 
 
 def _batches(tokens: Tensor, batch_size: int) -> Tensor:

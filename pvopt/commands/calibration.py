@@ -25,6 +25,7 @@ _NEED_TEXT = {
     "chat": False,
     "start": None,
     "end_loss": None,
+    "asymmetric": None,
     "fine_tune": 0,
     "work": None,
 }
@@ -70,6 +71,15 @@ def add_calibration(group: Any) -> None:
         "outputs; without a number 0.5",
     )
     group.add_argument(
+        "--asymmetric",
+        nargs="?",
+        type=float,
+        const=0.5,
+        metavar="SHARE",
+        help="let layers make good for this share of the error of their inputs; without a number "
+        "0.5",
+    )
+    group.add_argument(
         "--fine-tune",
         type=int,
         default=0,
@@ -92,12 +102,15 @@ def calibration_settings(args: argparse.Namespace) -> dict[str, Any]:
             if getattr(args, name) != default:
                 raise ValueError(f"--{name.replace('_', '-')} needs a text: --calibration TEXT")
         return {}
-    from pvopt.calibration import EndLoss, FineTuning
+    from pvopt.calibration import AsymmetricCalibration, EndLoss, FineTuning
     from pvopt.starts import parse_start
 
     return {
         "start": parse_start(args.start) if args.start else None,
         "end_loss": None if args.end_loss is None else EndLoss(power=args.end_loss),
+        "asymmetric": (
+            None if args.asymmetric is None else AsymmetricCalibration(share=args.asymmetric)
+        ),
         "fine_tuning": FineTuning(epochs=args.fine_tune) if args.fine_tune else None,
     }
 
@@ -137,6 +150,7 @@ def calibrated(
             masks=sequences.masks,
             exclude=(),
             end_loss=settings["end_loss"],
+            asymmetric=settings["asymmetric"],
             fine_tuning=settings["fine_tuning"],
             **options,
         )
@@ -147,6 +161,7 @@ def calibrated(
         "tokens": sequences.count,
         "start": shown,
         "end_loss": args.end_loss,
+        "asymmetric": args.asymmetric,
         "fine_tune": args.fine_tune,
     }
     metadata["errors"]["outputs"] = finite(result.layer_errors)

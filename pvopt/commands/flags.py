@@ -20,6 +20,7 @@ _RENAMED = {
     "tokens": "calibration_tokens",
     "epochs": "fine_tune",
     "power": "end_loss",
+    "share": "asymmetric",
 }
 # At the beginning of a message, before its verb; as NAME=VALUE, but not among the settings of a
 # format; and names with underscores, which are no words of a sentence, but may be parts of paths.

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from recording import Recording
+from recording import Recording, inputs_of
 from torch import nn
 
 from pvopt import Permutation, Scaling, Scheme, SharedValues, UniformGrid
@@ -23,25 +23,6 @@ TOKENS = torch.randint(0, 256, (6, 16), generator=torch.Generator().manual_seed(
 @pytest.fixture
 def model():
     return load_model("tiny-llama").model
-
-
-def inputs_of(model, names, tokens):
-    """Return the inputs of linear layers in a plain run of the model, in float64."""
-    seen = {name: [] for name in names}
-
-    def hook(name):
-        return lambda module, args: seen[name].append(args[0].flatten(0, -2).double())
-
-    handles = [
-        model.get_submodule(n.removesuffix(".weight")).register_forward_pre_hook(hook(n))
-        for n in names
-    ]
-    with torch.no_grad():
-        for row in tokens:
-            model(row[None], use_cache=False)
-    for handle in handles:
-        handle.remove()
-    return {name: torch.cat(rows) for name, rows in seen.items()}
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])
