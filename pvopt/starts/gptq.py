@@ -201,8 +201,10 @@ class _Recursion:
             options=self.settings.search_options,
             draws=Draws.of(self.generator, rep.device),
         )
-        codes = parametrization.candidates(query).codes[:, 0]
-        decoded = parametrization.decode_moved(query, codes)
+        found = parametrization.candidates(query)
+        codes, decoded = found.codes[:, 0], found.decoded
+        if decoded is None:
+            decoded = parametrization.decode_moved(query, codes)
         parametrization.move_(rep, query.groups, codes, decoded)
         return decoded.reshape(target.shape)
 
