@@ -18,6 +18,9 @@ READY := $(VENV)/.ready
 READY_DEMO := $(VENV)/.ready-demo
 
 .DEFAULT_GOAL := help
+
+# Packages are compiled when they are first imported, and not by every process again.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help venv demo test test-newest test-oldest gpu gpu-here docs lint format types check clean
 
 help:

@@ -20,6 +20,7 @@ extensions = [
     "accessibility",
     "api_pages",
     "gallery",
+    "math_font",
     "mathml",
     "papers",
     "pictures",

@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     args = argparse.Namespace(flags={})
     try:
-        args = _parser().parse_args(argv)
+        args = _parser(argv).parse_args(argv)
         args.command_line = shlex.join(["python", "-m", "pvopt", *argv])
         return args.run(args)
     except BrokenPipeError:  # the reader, such as head, has seen enough
@@ -120,7 +120,11 @@ def _version(name: str) -> str:
         return "is not installed"
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser, with the flags of the commands that are named alone.
+
+    What a command knows of formats takes seconds to load, and none of it is in the list of commands.
+    """
     parser = CommandParser(
         prog="pvopt", description="Optimize the discrete weights of language models."
     )
@@ -136,15 +140,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, help in _COMMANDS.items():
+        if name not in argv:
+            commands.add_parser(name, help=help)
+            continue
         module = importlib.import_module(f"pvopt.commands.{'evaluate' if name == 'eval' else name}")
         try:
             module.add_parser(commands, help)
         except ImportError as error:
-            package = missing_package(error)
-            if package is None:
+            if missing_package(error) is None:
                 raise
-            # The other commands and --help work without the package.
-            known = commands.choices.get(name)  # the package may be missed only half-way
-            lacking = known or commands.add_parser(name, help=f"{help} ({package})")
+            # The package may be missed only half-way.
+            lacking = commands.choices.get(name) or commands.add_parser(name, help=help)
             lacking.lacking = error
     return parser

@@ -36,7 +36,7 @@ def weights_of(folder):
     return {name: rep.decode() for name, rep in load_student(folder)[1].items()}
 
 
-@pytest.mark.parametrize(("form", "start"), [("grid:2g16", "gptq"), ("vq:4g8", "aqlm")])
+@pytest.mark.parametrize(("form", "start"), [("grid:2g16", "gptq"), ("vq:2g4", "aqlm")])
 def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form, start):
     errors = {}
     for chosen, more in (("fit", ["--start", "fit"]), (start, [])):

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import doctest
 import inspect
+import io
 import itertools
 import re
 import runpy
@@ -24,6 +25,7 @@ STUB = DOCS.parent / "pvopt" / "__init__.pyi"
 sys.path.insert(0, str(DOCS / "_ext"))
 
 import api_pages  # noqa: E402
+import math_font  # noqa: E402
 import public_names  # noqa: E402
 import results  # noqa: E402
 import site_checks  # noqa: E402
@@ -242,3 +244,19 @@ def test_examples_on_page(page):
     test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), 0)
     failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
     assert failed == 0, f"{failed} examples of {page.name} fail; the output above says how"
+
+
+def test_formulas_have_a_font_with_all_their_glyphs():
+    """Italics of letters that stand alone, and braces in all heights; primes are raised once."""
+    for package in ("ziamath", "latex2mathml", "brotli"):
+        pytest.importorskip(package, reason="the extra docs is not installed")
+    from fontTools.ttLib import TTFont
+    from mathml import to_mathml
+
+    formula = to_mathml(r"\Big\{ X_d'X - h \Big\}", display=True)
+    assert "<mrow><msub><mi>X</mi><mi>d</mi></msub><mi>′</mi></mrow>" in formula
+    text = math_font.characters([f"<p>no $ {formula} no %"])
+    assert set(text) == set("{}−ℎ′Xdh𝑋𝑑")
+    font = TTFont(io.BytesIO(math_font.subset(text)))
+    assert set(map(ord, text)) <= font.getBestCmap().keys()
+    assert "braceleft" in font["MATH"].table.MathVariants.VertGlyphCoverage.glyphs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
+from xml.etree import ElementTree
 
 from latex2mathml.converter import convert
 
@@ -25,7 +26,26 @@ def to_mathml(tex: str, *, display: bool) -> str:
     unknown = re.findall(r">(\\[a-zA-Z]*|&)<", result)
     if unknown:
         raise ValueError(f"not understood: {' '.join(sorted(set(unknown)))}")
-    return result
+    return _primes_in_line(result)
+
+
+def _primes_in_line(mathml: str) -> str:
+    """Set primes beside what they belong to: the sign is raised by itself, and not once more."""
+    space = "{http://www.w3.org/1998/Math/MathML}"
+    ElementTree.register_namespace("", space[1:-1])
+    root = ElementTree.fromstring(mathml)
+    for element in root.iter():
+        kind = element.tag.removeprefix(space)
+        if kind not in ("msup", "msubsup") or element[-1].text != "\N{PRIME}":
+            continue
+        *base, prime = element
+        if kind == "msubsup":
+            below = ElementTree.Element(f"{space}msub")
+            below.extend(base)
+            base = [below]
+        element.tag = f"{space}mrow"
+        element[:] = [*base, prime]
+    return ElementTree.tostring(root, encoding="unicode")
 
 
 def _visit(self: Any, node: Any, *, display: bool) -> None:

@@ -24,7 +24,6 @@ def _dense(order: int) -> bool:
     return order & (order - 1) != 0
 
 
-@torch.compiler.assume_constant_result  # the search below is cached
 def kronecker_factors(size: int) -> tuple[int, ...]:
     """Return orders of small symmetric orthogonal matrices whose Kronecker product has a size.
 
@@ -50,6 +49,11 @@ def kronecker_factors(size: int) -> tuple[int, ...]:
             f"{_LARGEST_DENSE}"
         )
     return best
+
+
+# What torch.compiler.assume_constant_result does, after seconds of importing torch's compiler: the
+# search below is cached.
+kronecker_factors._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @functools.cache

@@ -112,7 +112,7 @@ def try_all(original: Path, scratch: Path, count: int) -> None:
             (scratch / name).write_bytes(changed.get(name, contents[name]))
 
     options = settings(
-        max_examples=count // 2,
+        max_examples=count // 3,
         deadline=None,
         database=None,
         derandomize=True,

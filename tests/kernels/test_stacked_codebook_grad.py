@@ -53,7 +53,7 @@ def test_any_layout_and_mixed_dtypes(kind, layout, guard, device):
 
 
 @settings(
-    max_examples=12,
+    max_examples=8,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

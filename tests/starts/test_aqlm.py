@@ -14,7 +14,7 @@ from pvopt import AdditiveCodebooks, Row, SearchOptions, UniformGrid, VectorCode
 from pvopt.starts import AQLM, GPTQ, Fit
 
 SEEDS = st.integers(0, 2**32 - 1)
-few = settings(max_examples=3, deadline=None, derandomize=True)
+few = settings(max_examples=2, deadline=None, derandomize=True)
 FORMATS = [
     AdditiveCodebooks(num_codebooks=2, bits=3, in_group=4),
     AdditiveCodebooks(num_codebooks=2, bits=3, in_group=2, out_group=2, scale_group=8),

@@ -302,9 +302,9 @@ def test_one_by_one_is_the_greedy_of_least_squares(seed):
 @pytest.mark.parametrize("parametrization", [ROW, PAIRS], ids=str)
 @pytest.mark.parametrize("tokens", [64, 20])
 def test_iterative_is_below_one_shot_is_below_magnitude(parametrization, tokens):
-    """In at least 95 % of 200 random layers, and never worse than 1 % otherwise."""
+    """In at least 95 % of 100 random layers, and never worse than 1 % otherwise."""
     ratios = []
-    for seed in range(200):
+    for seed in range(100):
         weight, inputs = problem(seed, 8, 32, tokens)
         metric = Row(inputs.T @ inputs)
         errors = [
