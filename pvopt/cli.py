@@ -123,7 +123,7 @@ def _version(name: str) -> str:
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser, with the flags of the commands that are named alone.
 
-    What a command knows of formats takes seconds to load, and none of it is in the list of commands.
+    What a command knows of formats takes seconds to load, and no list of commands shows it.
     """
     parser = CommandParser(
         prog="pvopt", description="Optimize the discrete weights of language models."
