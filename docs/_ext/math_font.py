@@ -6,6 +6,7 @@ and with signs of other widths.
 
 from __future__ import annotations
 
+import logging
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -40,6 +41,7 @@ def subset(text: str) -> bytes:
     from fontTools.subset import Options, Subsetter
     from fontTools.ttLib import TTFont
 
+    logging.getLogger("fontTools").setLevel(logging.WARNING)
     font = TTFont(str(files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"))
     cut = Subsetter(Options(layout_features=["ssty"], hinting=False))
     cut.populate(text=text)
