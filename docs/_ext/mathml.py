@@ -10,6 +10,8 @@ from latex2mathml.converter import convert
 
 # What the converter does not know, in terms of what it knows.
 _MACROS = {r"\arg": r"\operatorname{arg}"}
+# Delimiters that it leaves as they are after \big and its like.
+_LARGE = {r"\{": "{", r"\}": "}", r"\|": "‖"}
 
 
 def to_mathml(tex: str, *, display: bool) -> str:
@@ -23,7 +25,9 @@ def to_mathml(tex: str, *, display: bool) -> str:
     if display and r"\\" in tex and r"\begin" not in tex:
         tex = rf"\begin{{split}}{tex}\end{{split}}"
     result = convert(tex, display="block" if display else "inline")
-    unknown = re.findall(r">(\\[a-zA-Z]*|&)<", result)
+    for command, sign in _LARGE.items():
+        result = result.replace(f">{command}<", f">{sign}<")
+    unknown = re.findall(r">(\\[^<]*|&)<", result)
     if unknown:
         raise ValueError(f"not understood: {' '.join(sorted(set(unknown)))}")
     return _primes_in_line(result)
