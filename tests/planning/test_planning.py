@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 from pvopt import FitOptions, parse_scheme, planning, quantize_
 from pvopt.cli import main
-from pvopt.commands.plan import parse_size
+from pvopt.core.byte_sizes import parse_bytes
 from pvopt.formats import save, storage_report
 from pvopt.llm import (
     distillation_loss,
@@ -242,4 +242,4 @@ def test_bad_plans_are_refused(flags, message, capsys):
 @pytest.mark.parametrize("text", ["0GB", "24 G B", "GB", "-1GB", "1iB", "nan"])
 def test_no_sizes(text):
     with pytest.raises(ValueError, match="--memory must be a size"):
-        parse_size(text)
+        parse_bytes(text, "--memory")
