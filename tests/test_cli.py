@@ -654,6 +654,21 @@ def test_published_models_are_tuned_in_their_own_format(tmp_path, text, capsys, 
     assert moved
 
 
+def test_an_export_has_the_dtype_of_the_model(tmp_path, capsys):
+    """Of a model in half precision scales are tuned in single precision, and rounded at the end."""
+    model, weights = tiny("grid:2g16s", torch.bfloat16)
+    start = save(tmp_path / "start", model, in_dtype(weights, torch.float32))
+    export = ["export", "--checkpoint", str(start), "--to", "compressed-tensors", "--out"]
+    for flags, dtype in (([], torch.bfloat16), (["--dtype", "float32"], torch.float32)):
+        out = tmp_path / str(dtype)
+        assert main([*export, str(out), *flags]) == 0
+        output = capsys.readouterr()
+        assert ("values were rounded to torch.bfloat16: quantized" in output.err) == (not flags)
+        found = load(out)
+        assert {p.dtype for p in found.model.parameters()} == {dtype}
+        assert found.model.config.dtype == dtype
+
+
 def test_an_export_rounds_nothing_unasked(tmp_path, capsys):
     model, weights = tiny("grid:2s")
     narrow = in_dtype(weights, torch.bfloat16)

@@ -21,6 +21,10 @@ _MARKERS = {
     "trellis": "P",
 }
 
+_SIDES = ((8, "left"), (-8, "right"))
+# Half of the width of a marker, in pixels.
+_HALF = 6
+
 # Starts that are worse than the full-precision model by such a factor are noise: they are drawn at
 # the upper edge, so that the others do not lie on one line.
 _FAR = 40
@@ -28,6 +32,36 @@ _FAR = 40
 
 def _text(perplexity: float) -> str:
     return f"{perplexity:.3g}" if perplexity < 1000 else f"{perplexity:,.0f}"
+
+
+# Where the name of a point may be, by points from its middle: the first place that is free.
+_PLACES = (
+    (8, 0, "left", "center"),
+    (-8, 0, "right", "center"),
+    (0, 8, "center", "bottom"),
+    (0, -8, "center", "top"),
+    *((x, y, side, "center") for y in (10, -10, 20, -20, 30, -30) for x, side in _SIDES),
+)
+
+
+def _label(axes: Any, names: Sequence[tuple[str, Any]], others: Sequence[Any]) -> None:
+    """Write the name of every point beside it, where it covers no other name and no point."""
+    from matplotlib.transforms import Bbox
+
+    axes.figure.canvas.draw()  # the places of points are known from now on
+    points = [axes.transData.transform(place) for place in (*(p for _, p in names), *others)]
+    taken = [Bbox.from_bounds(x - _HALF, y - _HALF, 2 * _HALF, 2 * _HALF) for x, y in points]
+    for name, place in names:
+        for x, y, side, middle in _PLACES:
+            text = axes.annotate(
+                name, place, (x, y), textcoords="offset points", ha=side, va=middle, fontsize=7
+            )
+            box = text.get_window_extent().padded(1)
+            inside = axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+            if inside and not box.count_overlaps(taken):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> Path:
@@ -51,6 +85,7 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
     limit = _FAR * teacher_ppl
     starts = [row for row in rows if row["steps"] == 0]
     ordered = sorted(starts, key=lambda row: (row["bits_per_weight"], row["ppl"]))
+    names: list[tuple[str, tuple[float, float]]] = []
     for number, row in enumerate(ordered):
         bits, colour = row["bits_per_weight"], colours[number % len(colours)]
         marker = _MARKERS.get(row["format"].partition("-")[0], "^")
@@ -69,6 +104,7 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
             )
             axes.plot(bits, best["ppl"], "*", color=colour, markersize=11)
         axes.plot(bits, height, marker, color=colour, label=label, markeredgecolor="black")
+        names.append((row["format"], (bits, height)))
         if beyond:
             axes.annotate("↑", (bits, height), (0, 5), textcoords="offset points", ha="center")
     front: list[tuple[float, float]] = []
@@ -88,6 +124,8 @@ def pareto(rows: Sequence[dict[str, Any]], teacher_ppl: float, folder: Path) -> 
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.grid(axis="y", color="0.9")
     figure.legend(loc="outside right upper", fontsize="small")
+    arrows = [(r["bits_per_weight"], r["ppl"]) for r in rows if r["steps"]]
+    _label(axes, names, arrows)
     file = folder / "frontier.png"
     figure.savefig(file, dpi=120)
     pyplot.close(figure)

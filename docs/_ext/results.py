@@ -160,6 +160,20 @@ def llm_tune(report: dict[str, Any]) -> str:
     return table([*heads, "changed groups per step", "peak memory"], rows, len(heads) + 1)
 
 
+def plan(report: dict[str, Any]) -> str:
+    """Return what runs were planned to take at most, and what they took."""
+    rows = [
+        [
+            {"30M": "a Llama of 30 M weights", "smollm2": "SmolLM2-135M"}[row["model"]],
+            f"`{row['run'].replace(' ', '`, `')}`",
+            f"{row['planned_gb']:.2f} GB",
+            f"{row['measured_gb']:.2f} GB",
+        ]
+        for row in report["rows"]
+    ]
+    return table(["model", "format and settings", "planned", "measured"], rows, 2)
+
+
 def servers() -> str:
     """Return which writer takes which format, as the writers themselves say."""
     config = LlamaConfig(
@@ -205,6 +219,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "frontier": lambda: frontier(read("frontier")),
     "recipes": lambda: recipes(read("recipes")),
     "llm_tune": lambda: llm_tune(read("llm_tune")),
+    "plan": lambda: plan(read("plan")),
     "servers": servers,
     "forms": forms,
 }

@@ -50,7 +50,8 @@ def candidates_near(
         Schemes by short name, the smallest first.
 
     Raises:
-        ValueError: if the family has no size to vary, or none of its formats has so few bits.
+        ValueError: if the family has no size to vary, or none of its formats has so few bits or
+            more.
 
     Example:
         >>> from pvopt import parse_scheme
@@ -80,4 +81,9 @@ def candidates_near(
     if not below:
         least = f"at least {found[0][0]:.3f}" if found else "that the weights have"
         raise ValueError(f"bits must be {least} for formats like {scheme.name}, got {bits}")
+    if not above:
+        raise ValueError(
+            f"bits must be less than {found[-1][0]:.3f}, the largest format like {scheme.name}, "
+            f"got {bits}: quantize to {found[-1][1].name} alone"
+        )
     return {other.name: other for other in (*below, *above)}

@@ -134,6 +134,8 @@ def mix_formats_(
         >>> mixed.bits <= 3.5, mixed.divergence <= mixed.uniform_divergence
         (True, True)
     """
+    if not 0 < bits < math.inf:
+        raise ValueError(f"bits must be positive and finite, got {bits}")
     shapes = {name: tuple(model.get_parameter(name).shape) for name in names}
     fitted = {
         format: select_schemes(model, dict.fromkeys(names, scheme), ()).chosen

@@ -10,6 +10,7 @@ from .common import note, remember_command
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from pvopt import QuantizedWeights
     from pvopt.formats import Checkpoint, Writer
@@ -34,7 +35,7 @@ def add_parser(commands: Any, help: str) -> None:
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
-        help="of scales and of all weights that are not quantized; default: one that holds them",
+        help="of scales and of all weights that are not quantized; default: that of the model",
     )
     parser.add_argument(
         "--blocks",
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     formats.check_place(args.out, to)
     folder = find_checkpoint(args.checkpoint)
     checkpoint = formats.load(folder)
-    dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint))  # it holds them all
+    dtype = functools.reduce(torch.promote_types, _dtypes(checkpoint.model))  # it holds them all
     if args.dtype:
         dtype = getattr(torch, args.dtype)
     weights = _in_one_dtype(checkpoint, dtype, writer)
@@ -79,11 +80,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _dtypes(checkpoint: Checkpoint) -> set[torch.dtype]:
-    """Return the dtypes of values and of all weights that are not quantized."""
-    weights, state = checkpoint.weights, checkpoint.model.state_dict()
-    others = {t.dtype for n, t in state.items() if n not in weights and t.is_floating_point()}
-    return others | {rep.dtype for rep in weights.values()}
+def _dtypes(model: nn.Module) -> set[torch.dtype]:
+    """Return the dtypes of a model's weights."""
+    return {t.dtype for t in model.state_dict().values() if t.is_floating_point()}
 
 
 def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype, writer: Writer) -> QuantizedWeights:
@@ -95,16 +94,20 @@ def _in_one_dtype(checkpoint: Checkpoint, dtype: torch.dtype, writer: Writer) ->
 
     from pvopt import QuantizedWeights
 
-    rounds = any(torch.promote_types(kind, dtype) != dtype for kind in _dtypes(checkpoint))
+    def is_wider(kind: torch.dtype) -> bool:
+        return torch.promote_types(kind, dtype) != dtype
+
+    others = any(map(is_wider, _dtypes(checkpoint.model)))
     computed = writer.decodes_in or dtype
     prepared = {name: writer.prepared(rep) for name, rep in checkpoint.weights.items()}
     reps = {n: rep.to(dtype=dtype).to(dtype=computed) for n, rep in prepared.items()}
-    if rounds:
+    if others or any(is_wider(rep.dtype) for rep in prepared.values()):
         pairs = ((rep.decode(), reps[name].decode()) for name, rep in checkpoint.weights.items())
         changes = [float((b - a).norm() / a.norm().clamp_min(1e-30)) for a, b in pairs]
+        more = ", and so were all other weights" if others else ""
         note(
-            f"values were rounded to {dtype}, and so were all other weights: quantized ones change "
-            f"by at most {max(changes):.1e} of their norm"
+            f"values were rounded to {dtype}{more}: quantized ones change by at most "
+            f"{max(changes):.1e} of their norm"
         )
     model: Any = checkpoint.model.to(dtype).to(computed)
     model.config.dtype = computed

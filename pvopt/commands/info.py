@@ -63,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
             ],
         ],
     )
-    print(f"\n{folder / 'model.safetensors'}: {report.file_bytes:,} bytes")
+    print(f"\n{folder}: {report.file_bytes:,} bytes of tensors")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -44,8 +45,8 @@ def check_mixing(args: argparse.Namespace) -> None:
         if args.candidates is not None:
             raise ValueError("--candidates needs --bits")
         return
-    if not args.bits > 0:
-        raise ValueError(f"--bits must be positive, got {args.bits}")
+    if not 0 < args.bits < math.inf:
+        raise ValueError(f"--bits must be positive and finite, got {args.bits}")
     if args.calibration is None:
         raise ValueError("--bits needs a text to measure on: --calibration TEXT")
     for name in ("layer", "dry_run"):

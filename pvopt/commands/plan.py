@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from pvopt.core.byte_sizes import parse_bytes
 
 from .tables import print_table
 from .tune import add_fields
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     from pvopt.planning import formats_of_size
     from pvopt.tuning import TuneSettings
 
-    memory = None if args.memory is None else parse_size(args.memory)
+    memory = None if args.memory is None else parse_bytes(args.memory, "--memory")
     if args.devices < 1:
         raise ValueError(f"--devices must be at least 1, got {args.devices}")
     given = {name: value for name, value in vars(args).items() if name in _FIELDS}
@@ -173,24 +174,6 @@ def _print_run(
         f"tokens in {settings.dtype} at the speed of this machine: {in_passes:.3g} s in passes, "
         f"{seconds - in_passes:.3g} s in the optimizer"
     )
-
-
-def parse_size(text: str) -> float:
-    """Return the bytes that a text such as ``24GB`` or ``16GiB`` stands for.
-
-    Raises:
-        ValueError: for anything else.
-
-    Example:
-        >>> from pvopt.commands.plan import parse_size
-        >>> parse_size("1.5GB"), parse_size("2 MiB")
-        (1500000000.0, 2097152.0)
-    """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", text.strip().lower())
-    if found is None or not float(found[1]) or (found[3] and not found[2]):
-        raise ValueError(f"--memory must be a size such as 24GB or 16GiB, got {text!r}")
-    thousand = 1024 if found[3] else 1000
-    return float(found[1]) * thousand ** ("kmgt".index(found[2]) + 1 if found[2] else 0)
 
 
 def _shown(size: float) -> str:

@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from pvopt.formats import save, storage_report
+    from pvopt.formats.places import check_room
     from pvopt.llm import TextPart, empty_model, load_model, stable_source
     from pvopt.tuning import check_checkpoint_folder, delete_run
 
@@ -79,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         check_checkpoint_folder(args.out, overwrite=args.overwrite)
         if args.work is not None:
             _check_apart(args.out, args.work)
+            check_room(Path(args.work) / "blocks")
     check_mixing(args)
     settings = calibration_settings(args)
     dtype, device = getattr(torch, args.dtype), choose_device(args.device)

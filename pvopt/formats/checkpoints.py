@@ -42,7 +42,8 @@ def save(
 
     The native format holds ``model.safetensors`` (codes packed at their real width, values, all
     other weights; no dense copy of a quantized weight), ``pvopt.json`` with checksums of all files
-    and, for models of transformers, the configuration and tokenizer.
+    and, for models of transformers, the configuration and tokenizer. More than 5 GB of tensors are
+    in several files, with the index that transformers writes; ``native:2GB`` asks for smaller ones.
 
     Args:
         folder: where to; replaced if it is a checkpoint, refused if it is or holds anything else.

@@ -110,7 +110,8 @@ def filled(
         settings: gives a folder with the files of transformers; None takes those of ``folder``.
 
     Raises:
-        CheckpointError: if the model cannot be rebuilt, or has other tensors.
+        CheckpointError: if the model cannot be rebuilt or has other tensors, or a weight is not
+            finite.
     """
     keep_dtypes = model is not None
     if model is None:
@@ -118,6 +119,7 @@ def filled(
             _check_fits(folder, model_skeleton(files, len(reps) + len(others)), reps, others)
             model = rebuild_model(files, _common_dtype(reps, others))
     _check_fits(folder, model, reps, others)
+    _check_finite(folder, model, others)
     _fill(model, reps, others, keep_dtypes=keep_dtypes)
     moved = {name: rep.to(model.get_parameter(name).device) for name, rep in reps.items()}
     weights = QuantizedWeights(model, moved)
@@ -158,6 +160,16 @@ def _check_fits(
     for name, tensor in others.items():
         if state[name].is_floating_point() and not tensor.is_floating_point():
             raise CheckpointError(f"{folder}: {name} must hold floats, got {tensor.dtype}")
+
+
+def _check_finite(folder: Path, model: nn.Module, others: Mapping[str, Tensor]) -> None:
+    """Raise if a dense weight holds NaN or infinity; masks, which are buffers, may."""
+    for name, parameter in model.named_parameters():
+        tensor = others.get(name)
+        if tensor is None or not parameter.is_floating_point():
+            continue
+        if not all(bool(end.isfinite()) for end in tensor.float().flatten().aminmax()):
+            raise CheckpointError(f"{folder}: {name} has NaN or infinite entries")
 
 
 @torch.no_grad()

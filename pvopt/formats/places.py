@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from .errors import CheckpointError
 
-__all__ = ["absolute", "check_replaceable"]
+__all__ = ["absolute", "check_replaceable", "check_room"]
 
 
 def absolute(folder: str | Path) -> Path:
@@ -20,7 +21,7 @@ def absolute(folder: str | Path) -> Path:
 def check_replaceable(
     folder: str | Path, marker: str, foreign: Callable[[Path], Collection[str]] = lambda _: ()
 ) -> None:
-    """Raise unless a folder is ours or can be made; nothing on the disk is changed.
+    """Raise unless a folder is ours or can be made; an empty folder is made beside it to see that.
 
     Args:
         folder: as given to ``replaced_folder``.
@@ -42,13 +43,14 @@ def check_replaceable(
         pvopt.formats.errors.CheckpointError: ...state: cannot be made, as .../file is a file
     """
     target = absolute(folder)
-    if not target.exists():
-        there = next(parent for parent in target.parents if os.path.lexists(parent))
-        if not there.is_dir():
-            raise CheckpointError(f"{folder}: cannot be made, as {there} is a file")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise CheckpointError(f"{folder}: cannot be made, as {there} is not writable")
-        return
+    if target.exists():
+        _check_ours(folder, target, marker, foreign)
+    check_room(folder)
+
+
+def _check_ours(
+    folder: str | Path, target: Path, marker: str, foreign: Callable[[Path], Collection[str]]
+) -> None:
     ours = target.is_dir() and ((target / marker).is_file() or {*os.listdir(target)} <= {".lock"})
     if not ours:
         raise CheckpointError(
@@ -60,3 +62,35 @@ def check_replaceable(
         raise CheckpointError(
             f"{folder}: holds more than a checkpoint ({shown}); it is not replaced"
         )
+
+
+def check_room(path: str | Path) -> None:
+    """Raise unless a file or a folder can be made where a path leads; its parents are made, too.
+
+    Permissions do not tell: the folders of /proc are writable, and nothing can be made in them.
+
+    Args:
+        path: of what is to be made or replaced; nothing of it is changed.
+
+    Raises:
+        CheckpointError: if nothing can be made there.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from pvopt.formats.places import check_room
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> check_room(folder / "runs" / "mine")
+        >>> list(folder.iterdir())
+        []
+    """
+    target = absolute(path)
+    there = next((parent for parent in target.parents if os.path.lexists(parent)), target)
+    if not there.is_dir():
+        raise CheckpointError(f"{path}: cannot be made, as {there} is a file")
+    try:
+        os.rmdir(tempfile.mkdtemp(prefix=".pvopt", dir=there))
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: cannot be made, as {there} is not writable ({error.strerror})"
+        ) from error

@@ -23,6 +23,8 @@ _SETTINGS = (CONFIG, "generation_config.json", TOKENIZER)
 _READ = {".json", ".safetensors", ".bin", ".model", ".txt", ".jinja"}
 # Names that transformers looks up on the hub have a slash.
 _PLAIN_WORD = re.compile(r"\w*")
+# Without weights beside it, a configuration may ask for any number of layers or experts.
+_MOST_LAYERS = 10_000
 _NUMBER_OF = re.compile(r"(^|_)(layers?|blocks|depth|experts)(_|$)")
 
 
@@ -125,9 +127,9 @@ def check_model_folder(folder: Path) -> None:
                 stored += len(tensors.keys())
         except Exception as error:
             raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error
-    if stored and (folder / CONFIG).exists():
+    if (folder / CONFIG).exists():
         content = read_json(folder, CONFIG, within=root, strict=False)
-        check_numbers(folder / CONFIG, content, max(1000, stored))
+        check_numbers(folder / CONFIG, content, max(1000, stored) if stored else None)
 
 
 def _check_content(file: Path, content: Any) -> None:
@@ -141,13 +143,13 @@ def _check_content(file: Path, content: Any) -> None:
             raise CheckpointError(f"{file}: names a file outside of the folder: {name!r}")
 
 
-def check_numbers(file: Path, content: Any, most: int) -> None:
+def check_numbers(file: Path, content: Any, most: int | None = None) -> None:
     """Raise if a configuration asks for more layers than there can be.
 
     Args:
         file: that holds it.
         content: of the file.
-        most: number of anything.
+        most: number of anything, by the weights that are there; None where these are not known.
 
     Raises:
         CheckpointError: naming the setting.
@@ -160,8 +162,10 @@ def check_numbers(file: Path, content: Any, most: int) -> None:
         ...
         pvopt.formats.errors.CheckpointError: config.json: num_hidden_layers is 1000000, far ...
     """
+    limit = _MOST_LAYERS if most is None else most
+    than = "any model has" if most is None else "there are weights"
     for key, value in content.items() if isinstance(content, dict) else ():
         if isinstance(value, dict):
             check_numbers(file, value, most)
-        elif isinstance(value, int | float) and _NUMBER_OF.search(key) and value > most:
-            raise CheckpointError(f"{file}: {key} is {value}, far more than there are weights")
+        elif isinstance(value, int | float) and _NUMBER_OF.search(key) and value > limit:
+            raise CheckpointError(f"{file}: {key} is {value}, far more than {than}")

@@ -17,6 +17,7 @@ from .files import read_json
 from .settings_checks import CONFIG, TOKENIZER, check_numbers, check_settings
 
 __all__ = [
+    "at_most",
     "is_language_model",
     "model_skeleton",
     "read_tokenizer",
@@ -105,7 +106,7 @@ def model_skeleton(folder: Path, num_tensors: int) -> nn.Module:
     content = read_json(folder, CONFIG, strict=False)
     check_numbers(folder / CONFIG, content, max(1000, num_tensors))
     config = _config(folder)
-    with _described(folder), _at_most(20 * num_tensors + 1000), torch.device("meta"):
+    with _described(folder), at_most(20 * num_tensors + 1000), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     weights = sum(p.nbytes for p in model.parameters())
     if sum(b.nbytes for b in model.buffers()) > max(_BUFFER_BYTES, 4 * weights):
@@ -145,8 +146,12 @@ def _described(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _at_most(number: int) -> Iterator[None]:
-    """Stop the construction of a model that has more modules and parameters than a number."""
+def at_most(number: int) -> Iterator[None]:
+    """Stop the construction of a model that has more modules and parameters than a number.
+
+    Raises:
+        CheckpointError: within the block.
+    """
     count = 0
 
     def add(*_: Any) -> None:

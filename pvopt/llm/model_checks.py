@@ -86,7 +86,8 @@ def check_config(source: str, config: Any) -> None:
         )
     names = known.get(config.model_type, ())
     classes = {names} if isinstance(names, str) else {*names}
-    own = list(getattr(config, "architectures", None) or [])
+    named = getattr(config, "architectures", None) or []
+    own = [name for name in ([named] if isinstance(named, str) else named) if isinstance(name, str)]
     kind = f"source={source!r} is a {own[0] if own else config.model_type}"
     if getattr(config, "is_encoder_decoder", False):
         raise ValueError(

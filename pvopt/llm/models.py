@@ -6,7 +6,7 @@ import importlib.util
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pvopt.formats import CheckpointError, load, load_tokenizer
 from pvopt.formats.gguf import holds_gguf
-from pvopt.formats.settings_checks import check_model_folder
+from pvopt.formats.settings_checks import CONFIG, check_model_folder, check_numbers
+from pvopt.formats.transformers_files import at_most
 from pvopt.llm.model_checks import (
     DEQUANTIZED,
     check_causal,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 _SMOLLM2 = "smollm2"
 _TINY_LLAMA = "tiny-llama"
+# Modules and parameters; the largest models have a tenth of it.
+_MOST_PARTS = 1_000_000
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
 
 
@@ -158,18 +161,29 @@ def _checked(folder: Path) -> Iterator[None]:
 
 
 def _from_hub(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
+    with _on_hub(source):
+        return _from_pretrained(source, dtype)
+
+
+@contextmanager
+def _on_hub(source: str) -> Iterator[None]:
+    """Look at an id before anything is asked for; whatever is wrong with the model names it."""
     if not _HUB_ID.fullmatch(source):
         raise ValueError(
             f"source={source!r} is neither an existing folder, nor a Hugging Face hub id "
             f"(owner/name), nor one of {_SMOLLM2!r} and {_TINY_LLAMA!r}"
         )
     try:
-        return _from_pretrained(source, dtype)
+        yield
     except OSError as error:
         raise ValueError(
             f"source={source!r} is no existing folder, and as a Hugging Face hub id it could not "
-            f"be loaded: {error}"
+            f"be loaded: {_sentence(error)}"
         ) from error
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:  # of whatever kind: the files are others'
+        raise ValueError(f"source={source!r} cannot be loaded: {_sentence(error)}") from error
 
 
 def _smollm2(dtype: torch.dtype) -> tuple[Any, Any]:
@@ -229,8 +243,10 @@ def _from_pretrained(source: str, dtype: torch.dtype) -> tuple[Any, Any]:
 
 def _check(source: str) -> Any:
     """Return the configuration; refuse by it what is no causal language model."""
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PretrainedConfig
 
+    content, _ = PretrainedConfig.get_config_dict(source)
+    check_numbers(Path(source, CONFIG), content)  # some configurations make a list as long
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except ValueError as error:
@@ -275,8 +291,8 @@ def empty_model(source: str | Path, *, dtype: torch.dtype = torch.float32) -> An
         return model
     from transformers import AutoModelForCausalLM
 
-    checked = _checked(Path(source)) if Path(source).exists() else nullcontext()
-    with _quiet_transformers(), checked, torch.device("meta"):
+    checked = _checked(Path(source)) if Path(source).exists() else _on_hub(source)
+    with _quiet_transformers(), checked, at_most(_MOST_PARTS), torch.device("meta"):
         return AutoModelForCausalLM.from_config(_check(source), dtype=dtype)
 
 

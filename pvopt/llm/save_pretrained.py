@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from transformers.utils.hub import convert_file_size_to_int
 
 from pvopt.engine.agreement import check_decoded
-from pvopt.formats import FORMATS, Checkpoint, CheckpointError
+from pvopt.formats import Checkpoint, CheckpointError
+from pvopt.formats.native import Native
+from pvopt.formats.shards import INDEX, holds_tensors
 from pvopt.layers import QuantizedLinear
 from pvopt.layers.conversion import representations
 from pvopt.parametrizations.representation import Representation
@@ -54,12 +56,13 @@ class SavePretrained:
             is_main_process: whether to write at all.
             state_dict: must be that of the model, if it is given.
             push_to_hub: must be False, ``model.push_to_hub`` does it.
-            max_shard_size: bytes that the one file of all tensors may have at most.
+            max_shard_size: bytes that one file of tensors has at most, unless a tensor alone is
+                larger.
             variant: must be None.
             others: what transformers takes besides, which has no effect.
 
         Raises:
-            CheckpointError: if the file is larger than ``max_shard_size``, or cannot be written.
+            CheckpointError: if a file cannot be written.
             ValueError: if an argument asks for what the format has not.
             WeightsChangedError: if a weight that was decoded has changed since.
         """
@@ -74,36 +77,35 @@ class SavePretrained:
             raise ValueError(f"variant must be None, a checkpoint has none, got {variant!r}")
         if state_dict is not None and state_dict.keys() != self.model.state_dict().keys():
             raise ValueError("state_dict must be that of the model, got other names")
+        shard_bytes = convert_file_size_to_int(max_shard_size)
+        if shard_bytes < 1:
+            raise ValueError(f"max_shard_size must be positive, got {max_shard_size!r}")
         check_decoded((n, self.model.get_parameter(n), rep) for n, rep in self.decoded.items())
         if not is_main_process:
             return None
         dense = _dense(self.model, {})
         reps = {**self.decoded, **representations(self.model)}
         checkpoint = Checkpoint(dense, QuantizedWeights(dense, reps), self.metadata)
-        folder, writer = Path(save_directory), FORMATS.writer("native")
+        folder, writer = Path(save_directory), Native(shard_bytes)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             with TemporaryDirectory(dir=folder, prefix=".partial") as scratch:
                 made = Path(scratch)
                 writer.write(made, checkpoint)
-                _check_sizes(folder, made, max_shard_size)
                 names = sorted(entry.name for entry in made.iterdir())
                 for name in sorted(names, key=writer.marker.__eq__):  # what names the others last
                     os.replace(made / name, folder / name)
+                _remove_shards(folder, names)
         except OSError as error:
             raise CheckpointError(f"{folder}: cannot be written ({error})") from error
         return None
 
 
-def _check_sizes(folder: Path, made: Path, most: int | str) -> None:
-    """Raise if a file is larger than a shard may be: codes and values are not cut into shards."""
-    for file in made.glob("*.safetensors"):
-        size = file.stat().st_size
-        if size > convert_file_size_to_int(most):
-            raise CheckpointError(
-                f"{folder / file.name}: takes {size:,} bytes, more than max_shard_size={most!r}; a "
-                "checkpoint of pvopt keeps its tensors in one file: give a larger one, or export it"
-            )
+def _remove_shards(folder: Path, keep: Collection[str]) -> None:
+    """Delete files of tensors that an older model has left, which readers would mix with ours."""
+    for entry in folder.iterdir():
+        if (entry.name == INDEX or holds_tensors(entry.name)) and entry.name not in keep:
+            entry.unlink()
 
 
 def _dense(module: nn.Module, done: dict[int, nn.Module]) -> nn.Module:

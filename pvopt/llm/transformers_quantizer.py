@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from pvopt.formats import FORMATS, load_representations, read_metadata
 from pvopt.formats.folders import one_generation
+from pvopt.formats.native.tensors import check_files
 from pvopt.layers import QuantizedLinear
 from pvopt.parametrizations.representation import Representation
 
@@ -75,6 +76,7 @@ class PVOptQuantizer(HfQuantizer):
             raise ValueError("a checkpoint of pvopt must be loaded from its folder")
         folder = Path(checkpoint_files[0]).parent
         with one_generation(folder), FORMATS.reader(folder).transformers_files(folder):
+            check_files(folder, [Path(file).name for file in checkpoint_files])
             self._representations = load_representations(folder)
             self._metadata = read_metadata(folder)
         for name in self._representations:

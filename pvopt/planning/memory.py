@@ -23,9 +23,6 @@ from .states import BaseCost, code_bytes, value_count
 
 __all__ = ["TuningMemory", "tuning_memory", "tuning_passes"]
 
-# Share of what the passes take that stays behind in holes, as measured (benchmarks.plan).
-_HOLES = 0.1
-
 
 @dataclass(frozen=True, kw_only=True)
 class TuningMemory:
@@ -42,8 +39,9 @@ class TuningMemory:
         gradients: of all parameters that move.
         activations: what the passes take beyond the gradients.
         step: what the optimizer's step takes beyond the gradients.
-        holes: memory that is free again and that the C library, or torch's allocator on a GPU,
-            keeps all the same in pieces that nothing fits into.
+        holes: memory that is free again and that the allocator keeps all the same, in pieces that
+            nothing fits into, as large as the gradients: these are freed after each step, smaller
+            tensors are put where they were, and the next gradients are put elsewhere.
         gathered: weights of the largest block, where each device has a part of them.
     """
 
@@ -191,7 +189,7 @@ def tuning_memory(
         gradients=passes.gradient_bytes // devices,
         activations=passes.peak_bytes - passes.gradient_bytes,
         step=(undo + widened + spare) // devices,
-        holes=int(_HOLES * (passes.peak_bytes - passes.gradient_bytes * (1 - 1 / devices))),
+        holes=passes.gradient_bytes // devices,
         gathered=2 * _largest_block(model) if devices > 1 else 0,
     )
 

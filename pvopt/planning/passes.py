@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
@@ -141,7 +143,7 @@ def _shortened(model: nn.Module, name: str, blocks: int) -> nn.Module:
 
 
 def _counted(model: nn.Module, frozen: Collection[str], numbers: _Numbers) -> PassCost:
-    with FakeTensorMode(allow_non_fake_inputs=True), _unpacked():
+    with FakeTensorMode(allow_non_fake_inputs=True), _unpacked(), _quiet():
         student = _imagined(model, frozen)
         teacher = _imagined(model, [name for name, _ in model.named_parameters()])
         ids = torch.zeros(numbers.sequences, numbers.length, dtype=torch.long)
@@ -156,8 +158,8 @@ def _counted(model: nn.Module, frozen: Collection[str], numbers: _Numbers) -> Pa
                     _pass(student, known, ids, numbers.autocast_dtype)
             except RuntimeError as error:
                 raise ValueError(
-                    f"{type(model).__name__} cannot be planned: its passes depend on more than "
-                    f"shapes ({str(error).splitlines()[0]})"
+                    f"{type(model).__name__} cannot be planned: its passes fail, or depend on more "
+                    f"than shapes ({str(error).splitlines()[0]})"
                 ) from error
             gradients = [p.grad for p in student.parameters() if p.grad is not None]
         return PassCost(
@@ -195,6 +197,18 @@ def _unpacked() -> Iterator[None]:
         yield
     finally:
         masking_utils.find_packed_sequence_indices = before
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Let torch not print an error that is raised as well."""
+    logger = logging.getLogger(fake_tensor.__name__)
+    before = logger.disabled
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def _imagined(model: nn.Module, frozen: Collection[str]) -> Any:

@@ -109,7 +109,8 @@ def formats_of_size(model: nn.Module, bits: float) -> dict[str, StoredSize]:
         that tunes best. Formats that do not fit the shapes of the layers are left out.
 
     Raises:
-        ValueError: if ``bits`` is not positive, or no format is near.
+        ValueError: if ``bits`` is not positive, the model has no layer to quantize, or no format is
+            near.
 
     Example:
         >>> from torch import nn
@@ -121,12 +122,15 @@ def formats_of_size(model: nn.Module, bits: float) -> dict[str, StoredSize]:
     """
     if not 0 < bits < math.inf:
         raise ValueError(f"bits must be positive, got {bits}")
+    heads = ("lm_head", "*.lm_head")
+    if not select_schemes(model, {"*": parse_scheme("ternary")}, heads, optional=("*",)).chosen:
+        raise ValueError("the model has no layer to quantize")
     whole = [n for n in range(1, 9) if abs(n - bits) < 1]
     names = [family.format(bits=n) for family in _FAMILIES for n in whole]
     found: dict[str, StoredSize] = {}
     for name in (*names, *_OTHERS):
         try:
-            chosen = select_schemes(model, {"*": parse_scheme(name)}, ("lm_head", "*.lm_head"))
+            chosen = select_schemes(model, {"*": parse_scheme(name)}, heads)
         except ValueError:  # a family without this number of bits, groups that do not fit
             continue
         size = StoredSize.of(model, chosen.chosen)

@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from pvopt.core.text_files import replace_text
+from pvopt.formats.places import check_room
 
 from .runs import ReportedRun
 from .samples import Sample
@@ -99,13 +100,14 @@ def check_place(file: str | Path) -> None:
     """Raise unless a page may be written to a file.
 
     Raises:
-        ValueError: if something else is in the place.
+        ValueError: if something else is in the place, or nothing can be written there.
     """
     file = Path(file)
     if file.is_dir():
         raise ValueError(f"{file} is a folder: name a file for the page")
     if file.exists() and not (file.is_file() and _is_page(file)):  # opening a FIFO would wait
         raise ValueError(f"{file} is no page of pvopt report, it is not replaced")
+    check_room(file)
 
 
 def _is_page(file: Path) -> bool:

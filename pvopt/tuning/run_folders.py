@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pvopt.formats import FORMATS, CheckpointError, check_place
 from pvopt.formats.locks import locked
+from pvopt.formats.places import check_room
 
 from .records import RECORDS
 
@@ -99,7 +100,8 @@ def check_run_folder(
         checkpoint: the folder that the run starts from, if it does; it is never written to.
 
     Raises:
-        ValueError: if the folder holds a run already, is a checkpoint itself, or is no folder.
+        ValueError: if the folder holds a run already, is a checkpoint itself, is no folder, or
+            nothing can be written there.
 
     Example:
         >>> import tempfile
@@ -123,6 +125,7 @@ def check_run_folder(
         raise ValueError(
             f"{folder} holds a run already: resume it, overwrite it or choose another folder"
         )
+    check_room(folder / RECORDS)
 
 
 def check_checkpoint_folder(folder: str | Path, *, overwrite: bool = False) -> None:

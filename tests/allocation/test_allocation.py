@@ -154,6 +154,8 @@ def test_mixed_formats_keep_to_the_budget_and_measure_once(setting, tmp_path, mo
     assert other.bits <= 3.0
     with pytest.raises(ValueError, match=r"bits must be at least 2.500, .* got 2.4"):
         mix(2.4)
+    with pytest.raises(ValueError, match="bits must be positive and finite, got inf"):
+        mix(math.inf)
     with pytest.raises(CheckpointError, match="other settings"):
         mix_formats_(model, calibration, held_out, names, candidates, 3.2, work=tmp_path, seed=1)
 
@@ -204,7 +206,11 @@ def test_the_command_keeps_to_the_bits(text, tmp_path, capsys):
         ([], "--bits needs a text"),
         (["--calibration", "TEXT", "--layer", "*=grid:2"], "--layer does not go with --bits"),
         (["--calibration", "TEXT", "--dry-run"], "--dry-run does not go with --bits"),
-        (["--calibration", "TEXT", "--bits", "-1"], "--bits must be positive"),
+        *(
+            (["--calibration", "TEXT", "--bits", bits], "--bits must be positive and finite")
+            for bits in ("-1", "0", "nan", "inf")
+        ),
+        (["--calibration", "TEXT", "--bits", "99"], "bits must be less than 8.5"),
         (["--calibration", "TEXT", "--bits", "0.5"], "bits must be at least 1.5"),
         (
             ["--calibration", "TEXT", "--calibration-tokens", "64", "--calibration-length", "64"],

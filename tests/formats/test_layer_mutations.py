@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from exports import IDS, drawn, logits, tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mutating import bounded, edits, replacements
+from safetensors.torch import load_file, save_file
 
 from pvopt.formats import CheckpointError, load, save
 
@@ -71,3 +73,14 @@ def test_any_mutation_is_refused_or_a_model_of_the_same_shape(exported, part, re
     finally:
         for file, kept in before.items():
             file.write_bytes(kept)
+
+
+def test_dense_weights_that_are_not_finite_are_refused(exported):
+    file = exported / "model.safetensors"
+    before = file.read_bytes()
+    tensors = load_file(file)
+    tensors["model.norm.weight"][3] = math.nan
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"x: model.norm.weight has NaN or infinite entries"):
+        load(exported)
+    file.write_bytes(before)

@@ -17,6 +17,7 @@ import pvopt
 from pvopt.formats import (
     CheckpointError,
     load,
+    load_representations,
     load_tokenizer,
     load_training_state,
     save,
@@ -373,6 +374,55 @@ def test_storage_is_counted_to_the_byte(network, tmp_path):
     assert report.other_count == sum(others)
     bits = 8 * (total + report.other_bytes) / (5 * 64 + sum(others))
     assert report.total_bits_per_weight == pytest.approx(bits)
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    model = fresh()
+    weights = pvopt.quantize_(model, {"0": pvopt.UniformGrid(bits=2)})
+    return model, weights, save(tmp_path / "sharded", model, weights, format="native:20")
+
+
+def test_large_models_are_in_several_files(sharded):
+    model, weights, folder = sharded
+    files = sorted(folder.glob("*.safetensors"))
+    assert [file.name for file in files] == [
+        f"model-0000{n}-of-00006.safetensors" for n in range(1, 7)
+    ]
+    assert_same(model, weights, load(folder, fresh()))
+    assert storage_report(folder).file_bytes == sum(file.stat().st_size for file in files)
+    save(folder, model, weights)
+    assert [file.name for file in folder.glob("*.safetensors")] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("name", "by", "message"),
+    [
+        ("model-00002-of-00006.safetensors", None, "model-00002-of-00006.safetensors: is missing"),
+        (
+            "model-00002-of-00006.safetensors",
+            "model-00003-of-00006.safetensors",
+            "-00002-of.*: is ",
+        ),
+        ("model.safetensors.index.json", None, "index.json: is missing"),
+        ("model.safetensors.index.json", "pvopt.json", "index.json: is too long"),
+    ],
+)
+def test_files_that_do_not_belong_together_are_refused(name, by, message, sharded):
+    _, _, folder = sharded
+    content = None if by is None else (folder / by).read_bytes()
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    for read in (lambda: load(folder, fresh()), lambda: load_representations(folder)):
+        with pytest.raises(CheckpointError, match=message):
+            read()
+
+
+@pytest.mark.parametrize("size", ["0", "-1GB", "much", ""])
+def test_sizes_of_files_that_cannot_be(size, saved):
+    with pytest.raises(ValueError, match="native"):
+        save(saved, fresh(), pvopt.QuantizedWeights(fresh(), {}), format=f"native:{size}")
 
 
 def test_a_file_with_a_right_checksum_but_wrong_content(saved):

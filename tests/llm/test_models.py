@@ -110,7 +110,7 @@ def test_a_failing_hub_is_reported_with_the_source(monkeypatch):
     def unreachable(*args, **settings):
         raise OSError("no connection")
 
-    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    monkeypatch.setattr("transformers.PretrainedConfig.get_config_dict", unreachable)
     with pytest.raises(ValueError, match=r"'owner/name' is no existing folder.*no connection"):
         load_model("owner/name")
 

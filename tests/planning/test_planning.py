@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from dataclasses import replace
 
@@ -13,7 +14,7 @@ pytest.importorskip("transformers", reason="the language-model extra is not inst
 
 from pvopt import FitOptions, parse_scheme, planning, quantize_
 from pvopt.cli import main
-from pvopt.commands.plan import parse_size
+from pvopt.core.byte_sizes import parse_bytes
 from pvopt.formats import save, storage_report
 from pvopt.llm import (
     distillation_loss,
@@ -239,7 +240,41 @@ def test_bad_plans_are_refused(flags, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors")
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("llama", {"hidden_size": -64}, "cannot be loaded as a model .*negative dimension"),
+        ("llama", {"intermediate_size": 10**18}, "cannot be loaded as a model .*overflowed"),
+        ("llama", {"num_attention_heads": 0}, "cannot be loaded as a model"),
+        (
+            "llama",
+            {"num_hidden_layers": 10**9},
+            "num_hidden_layers is 1000000000, far more than any",
+        ),
+        ("llama", {"num_hidden_layers": 0}, "no layer to quantize"),
+        ("llama", {"architectures": "ZorbLM"}, "is a ZorbLM, no causal language model"),
+        ("llama", {"num_key_value_heads": 3}, "its passes fail, or depend"),
+        ("mixtral", {"num_local_experts": 10**9}, "num_local_experts is 1000000000, far more than"),
+        ("mixtral", {"num_experts_per_tok": 9}, "its passes fail, or depend"),
+    ],
+)
+def test_configurations_of_no_model_are_refused(kind, changes, message, tmp_path, caplog):
+    config = {"model_type": kind, "vocab_size": 50, "hidden_size": 16, "intermediate_size": 32}
+    config |= {"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+
+    def planned():
+        model = empty_model(tmp_path)
+        formats_of_size(model, 2.0)
+        pass_cost(model, sequences=1, length=8)
+
+    with pytest.raises(ValueError, match=message):
+        planned()
+    assert not caplog.records
+
+
 @pytest.mark.parametrize("text", ["0GB", "24 G B", "GB", "-1GB", "1iB", "nan"])
 def test_no_sizes(text):
     with pytest.raises(ValueError, match="--memory must be a size"):
-        parse_size(text)
+        parse_bytes(text, "--memory")

@@ -72,6 +72,21 @@ TUNE = ["tune", "--steps", "1", "--batch", "2", "--length", "16", "--eval-window
         ([*QUANTIZE[:-1], "--overwrite", "--out"], "served", "exists and holds something else"),
         (QUANTIZE, "served", "exists and holds something else"),
         ([*EXPORT, "--to", "dense", "--out"], "checkpoint-a", "exists and holds something else"),
+        *[
+            pytest.param(
+                command,
+                "/proc/pvopt",
+                "cannot be made, as /proc is not writable",
+                marks=pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="no /proc"),
+            )
+            for command in (
+                QUANTIZE,
+                [*TUNE, "--model", "tiny-llama", "--out"],
+                [*EXPORT, "--to", "dense", "--out"],
+                [*CALIBRATED, "--out", "new", "--work"],
+                ["report", "run", "--out"],
+            )
+        ],
         ([*CALIBRATED, "--work", "w", "--out"], "w", "must be two folders side by side"),
         ([*CALIBRATED, "--work", "w", "--out"], "w/out", "must be two folders side by side"),
         ([*CALIBRATED, "--work", "out/../out/w", "--out"], "out", "must be two folders side by"),

@@ -112,7 +112,10 @@ def _code(layer: str, tensors: Mapping[str, Tensor]) -> str:
         raise ValueError(f"{layer} must name one code, got {', '.join(named)}")
     for code, constant in named.items():
         if constant.numel() != 1 or constant.dtype != torch.int32:
-            raise ValueError(f"{layer}.{code} must be one torch.int32, got {constant.dtype}")
+            raise ValueError(
+                f"{layer}.{code} must be one torch.int32, got {constant.dtype} of shape "
+                f"{list(constant.shape)}"
+            )
         if int(constant) & 0xFFFFFFFF != CODES[code]:
             raise ValueError(
                 f"{layer}.{code} must be {CODES[code]:#x}, got {int(constant) & 0xFFFFFFFF:#x}"

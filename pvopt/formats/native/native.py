@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pvopt.core.byte_sizes import parse_bytes
 from pvopt.formats.contract import FORMATS, Checkpoint, Reader, Writer
 from pvopt.formats.errors import CheckpointError
 from pvopt.formats.folders import one_generation, read_complete
+from pvopt.formats.shards import INDEX, SHARD_BYTES, holds_tensors, write_shards
 from pvopt.formats.transformers_files import (
     is_language_model,
     model_skeleton,
@@ -25,12 +27,11 @@ from pvopt.weights import QuantizedWeights
 
 from .manifest import MANIFEST, Manifest, WeightEntry, files_of
 from .tensors import (
-    TENSORS,
     checked_tensors,
     packed,
     part_names,
+    tensors_place,
     unpacked,
-    write_tensors,
 )
 from .training_state import STATE, STATE_TENSORS, read_state, write_state
 
@@ -44,17 +45,35 @@ _NOBODYS = (".lock", ".DS_Store", ".nfs")
 class Native(Reader, Writer):
     """Folders with ``pvopt.json``, for any parametrization and space that is registered.
 
+    Args:
+        shard_bytes: the most that one file of tensors takes, unless one tensor alone is larger.
+            Models that take more are written as ``model-00001-of-0000N.safetensors`` with an index.
+            As a setting: ``native:2GB``.
+
+    Raises:
+        ValueError: if it is not positive.
+
     Example:
         >>> import tempfile
         >>> from pathlib import Path
         >>> from pvopt.formats.native import Native
         >>> Native().match(Path(tempfile.mkdtemp()))
         False
+        >>> Native().with_settings("2GB").shard_bytes
+        2000000000
     """
 
     name = "native"
     marker = MANIFEST
     usage = 'python -m pvopt generate --checkpoint {folder} --prompt "Once upon"'
+
+    def __init__(self, shard_bytes: int = SHARD_BYTES) -> None:
+        if shard_bytes < 1:
+            raise ValueError(f"shard_bytes must be at least 1, got {shard_bytes}")
+        self.shard_bytes = shard_bytes
+
+    def with_settings(self, text: str) -> Native:
+        return Native(int(parse_bytes(text, "the size of files in the format native")))
 
     def match(self, folder: Path) -> bool:
         return os.path.lexists(folder / MANIFEST)  # what is no file is refused on reading
@@ -86,7 +105,7 @@ class Native(Reader, Writer):
             tensors |= packed(name, rep)
         if is_language_model(model):
             tensors |= {name: torch.empty(0, dtype=torch.uint8) for name in weights}
-        write_tensors(folder, tensors)
+        write_shards(folder, tensors, most_bytes=self.shard_bytes)
         if checkpoint.training_state is not None:
             write_state(folder, checkpoint.training_state)
         write_transformers_files(folder, model, checkpoint.tokenizer)
@@ -98,7 +117,9 @@ class Native(Reader, Writer):
         # Copies of what was checked: no other file is looked at, whatever else is in the folder.
         with one_generation(folder), TemporaryDirectory() as scratch:
             manifest = Manifest.read(folder)
-            for name in manifest.files.keys() - {TENSORS, STATE, STATE_TENSORS}:
+            for name in manifest.files.keys() - {INDEX, STATE, STATE_TENSORS}:
+                if holds_tensors(name):
+                    continue
                 copy = Path(scratch, name)
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 copy.write_bytes(manifest.read_verified(folder, name))
@@ -141,7 +162,7 @@ class Native(Reader, Writer):
         floating = [dtype for dtype in kinds if dtype.is_floating_point]
         with self.transformers_files(folder) as files:
             skeleton = model_skeleton(files, len(manifest.weights) + len(others))
-            _targets(folder / TENSORS, skeleton, manifest, others)
+            _targets(tensors_place(folder, manifest), skeleton, manifest, others)
             return rebuild_model(files, floating[0] if floating else torch.float32)
 
 

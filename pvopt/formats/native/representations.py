@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pvopt.formats.folders import one_generation, read_complete, replaced_folder
+from pvopt.formats.shards import write_shards
 from pvopt.parametrizations.representation import Representation
 
 from .manifest import Manifest, WeightEntry, files_of
 from .native import Native
-from .tensors import checked_tensors, packed, unpacked, write_tensors
+from .tensors import checked_tensors, packed, unpacked
 
 __all__ = ["load_representations", "save_representations"]
 
@@ -51,7 +52,7 @@ def save_representations(
     entries = {name: WeightEntry.of(name, rep, rep.dtype) for name, rep in representations.items()}
     tensors = {k: t for name, rep in representations.items() for k, t in packed(name, rep).items()}
     with replaced_folder(folder, Native.marker, Native().foreign) as new:
-        write_tensors(new, tensors)
+        write_shards(new, tensors)
         Manifest(None, entries, {}, files_of(new), metadata or {}).write(new)
     return Path(folder)
 

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pvopt.formats.files import regular_file
 from pvopt.formats.folders import one_generation, read_complete
+from pvopt.formats.shards import INDEX, holds_tensors, read_shards
 from pvopt.parametrizations.scheme import Scheme
 
 from .manifest import Manifest
-from .tensors import TENSORS, check_parts, part_names, read_tensors
+from .tensors import check_parts, part_names, tensors_place
 
 __all__ = ["StorageReport", "WeightStorage", "storage_report"]
 
@@ -69,7 +69,7 @@ class StorageReport:
         weights: the quantized weights.
         other_count: number of weights that are not quantized (each tied one counted once).
         other_bytes: what these take, as stored.
-        file_bytes: size of ``model.safetensors``.
+        file_bytes: size of ``model.safetensors``, or of all its shards.
     """
 
     weights: tuple[WeightStorage, ...]
@@ -138,9 +138,10 @@ def storage_report(folder: str | Path) -> StorageReport:
 def _measure(folder: Path) -> StorageReport:
     with one_generation(folder):
         manifest = Manifest.read(folder)
-        file = regular_file(folder, TENSORS)
-        tensors = read_tensors(file)  # the file is mapped, not read
-        file_bytes = file.stat().st_size
+        file = tensors_place(folder, manifest)
+        tensors = read_shards(folder, sharded=file.name == INDEX)  # mapped, not read
+        shards = filter(holds_tensors, manifest.files)
+        file_bytes = sum((folder / name).stat().st_size for name in shards)
     sizes = {name: (tensor.numel(), tensor.nbytes) for name, tensor in tensors.items()}
     weights = []
     for name, entry in manifest.weights.items():

@@ -7,28 +7,24 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pvopt.formats.errors import CheckpointError
+from pvopt.formats.shards import INDEX, read_shards
+from pvopt.formats.tensor_files import TENSORS
 from pvopt.parametrizations.representation import Representation
 
 from .manifest import MANIFEST, Manifest, WeightEntry
 
 __all__ = [
-    "TENSORS",
+    "check_files",
     "check_parts",
     "checked_tensors",
     "packed",
     "part_names",
-    "read_tensors",
+    "tensors_place",
     "unpacked",
-    "write_tensors",
 ]
-
-#: The file of all tensors.
-TENSORS = "model.safetensors"
 
 _FLOATING = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 # A hundredth of a bit for each weight.
@@ -105,14 +101,34 @@ def check_parts(file: Path, name: str, entry: WeightEntry, tensors: Mapping[str,
         raise CheckpointError(f"{file}: {error}") from error
 
 
-def checked_tensors(folder: Path, manifest: Manifest) -> tuple[Path, dict[str, Tensor]]:
-    """Read the file of all tensors; every weight of the manifest fits, nothing is made of it yet.
+def tensors_place(folder: Path, manifest: Manifest) -> Path:
+    """Return the file of all tensors, or the index of several."""
+    return folder / (INDEX if INDEX in manifest.files else TENSORS)
+
+
+def check_files(folder: Path, names: Iterable[str]) -> None:
+    """Raise unless a checkpoint's tensors are in these files, which another program is to read.
 
     Raises:
-        CheckpointError: if the file is damaged, or a tensor is missing or does not fit.
+        CheckpointError: if a file is of something else.
     """
-    file = manifest.verify(folder, TENSORS)
-    tensors = read_tensors(file)
+    known = Manifest.read(folder).files
+    for name in names:
+        if name not in known:
+            raise CheckpointError(f"{folder / name}: is no file of the checkpoint beside it")
+
+
+def checked_tensors(folder: Path, manifest: Manifest) -> tuple[Path, dict[str, Tensor]]:
+    """Read all tensors; every weight of the manifest fits, nothing is made of them yet.
+
+    Returns:
+        The file that messages name, and the tensors.
+
+    Raises:
+        CheckpointError: if a file is damaged, or a tensor is missing or does not fit.
+    """
+    file = tensors_place(folder, manifest)
+    tensors = read_shards(folder, sharded=file.name == INDEX, file_of=manifest.verify)
     for name, entry in manifest.weights.items():
         check_parts(file, name, entry, tensors)
     return file, tensors
@@ -142,38 +158,3 @@ def unpacked(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: {name!r} does not fit {MANIFEST}: {error}") from error
     return rep
-
-
-def write_tensors(
-    folder: Path,
-    tensors: Mapping[str, Tensor],
-    name: str = TENSORS,
-    metadata: dict[str, str] | None = None,
-) -> Path:
-    """Write a file of tensors.
-
-    Raises:
-        CheckpointError: if they cannot be stored, or the disk is full.
-    """
-    file = folder / name
-    file.touch()  # safetensors lets the owner alone read
-    mode = file.stat().st_mode
-    try:
-        save_file(dict(tensors), str(file), metadata)
-    except (SafetensorError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be written ({error})") from error
-    file.chmod(mode)
-    return file
-
-
-def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Read a file of tensors; they are mapped, not copied.
-
-    Raises:
-        CheckpointError: if it is not a safetensors file.
-    """
-    try:
-        with safe_open(str(file), framework="pt") as stored:
-            return {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: cannot be read as safetensors ({error})") from error

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from pvopt.formats.errors import CheckpointError
 from pvopt.formats.files import MAX_JSON_BYTES, read_json
+from pvopt.formats.tensor_files import read_tensors, write_tensors
 
 from .manifest import Manifest
-from .tensors import read_tensors, write_tensors
 
 __all__ = ["STATE", "STATE_TENSORS", "read_state", "write_state"]
 
