@@ -25,19 +25,22 @@ from pvopt.engine.base_contract import (
 from pvopt.engine.bindings import Binding, bindings_of, check_owners, check_precision
 from pvopt.engine.changes import note_written, settle, untouched
 from pvopt.engine.code_steps import CodeStep, learn
-from pvopt.engine.finite_check import check_finite
+from pvopt.engine.consent import consent
+from pvopt.engine.exchange import Channel, Exchange, together
+from pvopt.engine.finite_check import NonFiniteGradientError, check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
 from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step, remember
+from pvopt.engine.placing import check_rules
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
 from pvopt.engine.stacks import Stack, stacks_of
 from pvopt.engine.stall import StallWatch
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
-from pvopt.engine.v_step import stackable, v_step
+from pvopt.engine.v_step import stackable, v_step_task
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.metric_sources import MetricSource
@@ -229,6 +232,8 @@ class PVOptimizer(Optimizer):
         """Let all groups show all options, and weights have the latents that these ask for."""
         bindings = self.bindings_by_id()
         self._adopt(bindings)
+        for binding in bindings.values():
+            check_rules(binding.name, binding.placement, self.subspace, self.metric)
         for group in self.param_groups:
             settings = self._settings(group)
             group.update(asdict(settings))
@@ -275,15 +280,22 @@ class PVOptimizer(Optimizer):
     def bindings_by_id(self) -> dict[int, Binding]:
         """Return the quantized weights by the ``id`` of their present parameters."""
         found: dict[int, Binding] = {}
+        moved = False
         for binding in self._bindings:
             parameter = binding.parameter
-            check_parameter(binding.name, parameter, binding.rep.shape)
+            moved |= binding.move_()
+            shape = binding.placement.whole_shape(binding.rep)
+            check_parameter(binding.name, parameter, shape)
             other = found.setdefault(id(parameter), binding)
             if other is not binding:
                 raise WeightsChangedError(
                     f"{other.name!r} and {binding.name!r} are one parameter now, and have codes "
                     "of their own: tie weights before quantize_"
                 )
+        if moved:
+            for binding in self._bindings:
+                binding.owned = False
+            self._complete_groups()
         return found
 
     @torch.no_grad()
@@ -313,8 +325,6 @@ class PVOptimizer(Optimizer):
         # Where states are made among much that is needed for a moment, holes are left.
         begins = any(run.begins for run in runs)
         undo = Undo(self.base, runs)
-        changed: dict[tuple[str, ...], Tensor] = {}
-        groups: dict[str, int] = {}
         try:
             with (
                 hooks_silent(self.base),
@@ -325,12 +335,14 @@ class PVOptimizer(Optimizer):
             value_steps = [(run, run.value_step(self.values)) for run in runs if run.moves_values]
             p_step((step for _, step in value_steps), self.values)
             remember((step for run, step in value_steps if run.values_follow), self.values)
-            for run, code_step in zip(runs, code_steps, strict=True):
-                if run.moves_codes:
-                    if begins:
-                        release_free_memory()
-                    changed[run.names] = self._v_step(run, undo, code_step)
-                    groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
+            tasks = (
+                self._v_step(run, undo, code_step, begins=begins)
+                for run, code_step in zip(runs, code_steps, strict=True)
+                if run.moves_codes
+            )
+            moving = [run for run in runs if run.moves_codes]
+            changed = dict(zip((run.names for run in moving), together(tasks), strict=True))
+            groups = {name: run.num_groups for run in moving for name in run.names}
             pairs = zip(runs, code_steps, strict=True)
             learn(run.lesson(taken) for run, taken in pairs if taken is not None)
         except BaseException:
@@ -370,10 +382,22 @@ class PVOptimizer(Optimizer):
             if own is not None:
                 sums += own
                 summed |= {id(job.base.parameter) for job in run.jobs}
-        same = check_finite(self.param_groups, names, flags or (), sums, summed)
-        if flags is None or not same:
-            settle(written)
+        error, same = None, True
+        try:
+            same = check_finite(self.param_groups, names, flags or (), sums, summed)
+        except NonFiniteGradientError as found:
+            error = found
+        channels = self._channels()
+        asked = consent(channels, error, flags is None or not same)
+        changed, *_ = together([asked, *(run.pull() for run in runs)])
+        if changed:
+            together([settle(written, channels)])
         return jobs, runs
+
+    def _channels(self) -> list[Channel]:
+        """Return the processes that hold other rows of the weights."""
+        found = (binding.placement.channel for binding in self._bindings if binding.owned)
+        return list(dict.fromkeys(channel for channel in found if channel is not None))
 
     def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
         """Yield the weights that take a step together."""
@@ -382,8 +406,12 @@ class PVOptimizer(Optimizer):
             together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
             yield from runs_of(stack, own, together)
 
-    def _v_step(self, run: Run, undo: Undo, code_step: CodeStep | None) -> Tensor:
+    def _v_step(
+        self, run: Run, undo: Undo, code_step: CodeStep | None, *, begins: bool
+    ) -> Exchange[Tensor]:
         """Move codes towards the targets; return how many groups of each weight changed."""
+        if begins:
+            release_free_memory()
         settings, subspace, first = run.settings, self.subspace, run.jobs[0]
         if settings.fraction is not None:
             subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
@@ -394,7 +422,7 @@ class PVOptimizer(Optimizer):
                 first.binding.name, first.base.parameter, first.group, self.base
             )
         with run.moments_follow(self.values):
-            counts = v_step(
+            counts = yield from v_step_task(
                 run.rep,
                 run.targets,
                 rounding=self.rounding,
@@ -406,6 +434,7 @@ class PVOptimizer(Optimizer):
                 code_step=code_step,
                 gradients=run.gradients if first.base.state.step == 0 else None,
                 before_moves=undo.keep_codes,
+                placement=run.placement,
             )
         return counts
 
