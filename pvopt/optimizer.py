@@ -281,9 +281,10 @@ class PVOptimizer(Optimizer):
         """Return the quantized weights by the ``id`` of their present parameters."""
         found: dict[int, Binding] = {}
         moved = False
+        present = {id(p) for group in self.param_groups for p in group["params"]}
         for binding in self._bindings:
             parameter = binding.parameter
-            moved |= binding.move_()
+            moved |= binding.move_(present)
             shape = binding.placement.whole_shape(binding.rep)
             check_parameter(binding.name, parameter, shape)
             other = found.setdefault(id(parameter), binding)
@@ -293,8 +294,6 @@ class PVOptimizer(Optimizer):
                     "of their own: tie weights before quantize_"
                 )
         if moved:
-            for binding in self._bindings:
-                binding.owned = False
             self._complete_groups()
         return found
 
@@ -387,14 +386,14 @@ class PVOptimizer(Optimizer):
             same = check_finite(self.param_groups, names, flags or (), sums, summed)
         except NonFiniteGradientError as found:
             error = found
-        channels = self._channels()
+        channels = self.channels()
         asked = consent(channels, error, flags is None or not same)
         changed, *_ = together([asked, *(run.pull() for run in runs)])
         if changed:
             together([settle(written, channels)])
         return jobs, runs
 
-    def _channels(self) -> list[Channel]:
+    def channels(self) -> list[Channel]:
         """Return the processes that hold other rows of the weights."""
         found = (binding.placement.channel for binding in self._bindings if binding.owned)
         return list(dict.fromkeys(channel for channel in found if channel is not None))

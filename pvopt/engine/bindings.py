@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -68,23 +68,40 @@ class Binding:
         """The present parameter."""
         return self.find()
 
-    def move_(self) -> bool:
+    def move_(self, present: Collection[int]) -> bool:
         """Take up where the rows are now; tell whether that is elsewhere.
 
+        Args:
+            present: ``id`` of the parameters that the base optimizer has now.
+
         Raises:
-            WeightsChangedError: if the weight has taken steps elsewhere.
+            WeightsChangedError: if the weight has taken steps elsewhere, or the base optimizer has
+                the parameter that it was.
         """
         found = self.locate()
-        if found is self.placement:
+        if found.key == self.placement.key:
             return False
-        if self.state.step:
+        if self.state.step or (self.owned and id(self.parameter) not in present):
             raise WeightsChangedError(
-                f"{self.name!r} has been sharded since its first step: call fully_shard first, "
-                "then make the base optimizer and PVOptimizer, then load a checkpoint"
+                f"{self.name!r} has been sharded since the optimizer was made: call fully_shard "
+                "first, then make the base optimizer and PVOptimizer, then load a checkpoint"
             )
-        self.placement, self.seen = found, None
+        self.placement, self.seen, self.owned = found, None, False
         self.state = WeightState(self.rep, self.state.rule, self.name)
         return True
+
+    def shown(self) -> dict[str, Any]:
+        """Return what is kept for the weight, rows as the model's tensors are."""
+        state = self.state
+        state.complete()  # the representation may have got other tensors
+        wrapped = self.placement.wrapped
+        return {key: wrapped(v) if state.by_row(key) else v for key, v in state.items()}
+
+    def taken(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what :meth:`shown` has returned, in whatever process, for the rows of this one."""
+        taken, by_row = self.placement.taken, self.state.by_row
+        rows = {k for k, v in saved.items() if isinstance(v, Tensor) and v.dim() and by_row(k)}
+        return {key: taken(value) if key in rows else value for key, value in saved.items()}
 
     def present_versions(self) -> int:
         """Return a number that grows with everything that is written into codes and values."""

@@ -81,6 +81,11 @@ class CodeStep:
         selected = max(state.code_memory().groups.shape[1] for state in states)
         return cls(kept.length, before.matrices, states, kept, selected)
 
+    @property
+    def learns(self) -> bool:
+        """Whether lengths of later steps follow from what this one finds."""
+        return self.kept is not None
+
     def each(self) -> list[CodeStep]:
         """Return the steps of each matrix by itself."""
         members = self.before.members()

@@ -20,11 +20,12 @@ def any_process(channels: Sequence[Channel], flags: Sequence[bool]) -> Exchange[
         channels: the processes; none for this one alone.
         flags: as many in every process.
     """
-    found = torch.tensor([float(flag) for flag in flags], dtype=torch.float64)
+    found = list(flags)
     for channel in channels:
-        total: Tensor = yield Sum(channel, found.to(channel.device))
-        found = (total > 0).double().cpu()
-    return [flag > 0 for flag in found.tolist()]
+        own = torch.tensor(found, dtype=torch.float64, device=channel.device)
+        total: Tensor = yield Sum(channel, own)
+        found = (total > 0).tolist()
+    return found
 
 
 def consent(channels: Sequence[Channel], error: Exception | None, changed: bool) -> Exchange[bool]:
@@ -52,5 +53,5 @@ def consent(channels: Sequence[Channel], error: Exception | None, changed: bool)
             "unchanged in all of them"
         )
     if flags[1]:
-        raise ProcessesError("another process cannot take the step; nothing was changed")
+        raise ProcessesError("another process cannot go on; nothing was changed")
     return flags[2]

@@ -122,7 +122,7 @@ class _Part:
 
     def end(self) -> None:
         """Take the target, put everything back."""
-        step, seen = self.step, self.step.placement.entries(self.seen)
+        step, seen = self.step, self.step.placement.unwrapped(self.seen)
         if step.needed and step.keeps_latent:
             step.target = step.state.latent()
             if not _same(seen, step.target):  # some assign new data

@@ -64,7 +64,7 @@ class Placement(ABC):
 
     @abstractmethod
     def entries(self, parameter: Tensor) -> Tensor:
-        """Return the rows of a parameter, to be read and written."""
+        """Return the rows of the parameter, to be read and written; always the same object."""
 
     @abstractmethod
     def gradient(self, parameter: Tensor) -> Tensor:
@@ -73,6 +73,10 @@ class Placement(ABC):
     @abstractmethod
     def wrapped(self, rows: Tensor) -> Tensor:
         """Return rows as the model's tensors are; they share their memory."""
+
+    @abstractmethod
+    def unwrapped(self, tensor: Tensor) -> Tensor:
+        """Return the rows of a tensor that is as the model's are: the inverse of wrapping."""
 
     @abstractmethod
     def taken(self, saved: Tensor) -> Tensor:
@@ -118,6 +122,9 @@ class Placement(ABC):
 class Whole(Placement):
     """This process holds the weight; others that do have a copy of their own."""
 
+    def __reduce__(self) -> str:
+        return "WHOLE"  # copies are the same
+
     @property
     def key(self) -> Hashable:
         return None
@@ -132,6 +139,9 @@ class Whole(Placement):
 
     def wrapped(self, rows: Tensor) -> Tensor:
         return rows
+
+    def unwrapped(self, tensor: Tensor) -> Tensor:
+        return tensor
 
     def taken(self, saved: Tensor) -> Tensor:
         return saved

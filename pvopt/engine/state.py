@@ -199,6 +199,15 @@ class WeightState(dict[str, Any]):
         """Keep for the next step what counts once this one is counted."""
         self._staged = share
 
+    def by_row(self, key: str) -> bool:
+        """Tell whether an entry has a part for each row of the weight."""
+        kind, _, rest = key.partition(".")
+        if kind in ("codes", _LATENT):
+            return True
+        name = rest.partition(".")[2] if kind == "moments" else rest
+        common = self.rep.parametrization.common_values or ()
+        return kind in ("values", "moments") and name not in common
+
     def assign(self, key: str, value: Any) -> None:
         """Set an entry; codes and values keep their tensors."""
         own = dict(self.rep.tensors()).get(key)

@@ -214,7 +214,7 @@ class _Step:
             moves = moves.only(chosen.allowed.flatten())
         found = None
         if self.trust_region is not None:
-            if code_step is not None:
+            if code_step is not None and code_step.learns:
                 found = yield from search.counts(moves)
             within = _within(self.trust_region, moves, search, replace(chosen, groups=groups))
             groups, moves = yield from within
