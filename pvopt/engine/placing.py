@@ -14,10 +14,11 @@ from pvopt.rules.metric_sources import MetricSource
 from pvopt.rules.subspace import Subspace
 
 from .agreement import WeightsChangedError
-from .placement import WHOLE, Placement
+from .placement import WHOLE, Placement, local
 from .writing import write_decoded_
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
     from .row_shards import RowShards
@@ -95,8 +96,9 @@ def _shards_of(name: str, parameter: DTensor, scheme: Scheme) -> RowShards:
             f"{_POSSIBLE}; otherwise {_INSTEAD}"
         )
     out_group = scheme.parametrization.layout(tuple(parameter.shape)).out_group
-    like = parameter.detach().to_local().new_empty(0)
-    found = RowShards(*_key(parameter), axis, out_group, like)
+    shape, mesh, placements = _key(parameter)
+    like = local(parameter).detach().new_empty(0)
+    found = RowShards(shape, mesh, placements, axis, out_group, like)
     if found.chunk % out_group and found.chunk < parameter.shape[0]:
         raise TypeError(
             f"{name!r} has {parameter.shape[0]} rows, {found.chunk} of them in the first process: "
@@ -128,7 +130,7 @@ def check_rules(
         )
 
 
-def _key(parameter: DTensor) -> tuple[Any, ...]:
+def _key(parameter: DTensor) -> tuple[tuple[int, ...], DeviceMesh, tuple[Any, ...]]:
     return tuple(parameter.shape), parameter.device_mesh, tuple(parameter.placements)
 
 
@@ -138,7 +140,7 @@ def _axis(name: str, parameter: DTensor) -> int:
 
     kinds = parameter.placements
     cut = [axis for axis, kind in enumerate(kinds) if not isinstance(kind, Replicate)]
-    if len(cut) == 1 and type(kinds[cut[0]]) is Shard and kinds[cut[0]].dim == 0:
+    if len(cut) == 1 and kinds[cut[0]] == Shard(0) and type(kinds[cut[0]]) is Shard:
         return cut[0]
     raise TypeError(
         f"{name!r} is a DTensor with the placements {kinds}: only rows can be shared out, as "
