@@ -24,13 +24,14 @@ from pvopt.engine.base_contract import (
 )
 from pvopt.engine.bindings import Binding, bindings_of, check_owners, check_precision
 from pvopt.engine.changes import note_written, settle, untouched
-from pvopt.engine.code_steps import CodeStep, learn
+from pvopt.engine.code_steps import CodeStep
 from pvopt.engine.consent import consent
 from pvopt.engine.exchange import Channel, Exchange, together
 from pvopt.engine.finite_check import NonFiniteGradientError, check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
+from pvopt.engine.lessons import learn
 from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step, remember
 from pvopt.engine.placing import check_rules
@@ -248,7 +249,11 @@ class PVOptimizer(Optimizer):
                     start.forget()
                 if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
-                    state.code_memory(rule.count(state.rep.layout.num_groups))
+                    binding = bindings[id(p)]
+                    matrices = binding.rep.matrices.count
+                    state.code_memory(
+                        rule.count(binding.placement.num_groups(binding.rep) // matrices)
+                    )
 
     def _adopt(self, bindings: Mapping[int, Binding]) -> None:
         """Stack the weights of all groups; those of other optimizers are not for this one."""

@@ -109,6 +109,23 @@ class Placement(ABC):
     ) -> GroupSearch:
         """Return the Euclidean search of new codes; ``settings`` as in :class:`StackedSearch`."""
 
+    def total(self, numbers: Tensor) -> Exchange[Tensor]:
+        """Return the sums over all rows of what this process has added up over its own."""
+        yield from ()
+        return numbers
+
+    def own_groups(
+        self, rep: Representation, groups: Tensor, changes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return some groups of all rows as groups of this process; changes of others are 0.
+
+        Args:
+            rep: of the rows of this process.
+            groups: ``[matrices, n]``, numbers among the groups of all rows.
+            changes: ``[matrices, n, group_size]`` of these groups.
+        """
+        return groups, changes
+
     @abstractmethod
     def gathered(self, rep: Representation) -> Representation:
         """Return a copy on the CPU with all rows; every process has to ask."""

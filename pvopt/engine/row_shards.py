@@ -132,6 +132,19 @@ class RowShards(Placement):
         for tensor in [*rep.codes.values(), *(v for n, v in rep.values.items() if n not in common)]:
             tensor.zero_()
 
+    def total(self, numbers: Tensor) -> Exchange[Tensor]:
+        total = yield Sum(self.channel, self.counted(numbers))
+        return total
+
+    def own_groups(
+        self, rep: Representation, groups: Tensor, changes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        first = 0 if self.empty else self.own[0] // self.out_group * rep.layout.cols
+        last = rep.layout.num_groups - 1
+        own = groups - first
+        held = (own >= 0) & (own <= last)
+        return own.clamp(0, last), torch.where(held[..., None], changes, 0)
+
     def gathered(self, rep: Representation) -> Representation:
         common = rep.parametrization.common_values or ()
 

@@ -16,10 +16,11 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-from .code_steps import CodeStep, Lesson
+from .code_steps import CodeStep
 from .exchange import Exchange
 from .group_settings import GroupSettings
 from .jobs import Job
+from .lessons import Lesson
 from .p_step import ValueStep
 from .placement import Placement, Pulled
 from .stacks import Stack
@@ -139,7 +140,8 @@ class Run:
         """Return what the length of the next step on codes follows from."""
         shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
         sign = -1.0 if self.jobs[0].ascends else 1.0
-        return Lesson(code_step, self.rep.view.all_matrices(self.gradients), shares, sign)
+        gradients = self.rep.view.all_matrices(self.gradients)
+        return Lesson(code_step, gradients, shares, sign, self.placement)
 
     def sums(self) -> list[Tensor] | None:
         """Return sums of all entries of the gradients; None where none are needed anyway.

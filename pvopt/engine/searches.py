@@ -101,6 +101,16 @@ class GroupSearch(ABC):
         yield from ()
         return moves.counts(self.weights)
 
+    def observed(self, moves: Moves, selection: Selection) -> Exchange[tuple[Tensor, Tensor]]:
+        """Return the groups that all processes have selected, and how they change.
+
+        Returns:
+            Numbers among the groups of all rows ``[weights, n]``, and ``[weights, n, group_size]``.
+        """
+        yield from ()
+        groups = selection.groups
+        return groups, moves.changes.view(*groups.shape, -1)
+
     @property
     @abstractmethod
     def weights(self) -> int:

@@ -186,6 +186,18 @@ class ShardedSearch(StackedSearch):
         accepted = trust_region.accept(total[:, :count], total[:, count])
         return accepted.gather(1, places).flatten()
 
+    def observed(self, moves: Moves, selection: Selection) -> Exchange[tuple[Tensor, Tensor]]:
+        count, places = selection.count, selection.places
+        assert places is not None
+        assert selection.allowed is not None
+        changes = moves.changes.view(*places.shape, -1).double()
+        numbers = (selection.groups + self.share.first).double()[..., None]
+        own = torch.cat([numbers, changes], dim=2) * selection.allowed[..., None]
+        whole = own.new_zeros(len(places), count, own.shape[2])
+        whole.scatter_add_(1, places[..., None].expand_as(own), own)
+        total = yield Sum(self.share.channel, self._counted(whole))
+        return total[..., 0].long(), total[..., 1:].to(moves.changes.dtype)
+
     def counts(self, moves: Moves) -> Exchange[Tensor]:
         own = moves.counts(self.rep.count)
         total = yield Sum(self.share.channel, self._counted(own.double()))

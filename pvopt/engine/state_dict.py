@@ -99,7 +99,7 @@ def _checked(
         if id(p) in bindings:
             binding = bindings[id(p)]
             own = binding.taken(ours.get(keys.get(number, -1), {}))
-            binding.state.check(binding.name, own)
+            binding.state.check(binding.name, own, binding.placement.num_groups(binding.rep))
             ours[keys[number]] = own
             check_own_entries(binding.name, ours[keys[number]], binding.rep.dtype)
     check_places(

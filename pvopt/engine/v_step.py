@@ -219,8 +219,9 @@ class _Step:
             within = _within(self.trust_region, moves, search, replace(chosen, groups=groups))
             groups, moves = yield from within
         made = yield from search.counts(moves)
-        if code_step is not None:
-            code_step.observe(groups, made if found is None else found, moves)
+        if code_step is not None and code_step.learns:
+            seen = yield from search.observed(moves, replace(chosen, groups=groups))
+            code_step.observe(*seen, made if found is None else found)
         moves.make_(rep)
         return made
 
