@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
 from pvopt.core.heap import release_free_memory
+from pvopt.core.validation import check_integer
 from pvopt.engine.agreement import WeightsChangedError
 from pvopt.engine.base_contract import (
     check_base,
@@ -35,6 +36,7 @@ from pvopt.engine.lessons import learn
 from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step, remember
 from pvopt.engine.placing import check_rules
+from pvopt.engine.replicas import check_replicas
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
 from pvopt.engine.stacks import Stack, stacks_of
@@ -98,6 +100,8 @@ class PVOptimizer(Optimizer):
         phases: which half steps run when.
         metric: in which distance the V step takes the nearest codes; None for the Euclidean.
         search: how hard the search for codes tries.
+        check_replicas_every: after how many steps the processes of ``torch.distributed`` compare
+            what they hold copies of, by a checksum; None for never.
         seed: of all random draws; the draws of a step depend on the seed, the parameter's place
             and its number of steps only, so a resumed run repeats them.
 
@@ -140,6 +144,7 @@ class PVOptimizer(Optimizer):
         metric: MetricSource | None = None,
         search: SearchOptions | None = None,
         seed: int = 0,
+        check_replicas_every: int | None = None,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
         if subspace is None:
@@ -159,6 +164,8 @@ class PVOptimizer(Optimizer):
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        if check_replicas_every is not None:
+            check_integer("check_replicas_every", check_replicas_every, 1, 1 << 30)
         if isinstance(base, PVOptimizer):
             raise TypeError(f"base must be a first-order optimizer, got {type(base).__name__}")
         check_base(base)
@@ -182,6 +189,7 @@ class PVOptimizer(Optimizer):
         self.phases = phases
         self.metric = metric
         self.search = search
+        self.check_replicas_every = check_replicas_every
         self.report = StepReport({}, {})
         self._watch = StallWatch()
         self._default_settings = settings
@@ -315,6 +323,7 @@ class PVOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient holds NaN or infinity.
             WeightsChangedError: if the model holds other weights than codes and values say.
+            ProcessesError: if another process cannot go on, or holds another copy of a weight.
             RuntimeError: in inference mode, and while a CUDA graph is captured.
 
         Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
@@ -396,6 +405,10 @@ class PVOptimizer(Optimizer):
         changed, *_ = together([asked, *(run.pull() for run in runs)])
         if changed:
             together([settle(written, channels)])
+        every = self.check_replicas_every
+        if every is not None:
+            due = [b for b in self._bindings if b.owned and b.state.step % every == 0]
+            check_replicas(due)
         return jobs, runs
 
     def channels(self) -> list[Channel]:

@@ -51,6 +51,7 @@ from pvopt import (
     UniformGrid,
     quantize_,
 )
+from pvopt.engine.exchange import Channel
 
 PROCESSES = 4
 # Rows that divide evenly, and 5 of which the fourth process has none; layers of one shape.
@@ -181,7 +182,13 @@ def make(
     # Adam of sharded tensors takes torch ten times as long as all else here.
     base: torch.optim.Optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
     if adam:
-        base = torch.optim.Adam(model.parameters(), lr=0.02)
+        # One layer measures how long its steps on codes are, the others have latent weights.
+        first, *rest = [list(layer.parameters()) for layer in model]
+        groups = [
+            {"params": first, "latent_decay": 1.0},
+            {"params": [p for own in rest for p in own]},
+        ]
+        base = torch.optim.Adam(groups, lr=0.02)
     data = torch.Generator().manual_seed(1)
     inputs, targets = torch.randn(8, 16, generator=data), torch.randn(8, 5, generator=data)
     return Training(model, weights, PVOptimizer(base, weights, **rules), inputs, targets)
@@ -201,6 +208,7 @@ RULES: dict[str, tuple[int, Layers, dict[str, Any]]] = {
     "greedy": (2, LARGE, GREEDY | {"sharded_first": True}),
     "grids": (2, GRIDS, GREEDY),
     "uniform": (2, GRIDS, {"subspace": Uniform(0.3), "rounding": Forced(), "latent_decay": 1.0}),
+    "measured": (3, SMALL, {"subspace": Greedy(0.1), "latent_decay": 1.0}),
     "all in order": (2, SMALL, {"trust_ratio": 0.2}),
 }
 
@@ -263,7 +271,8 @@ def equal_bits(here: Processes) -> dict[str, Any]:
 
 def checkpoints(here: Processes) -> dict[str, Any]:
     """Save on 4 processes, go on; load on 1, 2, 3 and 4, and without any, and go on alike."""
-    training = make(here.meshes[4], adam=True)
+    rules = {"adam": True, "subspace": Uniform(0.2), "rounding": Stochastic()}
+    training = make(here.meshes[4], **rules)
     training.run(2)
     folder = here.folder / "checkpoint"
     model, optimizer = get_state_dict(training.model, training.optimizer)
@@ -272,7 +281,7 @@ def checkpoints(here: Processes) -> dict[str, Any]:
     results = {"continued": training.found()}
     for size in [*here.sizes, *([None] if here.rank == 3 else [])]:
         mesh = None if size is None else here.meshes[size]
-        loaded = make(mesh, adam=True)
+        loaded = make(mesh, **rules)
         model, optimizer = get_state_dict(loaded.model, loaded.optimizer)
         state = {"model": model, "optimizer": optimizer}
         if mesh is None:
@@ -371,6 +380,64 @@ def refusals(here: Processes) -> dict[str, Any]:
     return results
 
 
+def replicas(here: Processes) -> dict[str, Any]:
+    """Let copies differ: of a whole weight, of a codebook, of a shard."""
+    results: dict[str, Any] = {}
+    copies = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("copies", "rows"))
+    planted = {
+        "whole": (None, lambda t: t.weights["1.weight"].values["scales"]),
+        "common": (here.meshes[4], lambda t: t.weights["0.weight"].values["codebooks"]),
+        "shard": (copies, lambda t: t.optimizer.state[t.model[1].weight]["pv.latent"]),
+    }
+    for name, (mesh, find) in planted.items():
+        training = make(mesh, check_replicas_every=2)
+        training.run(1)
+        if here.rank == 3:
+            with torch.no_grad():
+                find(training).flatten()[0] += 1
+            training.weights.write_()
+        training.backward()
+        results[name] = [raised(training.optimizer.step)]  # the second step does not look
+        training.backward()
+        results[name].append(raised(training.optimizer.step))
+    return results
+
+
+@contextmanager
+def dies_in_second_collective() -> Iterator[None]:
+    """Leave the block in the middle of a step."""
+    original, calls = Channel.sum, []
+
+    def dying(self: Channel, tensors: Any) -> Any:
+        calls.append(tensors)
+        if len(calls) == 2:
+            raise SystemExit
+        return original(self, tensors)
+
+    try:
+        Channel.sum = dying
+        yield
+    except SystemExit:
+        return
+    finally:
+        Channel.sum = original
+
+
+def killed(here: Processes) -> dict[str, Any]:
+    """Let the last process die in the middle of a step; the last scenario."""
+    training = make(here.meshes[4])
+    training.run(1)
+    before = copy.deepcopy({name: dict(rep.tensors()) for name, rep in training.weights.items()})
+    training.backward()
+    if here.rank == 3:
+        with dies_in_second_collective():
+            raised(training.optimizer.step)
+        return {}
+    error = raised(training.optimizer.step)
+    after = {name: dict(rep.tensors()) for name, rep in training.weights.items()}
+    return {"error": error, "unchanged": all(same(before[n], after[n]) for n in before)}
+
+
 def raised(call: Callable[..., Any], *arguments: Any, **options: Any) -> str:
     """Return the error that a call raises, as text."""
     try:
@@ -393,6 +460,8 @@ SCENARIOS = {
     "faults": faults,
     "ways": ways,
     "refusals": refusals,
+    "replicas": replicas,
+    "killed": killed,
 }
 
 

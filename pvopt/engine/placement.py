@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from pvopt.parametrizations.representation import Representation
@@ -17,6 +18,7 @@ from pvopt.parametrizations.representation import Representation
 from .exchange import Channel, Exchange
 from .searches import GroupSearch
 from .stacked_search import StackedSearch
+from .state import WeightState
 
 __all__ = ["WHOLE", "Placement", "Pulled", "Whole", "local"]
 
@@ -127,6 +129,10 @@ class Placement(ABC):
         return groups, changes
 
     @abstractmethod
+    def copies(self, state: WeightState) -> list[tuple[Channel, list[Tensor]]]:
+        """Return what is kept for a weight that others hold copies of, and these processes."""
+
+    @abstractmethod
     def gathered(self, rep: Representation) -> Representation:
         """Return a copy on the CPU with all rows; every process has to ask."""
 
@@ -176,6 +182,12 @@ class Whole(Placement):
         self, rep: Representation, targets: Sequence[Tensor], **settings: Any
     ) -> GroupSearch:
         return StackedSearch(rep, targets, **settings)
+
+    def copies(self, state: WeightState) -> list[tuple[Channel, list[Tensor]]]:
+        if not (dist.is_available() and dist.is_initialized()):
+            return []
+        tensors = [value for value in state.values() if isinstance(value, Tensor)]
+        return [(Channel(None, state.rep.device.type), tensors)]
 
     def gathered(self, rep: Representation) -> Representation:
         return rep.to("cpu")

@@ -20,6 +20,7 @@ from .exchange import Channel, Exchange, Sum
 from .placement import Placement, Pulled
 from .searches import GroupSearch
 from .sharded_search import ShardedSearch, Share
+from .state import WeightState
 
 __all__ = ["RowShards"]
 
@@ -144,6 +145,14 @@ class RowShards(Placement):
         own = groups - first
         held = (own >= 0) & (own <= last)
         return own.clamp(0, last), torch.where(held[..., None], changes, 0)
+
+    def copies(self, state: WeightState) -> list[tuple[Channel, list[Tensor]]]:
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        rows = [value for key, value in tensors.items() if state.by_row(key)]
+        common = [value for key, value in tensors.items() if not state.by_row(key)]
+        others = [axis for axis in range(self.mesh.ndim) if axis != self.axis]
+        groups = [Channel(self.mesh.get_group(axis), self.mesh.device_type) for axis in others]
+        return [(self.channel, common), *((group, rows) for group in groups)]
 
     def gathered(self, rep: Representation) -> Representation:
         common = rep.parametrization.common_values or ()

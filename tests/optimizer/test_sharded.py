@@ -73,7 +73,8 @@ def test_a_step_makes_a_constant_number_of_collectives(found):
         "random": {4},
         "greedy": {4},
         "grids": {4},
-        "uniform": {3},
+        "uniform": {5},
+        "measured": {5},
         "all in order": {4},
     }
     # The first step looks at the weights closely, and at the gradients to break ties.
@@ -113,6 +114,21 @@ def test_accumulation_copies_of_shards_and_kept_weights(assert_same, found):
     for result in (each["ways"] for each in found):
         assert_same(found[0]["ways"]["greedy with copies"], result["greedy with copies"])
         assert_same(found[0]["ways"]["greedy with none"], result["greedy with none"])
+
+
+def test_copies_that_differ_are_found_by_all_processes_when_they_are_compared(found):
+    expected = {"whole": "'1.weight'", "common": "'0.weight'", "shard": "'1.weight'"}
+    for result in (each["replicas"] for each in found):
+        for name, weight in expected.items():
+            first, second = result[name]
+            assert first == "nothing"
+            assert second.startswith(f"ProcessesError: {weight}: the processes hold different")
+
+
+def test_a_process_that_dies_in_a_step_stops_the_others_at_the_weights_before_it(found):
+    for result in (each["killed"] for each in found[:3]):
+        assert result["error"].startswith("ProcessesError: one of the 4 processes")
+        assert result["unchanged"]
 
 
 REFUSALS = {
