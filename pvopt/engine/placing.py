@@ -23,11 +23,10 @@ if TYPE_CHECKING:
 
     from .row_shards import RowShards
 
-__all__ = ["check_rules", "check_scheme", "placement_of", "whole"]
+__all__ = ["check_rules", "check_scheme", "dependence", "placement_of", "whole"]
 
 _POSSIBLE = (
-    "grids, Binary, Ternary, SharedValues, codebooks, E8P and sparse weights with a number of "
-    "nonzeros per row, without a rotation or another space"
+    "grids, Binary, Ternary, SharedValues, codebooks and E8P, without a rotation or another space"
 )
 _INSTEAD = (
     "use DistributedDataParallel, or leave the module unsharded (fully_shard(ignored_params=...))"
@@ -89,7 +88,7 @@ def _shards_of(name: str, parameter: DTensor, scheme: Scheme) -> RowShards:
     """Return which rows this process holds, if codes and values can be of these."""
     from .row_shards import RowShards  # torch.distributed.tensor takes a second to import
 
-    axis, reason = _axis(name, parameter), _reason(scheme, tuple(parameter.shape))
+    axis, reason = _axis(name, parameter), dependence(scheme, tuple(parameter.shape))
     if reason is not None:
         raise TypeError(
             f"{name!r} is sharded by rows, as fully_shard does, but {reason}. That is possible for "
@@ -102,7 +101,7 @@ def _shards_of(name: str, parameter: DTensor, scheme: Scheme) -> RowShards:
     if found.chunk % out_group and found.chunk < parameter.shape[0]:
         raise TypeError(
             f"{name!r} has {parameter.shape[0]} rows, {found.chunk} of them in the first process: "
-            f"not a multiple of the {out_group} rows of a group of {scheme}. Use a number of "
+            f"not a multiple of the {out_group} rows of a group of {scheme.name}. Use a number of "
             f"processes that cuts no group, groups of one row, or {_INSTEAD}"
         )
     return found
@@ -149,12 +148,19 @@ def _axis(name: str, parameter: DTensor) -> int:
     )
 
 
-def _reason(scheme: Scheme, shape: tuple[int, ...]) -> str | None:
-    """Return why rows of a weight cannot be worked on apart."""
+def dependence(scheme: Scheme, shape: tuple[int, ...]) -> str | None:
+    """Return why processes cannot hold some rows of a weight each; None: they can.
+
+    Example:
+        >>> from pvopt import parse_scheme
+        >>> from pvopt.engine.placing import dependence
+        >>> dependence(parse_scheme("2x8g8"), (8, 8)), dependence(parse_scheme("had+e8p:2"), (8, 8))
+        (None, 'had+e8p:2 lives in another space than that of the rows')
+    """
     if not scheme.space.trivial:
-        return f"{scheme} lives in another space, which mixes rows or is one of whole weights"
+        return f"{scheme.name} lives in another space than that of the rows"
     if not scheme.view.plain or len(shape) < 2:
         return "the first dimension of the parameter does not count rows of one matrix"
     if scheme.parametrization.common_values is None or not scheme.parametrization.stacks:
-        return f"the rows of {scheme} depend on each other"
+        return f"the rows of {scheme.name} depend on each other"
     return None

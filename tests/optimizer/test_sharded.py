@@ -122,7 +122,10 @@ def test_copies_that_differ_are_found_by_all_processes_when_they_are_compared(fo
         for name, weight in expected.items():
             first, second = result[name]
             assert first == "nothing"
-            assert second.startswith(f"ProcessesError: {weight}: the processes hold different")
+            assert second.startswith("ProcessesError: ")
+            assert weight in second
+            # Another gradient follows from another whole weight.
+            assert "the processes hold different codes" in second
 
 
 def test_a_process_that_dies_in_a_step_stops_the_others_at_the_weights_before_it(found):
