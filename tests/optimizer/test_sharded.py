@@ -78,7 +78,7 @@ def test_a_step_makes_a_constant_number_of_collectives(found):
         "all in order": {4},
     }
     # The first step looks at the weights closely, and at the gradients to break ties.
-    assert max(steps[0] for steps in counts.values()) <= 6
+    assert max(steps[0] for steps in counts.values()) <= 7
 
 
 @pytest.mark.parametrize("process", range(4))
