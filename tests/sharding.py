@@ -49,6 +49,7 @@ from pvopt import (
     Trellis,
     Uniform,
     UniformGrid,
+    formats,
     quantize_,
 )
 from pvopt.engine.exchange import Channel
@@ -372,7 +373,7 @@ def refusals(here: Processes) -> dict[str, Any]:
     training.loss().backward()
     results["sharded last"] = raised(training.optimizer.step)
     training = make(mesh)
-    results["refit"] = raised(training.weights.refit_) if training.weights.check() else None
+    results["save"] = raised(formats.save, here.folder / "x", training.model, training.weights)
     results["broadcast"] = raised(training.weights.broadcast_)
     columns = nn.Linear(16, 8)
     columns.weight = nn.Parameter(distribute_tensor(columns.weight.detach(), mesh, [Shard(1)]))

@@ -141,6 +141,7 @@ REFUSALS = {
     "gain": ("ValueError", "AllGroups, Greedy, Uniform and Proportional"),
     "metric": ("ValueError", "metric must be None"),
     "sharded last": ("WeightsChangedError", "call fully_shard first"),
+    "save": ("ValueError", "weights.gathered() returns representations of all rows"),
     "broadcast": ("ValueError", "call it before fully_shard"),
     "columns": ("TypeError", "only rows can be shared out"),
 }
