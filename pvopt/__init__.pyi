@@ -16,6 +16,9 @@ from .engine.agreement import (
 from .engine.column_search import (
     row_metric_search as row_metric_search,
 )
+from .engine.exchange import (
+    ProcessesError as ProcessesError,
+)
 from .engine.finite_check import (
     NonFiniteGradientError as NonFiniteGradientError,
 )

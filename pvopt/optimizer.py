@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from pvopt.core.draws import Draws
 from pvopt.core.heap import release_free_memory
+from pvopt.core.validation import check_integer
 from pvopt.engine.agreement import WeightsChangedError
 from pvopt.engine.base_contract import (
     check_base,
@@ -24,20 +25,25 @@ from pvopt.engine.base_contract import (
 )
 from pvopt.engine.bindings import Binding, bindings_of, check_owners, check_precision
 from pvopt.engine.changes import note_written, settle, untouched
-from pvopt.engine.code_steps import CodeStep, learn
-from pvopt.engine.finite_check import check_finite
+from pvopt.engine.code_steps import CodeStep
+from pvopt.engine.consent import consent
+from pvopt.engine.exchange import Channel, Exchange, together
+from pvopt.engine.finite_check import NonFiniteGradientError, check_finite
 from pvopt.engine.group_settings import GroupSettings
 from pvopt.engine.jobs import Job, jobs_of
 from pvopt.engine.latents import BaseStep, base_sees_latents
+from pvopt.engine.lessons import learn
 from pvopt.engine.merged_state import MergedState
 from pvopt.engine.p_step import p_step, remember
+from pvopt.engine.placing import check_rules
+from pvopt.engine.replicas import check_replicas
 from pvopt.engine.report import StepReport
 from pvopt.engine.runs import Run, runs_of
 from pvopt.engine.stacks import Stack, stacks_of
 from pvopt.engine.stall import StallWatch
 from pvopt.engine.state_dict import load_state_dict, state_dict
 from pvopt.engine.undo import Undo, interrupts_wait
-from pvopt.engine.v_step import stackable, v_step
+from pvopt.engine.v_step import stackable, v_step_task
 from pvopt.parametrizations.options import SearchOptions
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.metric_sources import MetricSource
@@ -94,6 +100,8 @@ class PVOptimizer(Optimizer):
         phases: which half steps run when.
         metric: in which distance the V step takes the nearest codes; None for the Euclidean.
         search: how hard the search for codes tries.
+        check_replicas_every: after how many steps the processes of ``torch.distributed`` compare
+            what they hold copies of, by a checksum; None for never.
         seed: of all random draws; the draws of a step depend on the seed, the parameter's place
             and its number of steps only, so a resumed run repeats them.
 
@@ -136,6 +144,7 @@ class PVOptimizer(Optimizer):
         metric: MetricSource | None = None,
         search: SearchOptions | None = None,
         seed: int = 0,
+        check_replicas_every: int | None = None,
     ) -> None:
         rounding = Nearest() if rounding is None else rounding
         if subspace is None:
@@ -155,6 +164,8 @@ class PVOptimizer(Optimizer):
         ):
             if not isinstance(value, kind):
                 raise TypeError(f"{name} must be a {kind.__name__}, got {type(value).__name__}")
+        if check_replicas_every is not None:
+            check_integer("check_replicas_every", check_replicas_every, 1, 1 << 30)
         if isinstance(base, PVOptimizer):
             raise TypeError(f"base must be a first-order optimizer, got {type(base).__name__}")
         check_base(base)
@@ -178,6 +189,7 @@ class PVOptimizer(Optimizer):
         self.phases = phases
         self.metric = metric
         self.search = search
+        self.check_replicas_every = check_replicas_every
         self.report = StepReport({}, {})
         self._watch = StallWatch()
         self._default_settings = settings
@@ -229,6 +241,8 @@ class PVOptimizer(Optimizer):
         """Let all groups show all options, and weights have the latents that these ask for."""
         bindings = self.bindings_by_id()
         self._adopt(bindings)
+        for binding in bindings.values():
+            check_rules(binding.name, binding.placement, self.subspace, self.metric)
         for group in self.param_groups:
             settings = self._settings(group)
             group.update(asdict(settings))
@@ -243,7 +257,11 @@ class PVOptimizer(Optimizer):
                     start.forget()
                 if settings.measures_steps:
                     rule = replace(self.subspace, fraction=settings.fraction)  # type: ignore
-                    state.code_memory(rule.count(state.rep.layout.num_groups))
+                    binding = bindings[id(p)]
+                    matrices = binding.rep.matrices.count
+                    state.code_memory(
+                        rule.count(binding.placement.num_groups(binding.rep) // matrices)
+                    )
 
     def _adopt(self, bindings: Mapping[int, Binding]) -> None:
         """Stack the weights of all groups; those of other optimizers are not for this one."""
@@ -275,15 +293,21 @@ class PVOptimizer(Optimizer):
     def bindings_by_id(self) -> dict[int, Binding]:
         """Return the quantized weights by the ``id`` of their present parameters."""
         found: dict[int, Binding] = {}
+        moved = False
+        present = {id(p) for group in self.param_groups for p in group["params"]}
         for binding in self._bindings:
             parameter = binding.parameter
-            check_parameter(binding.name, parameter, binding.rep.shape)
+            moved |= binding.move_(present)
+            shape = binding.placement.whole_shape(binding.rep)
+            check_parameter(binding.name, parameter, shape)
             other = found.setdefault(id(parameter), binding)
             if other is not binding:
                 raise WeightsChangedError(
                     f"{other.name!r} and {binding.name!r} are one parameter now, and have codes "
                     "of their own: tie weights before quantize_"
                 )
+        if moved:
+            self._complete_groups()
         return found
 
     @torch.no_grad()
@@ -299,6 +323,7 @@ class PVOptimizer(Optimizer):
         Raises:
             NonFiniteGradientError: if a gradient holds NaN or infinity.
             WeightsChangedError: if the model holds other weights than codes and values say.
+            ProcessesError: if another process cannot go on, or holds another copy of a weight.
             RuntimeError: in inference mode, and while a CUDA graph is captured.
 
         Whatever is raised, here, by the base or by a rule: weights, latent weights, values, codes
@@ -313,8 +338,6 @@ class PVOptimizer(Optimizer):
         # Where states are made among much that is needed for a moment, holes are left.
         begins = any(run.begins for run in runs)
         undo = Undo(self.base, runs)
-        changed: dict[tuple[str, ...], Tensor] = {}
-        groups: dict[str, int] = {}
         try:
             with (
                 hooks_silent(self.base),
@@ -325,12 +348,14 @@ class PVOptimizer(Optimizer):
             value_steps = [(run, run.value_step(self.values)) for run in runs if run.moves_values]
             p_step((step for _, step in value_steps), self.values)
             remember((step for run, step in value_steps if run.values_follow), self.values)
-            for run, code_step in zip(runs, code_steps, strict=True):
-                if run.moves_codes:
-                    if begins:
-                        release_free_memory()
-                    changed[run.names] = self._v_step(run, undo, code_step)
-                    groups |= dict.fromkeys(run.names, run.rep.num_groups // run.rep.count)
+            tasks = (
+                self._v_step(run, undo, code_step, begins=begins)
+                for run, code_step in zip(runs, code_steps, strict=True)
+                if run.moves_codes
+            )
+            moving = [run for run in runs if run.moves_codes]
+            changed = dict(zip((run.names for run in moving), together(tasks), strict=True))
+            groups = {name: run.num_groups for run in moving for name in run.names}
             pairs = zip(runs, code_steps, strict=True)
             learn(run.lesson(taken) for run, taken in pairs if taken is not None)
         except BaseException:
@@ -370,10 +395,26 @@ class PVOptimizer(Optimizer):
             if own is not None:
                 sums += own
                 summed |= {id(job.base.parameter) for job in run.jobs}
-        same = check_finite(self.param_groups, names, flags or (), sums, summed)
-        if flags is None or not same:
-            settle(written)
+        error, same = None, True
+        try:
+            same = check_finite(self.param_groups, names, flags or (), sums, summed)
+        except NonFiniteGradientError as found:
+            error = found
+        channels = self.channels()
+        asked = consent(channels, error, flags is None or not same)
+        changed, *_ = together([asked, *(run.pull() for run in runs)])
+        if changed:
+            together([settle(written, channels)])
+        every = self.check_replicas_every
+        if every is not None:
+            due = [b for b in self._bindings if b.owned and b.state.step % every == 0]
+            check_replicas(due)
         return jobs, runs
+
+    def channels(self) -> list[Channel]:
+        """Return the processes that hold other rows of the weights."""
+        found = (binding.placement.channel for binding in self._bindings if binding.owned)
+        return list(dict.fromkeys(channel for channel in found if channel is not None))
 
     def _runs(self, jobs: Mapping[str, Job]) -> Iterator[Run]:
         """Yield the weights that take a step together."""
@@ -382,8 +423,12 @@ class PVOptimizer(Optimizer):
             together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
             yield from runs_of(stack, own, together)
 
-    def _v_step(self, run: Run, undo: Undo, code_step: CodeStep | None) -> Tensor:
+    def _v_step(
+        self, run: Run, undo: Undo, code_step: CodeStep | None, *, begins: bool
+    ) -> Exchange[Tensor]:
         """Move codes towards the targets; return how many groups of each weight changed."""
+        if begins:
+            release_free_memory()
         settings, subspace, first = run.settings, self.subspace, run.jobs[0]
         if settings.fraction is not None:
             subspace = replace(subspace, fraction=settings.fraction)  # type: ignore[type-var]
@@ -394,7 +439,7 @@ class PVOptimizer(Optimizer):
                 first.binding.name, first.base.parameter, first.group, self.base
             )
         with run.moments_follow(self.values):
-            counts = v_step(
+            counts = yield from v_step_task(
                 run.rep,
                 run.targets,
                 rounding=self.rounding,
@@ -406,6 +451,7 @@ class PVOptimizer(Optimizer):
                 code_step=code_step,
                 gradients=run.gradients if first.base.state.step == 0 else None,
                 before_moves=undo.keep_codes,
+                placement=run.placement,
             )
         return counts
 

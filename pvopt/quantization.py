@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pvopt.core.draws import SEEDS
 from pvopt.core.validation import check_integer
+from pvopt.engine.placing import check_scheme, placement_of, whole
 from pvopt.metrics.matrices import WeightMetric
 from pvopt.parametrizations.options import FitOptions
 from pvopt.parametrizations.representation import Representation
@@ -83,16 +84,17 @@ def quantize_(
     selection = select_schemes(model, spec, exclude)
     chosen = selection.chosen
     named = dict(model.named_parameters())
-    for name in chosen:
+    for name, scheme in chosen.items():
         _check_memory(name, named[name])
+        check_scheme(name, named[name], scheme)
     metrics = metrics or {}
     unknown = sorted(set(metrics) - set(chosen))
     if unknown:
         raise ValueError(f"metrics names weights that are not quantized: {unknown}")
-    representations, dense = {}, {}
+    representations, dense, placements = {}, {}, {}
     names = list(chosen)
     for name in names if progress is None else progress(names):
-        weight = named[name].detach()
+        weight = whole(named[name])
         generator = torch.Generator(weight.device).manual_seed(seed)
         try:
             representations[name] = chosen[name].fit(
@@ -102,10 +104,15 @@ def quantize_(
             raise ValueError(f"cannot quantize {name!r}: {error}") from error
         if on_fit is not None:
             on_fit(name, weight, representations[name])
+        rep = representations[name]
+        placement = placements[name] = placement_of(name, named[name], rep)
         if keep_dense:
-            dense[name] = weight.clone(memory_format=torch.contiguous_format)
+            rows = placement.taken(weight)
+            dense[name] = rows.clone(memory_format=torch.contiguous_format)
         logger.debug("quantized %s with %s", name, chosen[name])
-    weights = QuantizedWeights(model, representations, reasons=selection.left, dense=dense)
+    weights = QuantizedWeights(
+        model, representations, reasons=selection.left, dense=dense, placements=placements
+    )
     weights.write_()
     _report(weights, selection)
     return weights

@@ -12,6 +12,8 @@ from pvopt.engine.agreement import WeightsChangedError, check_decoded, differs
 from pvopt.engine.base_contract import check_parameter
 from pvopt.engine.broadcast import broadcast_
 from pvopt.engine.dense_start import DenseStart
+from pvopt.engine.placement import WHOLE, Placement
+from pvopt.engine.placing import placement_of
 from pvopt.engine.refit import refitted
 from pvopt.engine.writing import write_decoded_
 from pvopt.parametrizations.options import FitOptions
@@ -24,8 +26,9 @@ __all__ = ["QuantizedWeights"]
 class QuantizedWeights(Mapping[str, Representation]):
     """The representations of a model's quantized weights, by parameter name.
 
-    Weights are bound by name, so parameter objects may be replaced. They must stay whole: models
-    that are sharded (``fully_shard``) are refused.
+    Weights are bound by name, so parameter objects may be replaced. Where ``fully_shard`` has
+    shared out the rows of a weight over processes, the representation is of the rows of this
+    process from the first use on (:meth:`placement`); :meth:`gathered` returns whole ones.
 
     Codes and values are the truth, the model shows what they decode to. Whoever writes into the
     model says which of the two is to follow: :meth:`refit_`, :meth:`restore`, :meth:`write_` or
@@ -59,6 +62,7 @@ class QuantizedWeights(Mapping[str, Representation]):
         *,
         reasons: Mapping[str, str] | None = None,
         dense: Mapping[str, Tensor] | None = None,
+        placements: Mapping[str, Placement] | None = None,
     ) -> None:
         self.model = model
         self._representations = dict(representations)
@@ -71,7 +75,8 @@ class QuantizedWeights(Mapping[str, Representation]):
             other = owners.setdefault(id(named[name]), name)
             if other != name:
                 raise ValueError(f"representations names one parameter twice, {other!r}, {name!r}")
-            if tuple(named[name].shape) != rep.shape:
+            place = (placements or {}).get(name, WHOLE)
+            if tuple(named[name].shape) != place.whole_shape(rep):
                 raise ValueError(
                     f"representation of {name!r} must have shape {list(named[name].shape)}, "
                     f"got {list(rep.shape)}"
@@ -83,6 +88,7 @@ class QuantizedWeights(Mapping[str, Representation]):
                     f"dense must hold weights of the shapes of representations, got one of "
                     f"{list(weight.shape)} for {name!r}"
                 )
+        self._placements: dict[str, Placement] = dict(placements or {})
         self._starts = {n: DenseStart.of(w, self[n]) for n, w in (dense or {}).items()}
 
     def __getitem__(self, name: str) -> Representation:
@@ -108,6 +114,25 @@ class QuantizedWeights(Mapping[str, Representation]):
                 "replaced it, as pruning, weight norm, adapters and removed layers do. Do that "
                 "before quantize_, or undo it (prune.remove), then weights.refit_()"
             ) from error
+
+    def placement(self, name: str) -> Placement:
+        """Return which rows of a weight this process holds; its representation is of these.
+
+        Raises:
+            TypeError: if the weight is sharded in a way that its representation cannot be.
+            WeightsChangedError: if the representation is of other rows.
+        """
+        rep, known = self[name], self._placements.get(name, WHOLE)
+        found = placement_of(name, self.parameter(name), rep, known)
+        if found is not known:
+            self._placements[name] = found
+            if name in self._starts:
+                self._starts[name].move_(rep, found.taken)
+        return found
+
+    def entries(self, name: str) -> Tensor:
+        """Return the entries of a weight that its representation is of, to be read and written."""
+        return self.placement(name).entries(self.parameter(name))
 
     def start(self, name: str) -> DenseStart | None:
         """Return the dense weight that a latent weight is to begin at, if it was kept."""
@@ -141,7 +166,7 @@ class QuantizedWeights(Mapping[str, Representation]):
             except ValueError as error:
                 raise ValueError(f"cannot write {name!r}: {error}") from error
         for name, rep in self.items():
-            write_decoded_(rep, [self.parameter(name)])
+            write_decoded_(rep, [self.entries(name)])
 
     def check(self) -> None:
         """Compare every weight of the model with what its codes and values decode to.
@@ -149,7 +174,7 @@ class QuantizedWeights(Mapping[str, Representation]):
         Raises:
             WeightsChangedError: naming those that differ, and what can be done.
         """
-        check_decoded((name, self.parameter(name), rep) for name, rep in self.items())
+        check_decoded((name, self.entries(name), rep) for name, rep in self.items())
 
     @torch.no_grad()
     def refit_(self, *, options: FitOptions | None = None, seed: int = 0) -> dict[str, float]:
@@ -167,7 +192,8 @@ class QuantizedWeights(Mapping[str, Representation]):
             Relative squared error of each weight that was refitted, by name.
 
         Raises:
-            ValueError: for a weight that is not finite; nothing is changed then.
+            ValueError: for a weight that is not finite, and for one that is sharded; nothing is
+                changed then.
 
         Example:
             >>> import torch
@@ -183,18 +209,19 @@ class QuantizedWeights(Mapping[str, Representation]):
         """
         found: dict[str, tuple[Representation, float]] = {}
         for name, rep in self.items():
-            parameter = self.parameter(name)
-            check_parameter(name, parameter, rep.shape)
-            if not differs(parameter, rep):
+            placement, entries = self.placement(name), self.entries(name)
+            check_parameter(name, self.parameter(name), placement.whole_shape(rep))
+            if not differs(entries, rep):
                 continue
-            generator = torch.Generator(parameter.device).manual_seed(seed)
+            self._check_whole("refit_", name)
+            generator = torch.Generator(entries.device).manual_seed(seed)
             try:
-                found[name] = refitted(rep, parameter, options=options, generator=generator)
+                found[name] = refitted(rep, entries, options=options, generator=generator)
             except ValueError as error:
                 raise ValueError(f"cannot quantize {name!r}: {error}") from error
         for name, (new, _) in found.items():
             rep = self[name].copy_(new)
-            write_decoded_(rep, [self.parameter(name)])
+            write_decoded_(rep, [self.entries(name)])
         return {name: error for name, (_, error) in found.items()}
 
     def snapshot(self) -> dict[str, dict[str, Tensor]]:
@@ -255,11 +282,30 @@ class QuantizedWeights(Mapping[str, Representation]):
 
         Raises:
             RuntimeError: without a process group.
-            ValueError: in every process, if weights or settings differ; nothing is changed then.
+            ValueError: in every process, if weights or settings differ, or are sharded; nothing is
+                changed then.
         """
+        for name in self:
+            self._check_whole("broadcast_", name)
         broadcast_(self, source, group)
         self.forget_dense()  # the processes' own, and codes must not part again
         self.write_()
+
+    def _check_whole(self, action: str, name: str) -> None:
+        if self.placement(name).channel is not None:
+            raise ValueError(
+                f"{action} needs whole weights, but {name!r} is sharded: call it before fully_shard"
+            )
+
+    @torch.no_grad()
+    def gathered(self) -> dict[str, Representation]:
+        """Return representations of all rows of the weights, on the CPU.
+
+        To save or export what a sharded model has learnt: ``QuantizedWeights(model, found)`` binds
+        them to a model that is not sharded, and ``write_()`` decodes them into it. Every process
+        has to call this; codes and values are sent, weights are not.
+        """
+        return {name: self.placement(name).gathered(rep) for name, rep in self.items()}
 
     def coverage(self) -> Coverage:
         """Return what of the model is quantized and what is not, and the size of the whole."""
@@ -274,6 +320,10 @@ class QuantizedWeights(Mapping[str, Representation]):
             value_bits: bits of one value, 0 for codes alone; None counts values at their present
                 dtype.
         """
-        sizes = [self.parameter(name).numel() for name in self]
-        bits = [rep.bits_per_weight(value_bits=value_bits) for rep in self.values()]
+        parameters = self.parameters()
+        sizes = [parameter.numel() for parameter in parameters]
+        bits = [
+            rep.bits_per_weight(value_bits=value_bits, shape=tuple(parameter.shape))
+            for rep, parameter in zip(self.values(), parameters, strict=True)
+        ]
         return sum(b * n for b, n in zip(bits, sizes, strict=True)) / max(1, sum(sizes))

@@ -117,6 +117,7 @@ def _print_run(
     args: argparse.Namespace, model: Any, format: str, settings: TuneSettings, memory: float | None
 ) -> None:
     """Print memory and seconds of a tuning run, and what ways to save memory bring."""
+    from pvopt.engine.placing import dependence
     from pvopt.planning import measure_machine, step_spare, tuning_memory, tuning_passes
 
     settings = _exact(settings, model)
@@ -142,6 +143,9 @@ def _print_run(
     print_table(
         [f"memory to tune {format}{shared}", "size"], [*rows, ["at most", _shown(found.peak)]]
     )
+    reason = dependence(scheme, tuple(model.get_parameter(name).shape))
+    if args.devices > 1 and reason is not None:
+        print(f"\nfully_shard cannot share out these weights, as this table does: {reason}")
     print()
     ways = {"as asked": found.peak}
     changes: dict[str, Any] = {}

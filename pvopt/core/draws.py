@@ -118,12 +118,49 @@ class Draws:
         source = self._shared
         return torch.randperm(count, generator=source, device=source.device).tolist()
 
+    def picking(self, count: int, places: Tensor) -> Draws:
+        """Return draws that are a part of ``count`` ones, as processes with other rows draw them.
+
+        Args:
+            count: how many numbers are drawn of each weight, of which a part is taken.
+            places: ``[weights, n]`` which ones.
+        """
+        return _Picked(self, count, places)
+
     def copy(self) -> Draws:
         """Return draws that repeat what these are going to draw, and leave these alone."""
         own = [generator.clone_state() for generator in self._generators]
         if self._shared is self._generators[0]:
             return Draws(own, matrices=self._matrices)
         return Draws(own, self._shared.clone_state(), self._matrices)
+
+
+class _Picked(Draws):
+    """Some of the numbers that others draw: those of the rows of this process."""
+
+    def __init__(self, every: Draws, count: int, places: Tensor) -> None:
+        self._every, self._drawn, self._places = every, count, places
+
+    @property
+    def count(self) -> int:
+        return self._every.count
+
+    @property
+    def matrices(self) -> int:
+        return self._every.matrices
+
+    def narrow(self, start: int, count: int) -> Draws:
+        places = self._places[start : start + count]
+        return _Picked(self._every.narrow(start, count), self._drawn, places)
+
+    def uniform(self, count: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return self._every.uniform(self._drawn, dtype).gather(1, self._places[:, :count])
+
+    def permutation(self, count: int) -> list[int]:
+        return self._every.permutation(count)
+
+    def copy(self) -> Draws:
+        return _Picked(self._every.copy(), self._drawn, self._places)
 
 
 def _generator(key: str, device: torch.device) -> torch.Generator:

@@ -12,6 +12,7 @@ from torch import Tensor
 from pvopt.core.layout import matrix_shape
 from pvopt.parametrizations.representation import Representation
 
+from .placement import local
 from .writing import write_decoded_
 
 __all__ = ["Seen", "WeightsChangedError", "check_decoded", "differs", "record", "same_samples"]
@@ -137,9 +138,19 @@ def check_decoded(weights: Iterable[tuple[str, Tensor, Representation]]) -> None
         weights: names, dense weights and representations.
 
     Raises:
+        ValueError: for a sharded weight, of which this process holds some rows only.
         WeightsChangedError: naming those that are not.
     """
-    wrong = [name for name, parameter, rep in weights if differs(parameter, rep)]
+    wrong: list[str] = []
+    for name, parameter, rep in weights:
+        if local(parameter) is not parameter:
+            raise ValueError(
+                f"{name!r} is sharded: weights.gathered() returns representations of all rows, "
+                "QuantizedWeights(model, found) binds them to a model that is not, and write_() "
+                "decodes them into it"
+            )
+        if differs(parameter, rep):
+            wrong.append(name)
     if wrong:
         raise WeightsChangedError.of(wrong)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -106,15 +105,9 @@ def check_parameter(name: str, parameter: Tensor, shape: tuple[int, ...]) -> Non
         shape: of the weight that codes and values stand for.
 
     Raises:
-        TypeError: for a sharded parameter, and one that can never be changed.
+        TypeError: for one that can never be changed.
         WeightsChangedError: for another shape.
     """
-    module = sys.modules.get("torch.distributed.tensor")
-    if module is not None and isinstance(parameter, module.DTensor):
-        raise TypeError(
-            f"{name!r} is sharded (a DTensor, as fully_shard makes it): codes and values are of "
-            "whole weights; use DistributedDataParallel, or leave the module unsharded"
-        )
     if parameter.is_inference():
         raise TypeError(f"{name!r} was made in torch.inference_mode() and cannot be changed")
     if tuple(parameter.shape) != shape:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from collections.abc import Callable, Collection, ItemsView, Iterator, Mapping, ValuesView
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,15 @@ from torch.optim import Optimizer
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-from .agreement import Seen
+from .agreement import Seen, WeightsChangedError
 from .dense_start import DenseStart
+from .placement import WHOLE, Placement
+from .placing import placement_of
 from .state import WeightState
 
 __all__ = ["Binding", "NamedRepresentations", "bindings_of", "check_owners", "check_precision"]
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -31,9 +35,11 @@ class Binding:
     Args:
         name: of the weight.
         find: returns its present parameter.
+        locate: returns where its rows are now.
         rep: its codes and values.
         state: what the optimizer keeps for it.
         start: the dense weight that a latent weight begins at, if it was kept.
+        placement: which rows of the weight codes and values are of.
 
     Attributes:
         owned: whether a group of the optimizer has had it.
@@ -44,9 +50,11 @@ class Binding:
 
     name: str
     find: Callable[[], nn.Parameter]
+    locate: Callable[[], Placement]
     rep: Representation
     state: WeightState
     start: DenseStart | None = None
+    placement: Placement = WHOLE
     owned: bool = field(default=False, init=False)
     joined: bool = field(default=False, init=False)
     seen: Seen | None = field(default=None, init=False)
@@ -60,6 +68,41 @@ class Binding:
         """The present parameter."""
         return self.find()
 
+    def move_(self, present: Collection[int]) -> bool:
+        """Take up where the rows are now; tell whether that is elsewhere.
+
+        Args:
+            present: ``id`` of the parameters that the base optimizer has now.
+
+        Raises:
+            WeightsChangedError: if the weight has taken steps elsewhere, or the base optimizer has
+                the parameter that it was.
+        """
+        found = self.locate()
+        if found.key == self.placement.key:
+            return False
+        if self.state.step or (self.owned and id(self.parameter) not in present):
+            raise WeightsChangedError(
+                f"{self.name!r} has been sharded since the optimizer was made: call fully_shard "
+                "first, then make the base optimizer and PVOptimizer, then load a checkpoint"
+            )
+        self.placement, self.seen, self.owned = found, None, False
+        self.state = WeightState(self.rep, self.state.rule, self.name)
+        return True
+
+    def shown(self) -> dict[str, Any]:
+        """Return what is kept for the weight, rows as the model's tensors are."""
+        state = self.state
+        state.complete()  # the representation may have got other tensors
+        wrapped = self.placement.wrapped
+        return {key: wrapped(v) if state.by_row(key) else v for key, v in state.items()}
+
+    def taken(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what :meth:`shown` has returned, in whatever process, for the rows of this one."""
+        taken, by_row = self.placement.taken, self.state.by_row
+        rows = {k for k, v in saved.items() if isinstance(v, Tensor) and v.dim() and by_row(k)}
+        return {key: taken(value) if key in rows else value for key, value in saved.items()}
+
     def present_versions(self) -> int:
         """Return a number that grows with everything that is written into codes and values."""
         own = (*self.rep.codes.values(), *self.rep.values.values())
@@ -68,15 +111,16 @@ class Binding:
     @property
     def untouched(self) -> bool:
         """Whether nobody wrote into weight, codes or values since, as far as torch knows."""
-        if self.seen is None or not self.seen.untouched(self.parameter):
+        if self.seen is None or not self.seen.untouched(self.placement.entries(self.parameter)):
             return False
         return self.versions == self.present_versions()
 
     def data(self, parameter: nn.Parameter) -> Tensor:
         """Return the entries of its present parameter, without their history."""
-        if self.seen is not None and self.seen.is_of(parameter):
+        entries = self.placement.entries(parameter)
+        if self.seen is not None and self.seen.is_of(entries):
             return self.seen.data
-        return parameter.data
+        return entries.data
 
 
 @runtime_checkable
@@ -101,6 +145,10 @@ class NamedRepresentations(Protocol):
 
     def start(self, name: str) -> DenseStart | None:
         """Return the dense weight that representations were fitted to, if it was kept."""
+        ...
+
+    def placement(self, name: str) -> Placement:
+        """Return which rows of a weight its representation is of."""
         ...
 
     def __len__(self) -> int: ...
@@ -156,14 +204,18 @@ def bindings_of(
     if isinstance(representations, NamedRepresentations):
         for name, rep in representations.items():
             find = partial(representations.parameter, name)
+            locate = partial(representations.placement, name)
+            place = locate()  # first: the rows that are kept here follow from it
             state = WeightState(rep, rule, name)
-            yield Binding(name, find, rep, state, representations.start(name))
+            yield Binding(name, find, locate, rep, state, representations.start(name), place)
         return
     for number, (parameter, rep) in enumerate(representations.items()):
         find = partial(_itself, parameter)
         name = f"parameter {number}"
-        yield Binding(name, find, rep, WeightState(rep, rule, name))
+        place = placement_of(name, parameter, rep)
+        state = WeightState(rep, rule, name)
+        yield Binding(name, find, partial(_itself, place), rep, state, None, place)
 
 
-def _itself(parameter: nn.Parameter) -> nn.Parameter:
-    return parameter
+def _itself(found: T) -> T:
+    return found

@@ -8,13 +8,16 @@ from torch import Tensor
 
 from .agreement import WeightsChangedError, differs, record, same_samples
 from .bindings import Binding
+from .consent import any_process
+from .exchange import Channel, Exchange
 
 __all__ = ["note_written", "settle", "untouched"]
 
 
 def note_written(bindings: Sequence[Binding]) -> None:
     """Remember what weights look like whose decoded weights were just written."""
-    seen = record([b.seen for b in bindings], [b.parameter for b in bindings])
+    entries = [binding.placement.entries(binding.parameter) for binding in bindings]
+    seen = record([binding.seen for binding in bindings], entries)
     for binding, new in zip(bindings, seen, strict=True):
         binding.seen, binding.versions = new, binding.present_versions()
 
@@ -31,7 +34,7 @@ def untouched(bindings: Sequence[Binding]) -> list[Tensor] | None:
     return same_samples([binding.seen for binding in bindings if binding.seen is not None])
 
 
-def settle(bindings: Sequence[Binding]) -> None:
+def settle(bindings: Sequence[Binding], channels: Sequence[Channel] = ()) -> Exchange[None]:
     """Look closely at weights that may have been changed.
 
     Where codes and values went along, the optimizer starts again at them: its latent weights and
@@ -39,22 +42,23 @@ def settle(bindings: Sequence[Binding]) -> None:
 
     Args:
         bindings: that may have been changed.
+        channels: the processes that hold other rows of them.
 
     Raises:
         WeightsChangedError: for weights that are not their decoded weights; nothing was changed.
     """
-    wrong: list[str] = []
-    moved: list[Binding] = []
-    for binding in bindings:
-        parameter, seen = binding.parameter, binding.seen
-        same = seen is not None and seen.same_entries(parameter)
+    wrong, moved = [False] * len(bindings), [False] * len(bindings)
+    for place, binding in enumerate(bindings):
+        entries, seen = binding.placement.entries(binding.parameter), binding.seen
+        same = seen is not None and seen.same_entries(entries)
         if same and binding.untouched:
             continue
-        if differs(parameter, binding.rep):
-            wrong.append(binding.name)
-        elif not same and (seen is not None or binding.state.step == 0):
-            moved.append(binding)
-    if wrong:
-        raise WeightsChangedError.of(wrong)
-    for binding in moved:
-        binding.state.start_again()
+        wrong[place] = differs(entries, binding.rep)
+        moved[place] = not same and (seen is not None or binding.state.step == 0)
+    flags = yield from any_process(channels, [*wrong, *moved])
+    names = [b.name for b, flag in zip(bindings, flags, strict=False) if flag]
+    if names:
+        raise WeightsChangedError.of(names)
+    for binding, flag in zip(bindings, flags[len(bindings) :], strict=True):
+        if flag:
+            binding.state.start_again()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,24 +12,10 @@ from pvopt.core.layout import matrix_shape
 from pvopt.parametrizations.representation import Representation
 from pvopt_kernels.ops import gather_groups
 
-from .code_memory import CodeMemory, Share, padded
-from .moves import Moves
+from .code_memory import CodeMemory, padded
 from .state import WeightState
 
-__all__ = ["CodeStep", "Lesson", "learn"]
-
-# Of the selected groups this share is to find a better code at the largest learning rate.
-_SHARE = 0.5
-# Lengths grow by exp(0.125) a step until groups move: 40-fold in 30 steps.
-_GROWTH = 0.25
-# What is left of a length when moves go too far.
-_SHRINKAGE = 0.9
-# What is left of earlier slopes.
-_MEMORY = 0.9
-# Moves go too far where the slope behind them is more than this share of the slope ahead of them,
-# with the other sign. On a quadratic the loss falls up to a share of 1, but the slope ahead is that
-# of the very batch that the moves were chosen by: it is overestimated, several times in training.
-_OVERSHOOT = 0.3
+__all__ = ["CodeStep", "cat"]
 
 
 @dataclass(eq=False)
@@ -81,6 +66,11 @@ class CodeStep:
         selected = max(state.code_memory().groups.shape[1] for state in states)
         return cls(kept.length, before.matrices, states, kept, selected)
 
+    @property
+    def learns(self) -> bool:
+        """Whether lengths of later steps follow from what this one finds."""
+        return self.kept is not None
+
     def each(self) -> list[CodeStep]:
         """Return the steps of each matrix by itself."""
         members = self.before.members()
@@ -100,9 +90,9 @@ class CodeStep:
         longer = (self.lengths - 1).to(goals.dtype).view(-1, 1, 1)
         return torch.addcmul(goals, steps, longer, out=steps)
 
-    def observe(self, groups: Tensor, found: Tensor, made: Moves) -> None:
-        """Note for how many of the selected groups a code was found, and how they change."""
-        self._seen = groups, found / groups.shape[1], made.changes.view(*groups.shape, -1)
+    def observe(self, groups: Tensor, changes: Tensor, found: Tensor) -> None:
+        """Note which groups were selected, how they change, and for how many a code was found."""
+        self._seen = groups, found / groups.shape[1], changes
 
     def observed(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return groups, shares found and changes of this step."""
@@ -110,7 +100,7 @@ class CodeStep:
         seen = [part._seen or part._nothing(selected) for part in self._parts or [self]]
         groups, changes = padded([(own, change) for own, _, change in seen], selected)
         shares = [share for _, share, _ in seen]
-        return groups, _cat(shares), changes
+        return groups, cat(shares), changes
 
     def _nothing(self, selected: int) -> tuple[Tensor, Tensor, Tensor]:
         like, count = next(iter(self.before.values.values())), len(self.lengths)
@@ -134,11 +124,11 @@ class CodeStep:
             )
             in_place = parts.dtype == changes.dtype
             products = parts.mul_(changes) if in_place else parts * changes
-            found = products.sum((1, 2), dtype=torch.float32)
+            found = products.sum((1, 2), dtype=torch.float64)
         else:
             found = torch.stack(
                 [
-                    (member.merge(_spread(own, change, rep)) * gradient).sum(dtype=torch.float32)
+                    (member.merge(_spread(own, change, rep)) * gradient).sum(dtype=torch.float64)
                     for member, gradient, own, change in zip(
                         rep.members(), gradients, groups, changes, strict=True
                     )
@@ -151,88 +141,6 @@ def _spread(groups: Tensor, changes: Tensor, rep: Representation) -> Tensor:
     """Return the changes of all groups of a matrix, ``[num_groups, group_size]``."""
     whole = changes.new_zeros(rep.layout.num_groups, changes.shape[1])
     return whole.index_add_(0, groups, changes)
-
-
-@dataclass(frozen=True, eq=False)
-class Lesson:
-    """What the lengths of the next steps on codes of some weights follow from.
-
-    Args:
-        step: on codes, which has been taken.
-        gradients: of each matrix, before that.
-        shares: learning rate of each weight over its largest so far.
-        sign: 1 where the loss is to fall, -1 where it is to rise.
-    """
-
-    step: CodeStep
-    gradients: Sequence[Tensor]
-    shares: Sequence[float]
-    sign: float
-
-
-def learn(lessons: Iterable[Lesson]) -> None:
-    """Compute the next step's lengths, which count once this step is.
-
-    Args:
-        lessons: of distinct weights; those whose steps have a fixed length teach nothing.
-    """
-    alike: dict[torch.device, list[tuple[Lesson, CodeMemory]]] = {}
-    for lesson in lessons:
-        if lesson.step.kept is not None:
-            together = alike.setdefault(lesson.step.lengths.device, [])
-            together.append((lesson, lesson.step.kept))
-    for together in alike.values():
-        _learn(together)
-
-
-def _learn(lessons: Sequence[tuple[Lesson, CodeMemory]]) -> None:
-    observed, ahead, behind, wanted, every = [], [], [], [], []
-    for lesson, kept in lessons:
-        step, gradients, sign = lesson.step, lesson.gradients, lesson.sign
-        groups, found, changes = step.observed()
-        behind.append(step.slopes(gradients, kept.groups, kept.changes, sign))
-        ahead.append(step.slopes(gradients, groups, changes, sign))
-        observed.append((groups, found, changes))
-        each = len(step.lengths) // len(step.states)
-        wanted += [_SHARE * share for share in lesson.shares for _ in range(each)]
-        every += [each] * len(step.states)
-    before, means = _cat([kept.slopes for _, kept in lessons]).split([1, 2], dim=1)
-    # Without moves the slope ahead of them is 0, and nothing was learnt.
-    both = torch.cat([before, _cat(behind)[:, None]], dim=1)
-    means = torch.lerp(means, both, (before != 0) * (1 - _MEMORY))
-    too_far = means[:, 1] > -_OVERSHOOT * means[:, 0]
-    found = _cat([share for _, share, _ in observed])
-    growth = (torch.tensor(wanted).to(found, non_blocking=True) - found) * _GROWTH
-    # After moves that went too far shorter ones; what rests may stay.
-    growth = torch.where(too_far, found.sign() * math.log(_SHRINKAGE), growth)
-    lengths = (_cat([lesson.step.lengths for lesson, _ in lessons]) * growth.exp()).clamp_(1, 1e6)
-    slopes = torch.cat([_cat(ahead)[:, None], means], dim=1)
-    sizes = [len(lesson.step.lengths) for lesson, _ in lessons]
-    new = zip(lessons, observed, lengths.split(sizes), slopes.split(sizes), strict=True)
-    own = zip(lengths.split(every), slopes.split(every), strict=True)
-    for (lesson, _), (groups, _, changes), length, slope in new:
-        _stage(lesson.step.states, CodeMemory(length, slope, groups, changes), own)
-
-
-def _cat(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _stage(
-    states: Sequence[WeightState], memory: CodeMemory, own: Iterator[tuple[Tensor, Tensor]]
-) -> None:
-    """Keep for the next step what counts once this one is counted.
-
-    Args:
-        states: of some weights.
-        memory: of all of them.
-        own: yields the lengths and slopes of each of them, and then of others.
-    """
-    each = len(memory.length) // len(states)
-    parts = memory.groups.split(each), memory.changes.split(each)
-    for place, (state, groups, changes) in enumerate(zip(states, *parts, strict=True)):
-        part = CodeMemory(*next(own), groups, changes)
-        state.stage_code_memory(Share(memory, len(states), place, part))
 
 
 def _joined(states: Sequence[WeightState]) -> CodeMemory:
@@ -248,5 +156,10 @@ def _joined(states: Sequence[WeightState]) -> CodeMemory:
     if all(state.step == 0 for state in states):  # nothing was selected yet
         pairs = [(groups[:, :0], changes[:, :0]) for groups, changes in pairs]
     groups, changes = padded(pairs)
-    length, slopes = _cat([m.length for m in kept]), _cat([m.slopes for m in kept])
+    length, slopes = cat([m.length for m in kept]), cat([m.slopes for m in kept])
     return CodeMemory(length, slopes, groups, changes)
+
+
+def cat(parts: Sequence[Tensor]) -> Tensor:
+    """Join tensors, without a copy of a single one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))

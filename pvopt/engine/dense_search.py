@@ -71,6 +71,10 @@ class DenseSearch(GroupSearch):
         self._squared_norms = whole.sum()[None]
 
     @property
+    def weights(self) -> int:
+        return self.rep.count
+
+    @property
     def squared_norms(self) -> Tensor:
         return self._squared_norms
 

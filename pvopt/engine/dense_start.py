@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,18 @@ class DenseStart:
     def is_of(self, rep: Representation, weight: Tensor) -> bool:
         """Tell whether codes and values are as near to the weight as at the time."""
         return abs(_error(weight, rep) - self.error) <= _SLACK * self.error
+
+    @torch.no_grad()
+    def move_(self, rep: Representation, taken: Callable[[Tensor], Tensor]) -> None:
+        """Keep the weight of some rows alone, if it is that of codes and values.
+
+        Args:
+            rep: of these rows.
+            taken: returns these rows of a weight.
+        """
+        if self.weight is not None:
+            rows = taken(self.weight).to(rep.device, copy=True)
+            self.weight, self.error = rows, _error(rows, rep)
 
     def take(self, rep: Representation) -> Tensor | None:
         """Return the weight in the precision of the values, and let go of it.

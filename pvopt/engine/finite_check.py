@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .placement import local
+
 __all__ = ["NonFiniteGradientError", "check_finite"]
 
 
@@ -92,4 +94,5 @@ def _gradients(
     for i, group in enumerate(groups):
         for j, p in enumerate(group["params"]):
             if p.grad is not None:
-                yield i, j, p, p.grad.coalesce().values() if p.grad.is_sparse else p.grad
+                grad = local(p.grad)
+                yield i, j, p, grad.coalesce().values() if grad.is_sparse else grad

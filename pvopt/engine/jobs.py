@@ -60,9 +60,7 @@ class Job:
     @property
     def gradient(self) -> Tensor:
         """The dense gradient."""
-        gradient = self.base.parameter.grad
-        assert gradient is not None
-        return gradient.to_dense() if gradient.is_sparse else gradient
+        return self.binding.placement.gradient(self.base.parameter)
 
 
 def jobs_of(
@@ -105,7 +103,8 @@ def jobs_of(
             )
             needed = keeps or half_steps.codes
             written = lr != 0 and (needed or half_steps.values)
-            step = BaseStep(p, binding.data(p), binding.state, keeps, needed, written)
+            place, data = binding.placement, binding.data(p)
+            step = BaseStep(p, data, binding.state, keeps, needed, written, placement=place)
             jobs[binding.name] = Job(binding, group, settings, half_steps, step, lr)
     return jobs
 

@@ -13,6 +13,7 @@ from torch.optim import SGD, Adagrad, Optimizer, SparseAdam
 
 from pvopt_kernels.ops import copy_into
 
+from .placement import WHOLE, Placement
 from .state import WeightState
 
 __all__ = ["BaseStep", "base_sees_latents"]
@@ -34,6 +35,7 @@ class BaseStep:
         written: whether the weight is written after the step, so that its memory is free meanwhile.
         target: ``[*shape]`` after the step: the latent weight, or the weight plus the update.
         latent_before: ``[*shape]``, the latent weight before the step, once there is a copy.
+        placement: which rows all of these are of.
     """
 
     parameter: nn.Parameter
@@ -44,6 +46,7 @@ class BaseStep:
     written: bool
     target: Tensor | None = None
     latent_before: Tensor | None = None
+    placement: Placement = WHOLE
 
     def undo_(self) -> None:
         """Give the latent weight back what it held before the step."""
@@ -105,8 +108,10 @@ class _Part:
         if gradient is not None and gradient.is_sparse and not takes_sparse:
             gradient = gradient.to_dense()
         rep = step.state.rep
-        if step.parameter.dtype != rep.dtype:
-            seen = nn.Parameter(step.state.latent() if step.keeps_latent else rep.decode())
+        wraps = step.keeps_latent and step.placement.wraps
+        if step.parameter.dtype != rep.dtype or wraps:
+            rows = step.state.latent() if step.keeps_latent else rep.decode()
+            seen = nn.Parameter(step.placement.wrapped(rows))
             vars(seen).update(vars(step.parameter))  # some optimizers look for marks
             seen.grad = None if gradient is None else gradient.to(rep.dtype)
             self.seen = seen
@@ -117,14 +122,14 @@ class _Part:
 
     def end(self) -> None:
         """Take the target, put everything back."""
-        step, seen = self.step, self.seen
+        step, seen = self.step, self.step.placement.unwrapped(self.seen)
         if step.needed and step.keeps_latent:
             step.target = step.state.latent()
             if not _same(seen, step.target):  # some assign new data
                 step.target.copy_(seen.data)
         elif step.needed:
             step.target = step.data if _same(seen, step.data) else seen.data
-        if not _same(step.parameter, step.data):
+        if not (step.placement.wraps or _same(step.parameter, step.data)):
             step.parameter.data = step.data
         step.parameter.grad = self.gradient
 

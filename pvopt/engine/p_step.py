@@ -31,6 +31,7 @@ class ValueStep:
         lrs: learning rate of each weight's values.
         ascends: whether values move up their gradient.
         pulled: the gradients of the values, if they are known.
+        sizes: root mean square ``[weights]`` of values that others hold some rows of, by name.
     """
 
     rep: Representation
@@ -39,6 +40,7 @@ class ValueStep:
     lrs: Sequence[float]
     ascends: bool = False
     pulled: InitVar[Mapping[str, Tensor] | None] = None
+    sizes: Mapping[str, Tensor] = field(default_factory=dict)
     _pulled: Mapping[str, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self, pulled: Mapping[str, Tensor] | None) -> None:
@@ -61,10 +63,11 @@ class ValueStep:
         """Return the values, in the order of :attr:`downhill`."""
         return [part for name, v in self.rep.values.items() for part in _of_each(self, name, v)]
 
-    def units(self) -> list[float | None]:
+    def units(self) -> list[float | Tensor | None]:
         """Return how large a relative step of each value is."""
-        known = self.rep.parametrization.value_units
-        return [known.get(name) for name in self.rep.values for _ in self.states]
+        known, none = self.rep.parametrization.value_units, [None] * len(self.states)
+        sizes = {name: list(size.unbind()) for name, size in self.sizes.items()}
+        return [known.get(name, own) for name in self.rep.values for own in sizes.get(name, none)]
 
 
 def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
@@ -97,7 +100,7 @@ def p_step(steps: Iterable[ValueStep], rule: ValueOptimizer) -> None:
         values: list[Tensor] = []
         lrs: list[float] = []
         numbers: list[int] = []
-        units: list[float | None] = []
+        units: list[float | Tensor | None] = []
         for step in together:
             count = len(step.rep.values)
             values += step.values()

@@ -16,10 +16,13 @@ from torch import Tensor
 from pvopt.parametrizations.representation import Representation
 from pvopt.rules.value_optimizers import ValueOptimizer
 
-from .code_steps import CodeStep, Lesson
+from .code_steps import CodeStep
+from .exchange import Exchange
 from .group_settings import GroupSettings
 from .jobs import Job
+from .lessons import Lesson
 from .p_step import ValueStep
+from .placement import Placement, Pulled
 from .stacks import Stack
 from .writing import write_decoded_
 
@@ -47,7 +50,7 @@ class Run:
 
     rep: Representation
     jobs: Sequence[Job]
-    _pulled: dict[str, Tensor] | None = field(default=None, init=False)
+    _pulled: Pulled | None = field(default=None, init=False)
 
     @property
     def settings(self) -> GroupSettings:
@@ -62,12 +65,27 @@ class Run:
     @property
     def size(self) -> int:
         """Number of entries of the weights."""
-        return sum(job.base.data.numel() for job in self.jobs)
+        return len(self.jobs) * self.placement.size(self.jobs[0].binding.rep)
 
     @property
     def begins(self) -> bool:
         """Whether this is the first step of weights that are not small."""
         return self.jobs[0].base.state.step == 0 and self.size >= _LARGE
+
+    @property
+    def placement(self) -> Placement:
+        """Which rows of the weights codes and values are of."""
+        return self.jobs[0].binding.placement
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups of each weight, of all of its rows."""
+        return self.placement.num_groups(self.jobs[0].binding.rep)
+
+    @property
+    def weights(self) -> list[Tensor]:
+        """The entries of the weights, to be written."""
+        return [job.binding.placement.entries(job.base.parameter) for job in self.jobs]
 
     @property
     def device(self) -> torch.device:
@@ -122,7 +140,8 @@ class Run:
         """Return what the length of the next step on codes follows from."""
         shares = [job.lr / max(job.lr, job.base.state.largest_lr) for job in self.jobs]
         sign = -1.0 if self.jobs[0].ascends else 1.0
-        return Lesson(code_step, self.rep.view.all_matrices(self.gradients), shares, sign)
+        gradients = self.rep.view.all_matrices(self.gradients)
+        return Lesson(code_step, gradients, shares, sign, self.placement)
 
     def sums(self) -> list[Tensor] | None:
         """Return sums of all entries of the gradients; None where none are needed anyway.
@@ -131,8 +150,15 @@ class Run:
         """
         if not (self.moves_values and self.rep.together and self.rep.parametrization.pull_sums_all):
             return None
-        self._pulled = self.rep.pull(self.gradients)
-        return list(self._pulled.values())
+        if self.placement.channel is not None:  # what others have added says nothing of these
+            return None
+        self._pulled = Pulled(self.rep.pull(self.gradients))
+        return list(self._pulled.gradients.values())
+
+    def pull(self) -> Exchange[None]:
+        """Find out the gradients of the values, unless :meth:`sums` has."""
+        if self.moves_values and self._pulled is None:
+            self._pulled = yield from self.placement.pull(self.rep, self.gradients)
 
     def value_step(self, rule: ValueOptimizer) -> ValueStep:
         """Return what the P step is to do."""
@@ -143,7 +169,8 @@ class Run:
             [job.base.state for job in self.jobs],
             [job.value_lr(rule) for job in self.jobs],
             ascends=self.jobs[0].ascends,
-            pulled=pulled,
+            pulled=None if pulled is None else pulled.gradients,
+            sizes={} if pulled is None else pulled.sizes,
         )
 
     @contextmanager
@@ -168,7 +195,7 @@ class Run:
         if not self.written:
             return
         rep, decay = self.rep, self.settings.latent_decay
-        parameters = [job.base.parameter for job in self.jobs]
+        parameters = self.weights
         write_decoded_(rep, parameters)
         if self.moves_codes and self.settings.keeps_latent and decay > 0:
             exact = all(p.dtype == rep.dtype for p in parameters)

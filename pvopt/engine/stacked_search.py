@@ -58,6 +58,10 @@ class StackedSearch(GroupSearch):
         self._squared_norms: list[Tensor] = []
 
     @property
+    def weights(self) -> int:
+        return self.rep.count
+
+    @property
     def squared_norms(self) -> Tensor:
         return _joined(self._squared_norms)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -80,7 +79,8 @@ class Stack:
             run = list(places)
             if found is None:
                 continue
-            most = max(1, int(at_once(run[0]) / math.prod(self.rep.shape)))
+            size = self.bindings[0].placement.size(self.bindings[0].rep)
+            most = max(1, int(at_once(run[0]) / size))
             pieces = -(-len(run) // most)
             ends = [len(run) * piece // pieces for piece in range(pieces + 1)]
             for start, end in itertools.pairwise(ends):
@@ -100,6 +100,7 @@ def stacks_of(bindings: Sequence[Binding]) -> list[Stack]:
     for binding in bindings:
         rep = binding.rep
         key: tuple[Any, ...] = (rep.scheme, rep.shape, rep.device, rep.dtype)
+        key += (binding.placement.key,)
         key += tuple((name, codes.dtype) for name, codes in rep.codes.items())
         if not (rep.parametrization.stacks and rep.space.trivial):
             key += (binding.name,)

@@ -199,6 +199,15 @@ class WeightState(dict[str, Any]):
         """Keep for the next step what counts once this one is counted."""
         self._staged = share
 
+    def by_row(self, key: str) -> bool:
+        """Tell whether an entry has a part for each row of the weight."""
+        kind, _, rest = key.partition(".")
+        if kind in ("codes", _LATENT):
+            return True
+        name = rest.partition(".")[2] if kind == "moments" else rest
+        common = self.rep.parametrization.common_values or ()
+        return kind in ("values", "moments") and name not in common
+
     def assign(self, key: str, value: Any) -> None:
         """Set an entry; codes and values keep their tensors."""
         own = dict(self.rep.tensors()).get(key)
@@ -207,12 +216,13 @@ class WeightState(dict[str, Any]):
         elif own is not value:
             own.copy_(value)
 
-    def check(self, name: str, saved: Mapping[str, Any]) -> None:
+    def check(self, name: str, saved: Mapping[str, Any], num_groups: int) -> None:
         """Raise a ValueError unless a saved state fits the representation.
 
         Args:
             name: of the weight, for the message.
             saved: by the same names.
+            num_groups: of the weight, with all of its rows.
         """
         rep, matrices = self.rep, self.rep.matrices
         shapes = {key: tuple(tensor.shape) for key, tensor in rep.tensors()}
@@ -237,7 +247,7 @@ class WeightState(dict[str, Any]):
                     f"({rep.scheme}), got {got}"
                 )
         if isinstance(groups, Tensor) and not groups.is_meta:
-            last = matrices.layout.num_groups - 1
+            last = num_groups // count - 1
             wrong = groups.dtype != torch.int64
             beyond = groups[:0] if wrong else groups[(groups < 0) | (groups > last)]
             if wrong or len(beyond):

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .placement import local
+
 __all__ = ["check_base_entries", "check_groups", "check_own_entries", "check_structure"]
 
 _COUNTERS = ("step", "values_step")
@@ -165,6 +167,8 @@ def _check_entry(where: str, key: str, value: Any, wanted: Any) -> None:
             raise ValueError(f"state_dict must hold a number of steps in {where}, got {value!r}")
         return
     none_yet = value is None and key == "momentum_buffer"  # of SGD, before its first step
+    if isinstance(value, Tensor):
+        value = local(value)
     if isinstance(wanted, Tensor) and not isinstance(value, Tensor) and not none_yet:
         raise ValueError(f"state_dict must hold a tensor in {where}, got {value!r}")
     if not isinstance(value, Tensor):
@@ -199,7 +203,7 @@ def _expected_entries(
     shadows: list[nn.Parameter] = []
     groups = []
     for own, settings in zip(base.param_groups, saved, strict=False):
-        here = [nn.Parameter(torch.empty_like(p, device="meta")) for p in own["params"]]
+        here = [nn.Parameter(torch.empty_like(local(p), device="meta")) for p in own["params"]]
         for shadow in here:
             shadow.grad = torch.empty_like(shadow)
         shadows += here

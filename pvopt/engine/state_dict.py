@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from .changes import note_written
+from .consent import consent
+from .exchange import together
 from .load_order import check_places, in_order_of
 from .merged_state import PREFIX
 from .state_checks import check_base_entries, check_groups, check_own_entries, check_structure
@@ -32,9 +34,7 @@ def state_dict(optimizer: Any) -> dict[str, Any]:
     bindings = optimizer.bindings_by_id()
     for number, p in _numbered(optimizer).items():
         if id(p) in bindings:
-            state = bindings[id(p)].state
-            state.complete()  # the representation may have got other tensors
-            ours = {PREFIX + key: value for key, value in state.items()}
+            ours = {PREFIX + key: value for key, value in bindings[id(p)].shown().items()}
             merged.setdefault(number, {}).update(ours)
     result = {**result, "state": merged}
     for hook in optimizer._optimizer_state_dict_post_hooks.values():
@@ -50,6 +50,38 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         replaced = hook(optimizer, saved)
         saved = dict(saved if replaced is None else replaced)
+    found, error = None, None
+    try:
+        found = _checked(optimizer, saved)
+    except ValueError as wrong:
+        error = wrong
+    together([consent(optimizer.channels(), error, False)])
+    assert found is not None
+    ours, theirs, keys = found
+    bindings = optimizer.bindings_by_id()
+    # Adam counts a parameter with an empty dictionary as initialised: drop those.
+    base = {key: entries for key, entries in theirs.items() if entries}
+    optimizer.base.load_state_dict({**saved, "state": base})
+    for number, p in _numbered(optimizer).items():
+        _restore_dtypes(optimizer.base.state.get(p, {}), theirs.get(keys[number], {}))
+        if id(p) in bindings:
+            binding = bindings[id(p)]
+            binding.state.restore(ours[keys[number]])
+            write_decoded_(binding.rep, [binding.placement.entries(p)])
+            note_written([binding])
+            binding.joined = True
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
+
+
+def _checked(
+    optimizer: Any, saved: dict[str, Any]
+) -> tuple[dict[Any, dict[str, Any]], dict[Any, dict[str, Any]], dict[int, Any]]:
+    """Return our entries and the base's by saved key, and the keys by number; change nothing.
+
+    Raises:
+        ValueError: if the state is of other parameters or representations.
+    """
     check_structure(saved)
     parameters = _numbered(optimizer)
     bindings = optimizer.bindings_by_id()
@@ -66,7 +98,9 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     for number, p in parameters.items():
         if id(p) in bindings:
             binding = bindings[id(p)]
-            binding.state.check(binding.name, ours.get(keys.get(number, -1), {}))
+            own = binding.taken(ours.get(keys.get(number, -1), {}))
+            binding.state.check(binding.name, own, binding.placement.num_groups(binding.rep))
+            ours[keys[number]] = own
             check_own_entries(binding.name, ours[keys[number]], binding.rep.dtype)
     check_places(
         [
@@ -80,19 +114,7 @@ def load_state_dict(optimizer: Any, saved: Mapping[str, Any]) -> None:
     check_base_entries(optimizer.base, by_number, saved["param_groups"])
     for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=False):
         optimizer._settings({**group, "params": own["params"]})
-    # Adam counts a parameter with an empty dictionary as initialised: drop those.
-    base = {key: entries for key, entries in theirs.items() if entries}
-    optimizer.base.load_state_dict({**saved, "state": base})
-    for number, p in _numbered(optimizer).items():
-        _restore_dtypes(optimizer.base.state.get(p, {}), theirs.get(keys[number], {}))
-        if id(p) in bindings:
-            binding = bindings[id(p)]
-            binding.state.restore(ours[keys[number]])
-            write_decoded_(binding.rep, [p])
-            note_written([binding])
-            binding.joined = True
-    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
-        hook(optimizer)
+    return ours, theirs, keys
 
 
 def _restore_dtypes(state: dict[str, Any], saved: Mapping[str, Any]) -> None:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from pvopt.parametrizations.representation import Representation
 
+from .placement import local
 from .runs import Run
 from .writing import write_decoded_
 
@@ -47,7 +48,7 @@ class Undo:
         self._states = [(job.base.state, job.base.state.counters()) for job in jobs]
         quantized = {id(job.base.parameter) for job in jobs}
         self._tensors = [
-            p.data
+            local(p.data)
             for group in base.param_groups
             for p in group["params"]
             if p.grad is not None and id(p) not in quantized and not _is_zero(group)
@@ -99,7 +100,7 @@ class Undo:
             for job in run.jobs:
                 job.base.undo_()
             if run.written:
-                write_decoded_(run.rep, [job.base.parameter for job in run.jobs])
+                write_decoded_(run.rep, run.weights)
         for state, counters in self._states:
             state.restore_counters(counters)
         for p in [p for p in self._base.state if p not in self._known]:

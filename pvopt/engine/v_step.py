@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,11 +19,12 @@ from pvopt.rules.trust_region import TrustRegion
 
 from .code_steps import CodeStep
 from .dense_search import DenseSearch
+from .exchange import Exchange, together
 from .moves import Moves
-from .searches import GroupSearch
-from .stacked_search import StackedSearch
+from .placement import WHOLE, Placement
+from .searches import GroupSearch, Selection
 
-__all__ = ["v_step"]
+__all__ = ["stackable", "v_step", "v_step_task"]
 
 
 def v_step(
@@ -89,6 +90,42 @@ def v_step(
     References:
         PV-Tuning (arXiv 2405.14852), section 3.3 and algorithm 2.
     """
+    task = v_step_task(
+        rep,
+        targets,
+        rounding=rounding,
+        subspace=subspace,
+        trust_region=trust_region,
+        metric=metric,
+        options=options,
+        draws=draws,
+        code_step=code_step,
+        gradients=gradients,
+        before_moves=before_moves,
+    )
+    return together([task])[0]
+
+
+def v_step_task(
+    rep: Representation,
+    targets: Tensor | Sequence[Tensor],
+    *,
+    rounding: Rounding,
+    subspace: Subspace,
+    trust_region: TrustRegion | None = None,
+    metric: WeightMetric | None = None,
+    options: SearchOptions | None = None,
+    draws: Draws | torch.Generator | None = None,
+    code_step: CodeStep | None = None,
+    gradients: Sequence[Tensor] | None = None,
+    before_moves: Callable[[Representation, Tensor], None] | None = None,
+    placement: Placement = WHOLE,
+) -> Exchange[Tensor]:
+    """Take a :func:`v_step` that may ask the processes that hold other rows of the weights.
+
+    Their placement says which rows the representation and the targets are of. The other arguments
+    and the result are those of :func:`v_step`.
+    """
     targets = [targets] if isinstance(targets, Tensor) else targets
     dense = not stackable(rep, metric=metric, subspace=subspace)
     if dense and rep.count > 1:
@@ -96,7 +133,7 @@ def v_step(
             f"rep must be of one weight for a metric, a space or {subspace}, got {rep.count}"
         )
     options = options or SearchOptions()
-    step = _Step(rounding, subspace, trust_region, options, before_moves)
+    step = _Step(rounding, subspace, trust_region, options, before_moves, placement)
     weights, draws = rep.count, Draws.of(draws, rep.device)
     metrics = matrix_metrics(metric, rep.view, rep.shape)
     if gradients is not None:
@@ -106,12 +143,14 @@ def v_step(
         own_steps = code_step.each() if code_step else [None] * rep.count
         own_gradients = [[g] for g in gradients] if gradients else [None] * rep.count
         of_each = zip(rep.members(), targets, metrics, own_steps, own_gradients, strict=True)
-        moved = torch.cat(
-            [step.run(m, [t], own, draws, c, g, dense=dense) for m, t, own, c, g in of_each]
-        )
+        parts = []
+        for m, t, own, c, g in of_each:
+            parts.append((yield from step.run(m, [t], own, draws, c, g, dense=dense)))
+        moved = torch.cat(parts)
     else:
         own_draws = draws.of_matrices(rep.count // weights)
-        moved = step.run(rep, targets, None, own_draws, code_step, gradients, dense=False)
+        arguments = rep, targets, None, own_draws, code_step, gradients
+        moved = yield from step.run(*arguments, dense=False)
     return moved if len(moved) == weights else moved.view(weights, -1).sum(1)
 
 
@@ -125,6 +164,7 @@ class _Step:
         trust_region: bound on the change of each matrix, or None.
         options: how hard a search tries.
         before_moves: is told which groups may move, by their numbers, before any does.
+        placement: of the weights.
     """
 
     rounding: Rounding
@@ -132,6 +172,7 @@ class _Step:
     trust_region: TrustRegion | None
     options: SearchOptions
     before_moves: Callable[[Representation, Tensor], None] | None
+    placement: Placement
 
     def run(
         self,
@@ -143,7 +184,7 @@ class _Step:
         gradients: Sequence[Tensor] | None,
         *,
         dense: bool,
-    ) -> Tensor:
+    ) -> Exchange[Tensor]:
         """Move codes of matrices; return how many groups of each changed, ``[count]``."""
         rounding, subspace = self.rounding, self.subspace
         settings = {
@@ -155,9 +196,10 @@ class _Step:
         if dense:
             search: GroupSearch = DenseSearch(rep, targets[0], metric, **settings)
         else:
-            search = StackedSearch(rep, targets, **settings)
+            search = self.placement.search(rep, targets, **settings)
         ordered = self.trust_region is not None
-        groups, asked = search.select(subspace, ordered=ordered, gradients=gradients)
+        chosen = yield from search.selection(subspace, ordered=ordered, gradients=gradients)
+        groups, asked = chosen.groups, chosen.asked
         if search.coupled and asked is not None:  # others must not be searched for them: they stay
             groups = groups[:, asked[0] > 0]
         if groups.shape[1] == 0:
@@ -168,12 +210,18 @@ class _Step:
         moves = search.moves(groups, numbers)
         if not (search.coupled or rounding.takes_first or asked is None):
             moves = moves.only((asked > 0).flatten())  # the nearest to a weight is its own
-        found = made = moves.counts(rep.count)
+        if chosen.allowed is not None:
+            moves = moves.only(chosen.allowed.flatten())
+        found = None
         if self.trust_region is not None:
-            groups, moves = _within(self.trust_region, moves, search, groups)
-            made = moves.counts(rep.count)
-        if code_step is not None:
-            code_step.observe(groups, found, moves)
+            if code_step is not None and code_step.learns:
+                found = yield from search.counts(moves)
+            within = _within(self.trust_region, moves, search, replace(chosen, groups=groups))
+            groups, moves = yield from within
+        made = yield from search.counts(moves)
+        if code_step is not None and code_step.learns:
+            seen = yield from search.observed(moves, replace(chosen, groups=groups))
+            code_step.observe(*seen, made if found is None else found)
         moves.make_(rep)
         return made
 
@@ -184,12 +232,12 @@ def stackable(rep: Representation, *, metric: object | None, subspace: Subspace)
 
 
 def _within(
-    trust_region: TrustRegion, moves: Moves, search: GroupSearch, groups: Tensor
-) -> tuple[Tensor, Moves]:
+    trust_region: TrustRegion, moves: Moves, search: GroupSearch, selection: Selection
+) -> Exchange[tuple[Tensor, Moves]]:
     """Return the first moves that fit into the trust region, and their groups."""
+    groups = selection.groups
     while True:
-        changes = search.squared_changes(moves).view(len(groups), -1)
-        accepted = trust_region.accept(changes, search.squared_norms).flatten()
+        accepted = yield from search.accepted(trust_region, moves, selection)
         if not search.coupled:
             return groups, moves.only(accepted)
         kept = moves.moved & accepted
@@ -197,4 +245,5 @@ def _within(
             return groups, moves
         # The accepted groups were searched for company that stays out: search them again.
         groups = groups[:, kept]
+        selection = replace(selection, groups=groups)
         moves = search.moves(groups, groups.flatten())

@@ -61,6 +61,7 @@ class Codebooks(Parametrization):
     """
 
     stacks = True
+    common_values = ("codebooks",)
     couples = True
     pull_sums_all = True
 

@@ -42,6 +42,10 @@ class Parametrization(ABC):
         stacks: whether the methods work on several weights one below the other (see
             :class:`Representation`): values are then ``count`` times as long, and group ``g`` of
             weight ``w`` has number ``w * num_groups + g``.
+        common_values: names of the values that all rows have in common, where all other values and
+            all codes belong to rows that are independent of each other: the first index of each
+            counts rows, or blocks of as many rows as a group has. Processes can then hold some rows
+            each. None where rows depend on each other.
         has_levels: whether codes are scalar, so that :meth:`bracket` is defined.
         usual_beam: combinations that :meth:`search` keeps unless its options say otherwise; 1 where
             it is exact and has no use for ``SearchOptions.beam_size``.
@@ -65,6 +69,7 @@ class Parametrization(ABC):
     """
 
     stacks: ClassVar[bool] = False
+    common_values: ClassVar[tuple[str, ...] | None] = None
     has_levels: ClassVar[bool] = False
     usual_beam: ClassVar[int] = 1
     has_windows: ClassVar[bool] = False

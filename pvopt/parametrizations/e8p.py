@@ -104,6 +104,10 @@ class E8P(Parametrization):
     has_zero = False
 
     @property
+    def common_values(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return ("scales",) if self.per_tensor else ()
+
+    @property
     def usual_beam(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride]
         return 1 if self.bits == 2 else _USUAL_BEAM
 

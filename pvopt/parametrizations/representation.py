@@ -390,15 +390,18 @@ class Representation:
             check=False,
         )
 
-    def bits_per_weight(self, *, value_bits: int | None = None) -> float:
+    def bits_per_weight(
+        self, *, value_bits: int | None = None, shape: tuple[int, ...] | None = None
+    ) -> float:
         """Return the bits it takes per weight: packed codes and values.
 
         Args:
             value_bits: bits of one value; None counts values at their present dtype.
+            shape: of the weight with all of its rows, where these are some of them.
         """
         own = 8 * self.dtype.itemsize
         return self.scheme.bits_per_weight(
-            self.shape, value_bits=own if value_bits is None else value_bits
+            shape or self.shape, value_bits=own if value_bits is None else value_bits
         )
 
     def to(
@@ -443,6 +446,31 @@ class Representation:
         for name, mine in self.tensors():
             mine.copy_(theirs[name])
         return self
+
+    def keep_rows_(self, first: int, count: int) -> None:
+        """Become the representation of some rows of the weight, in place.
+
+        Args:
+            first: of them, a multiple of the rows of a group.
+            count: how many, alike.
+
+        Raises:
+            ValueError: if rows depend on each other.
+        """
+        common = self.parametrization.common_values
+        if common is None or not (self.space.trivial and self.view.plain and self.count == 1):
+            raise ValueError(f"rows of {self.scheme} depend on each other")
+        rows, whole = slice(first, first + count), self.shape[0]
+
+        def part(tensor: Tensor) -> Tensor:
+            start, end = (len(tensor) * row // whole for row in (rows.start, rows.stop))
+            return tensor[start:end].clone()
+
+        self.codes |= {name: part(codes) for name, codes in self.codes.items()}
+        self.values |= {n: part(value) for n, value in self.values.items() if n not in common}
+        self.shape = (count, *self.shape[1:])
+        self._views = ViewMemory()
+        self.__post_init__(check=False)
 
     @staticmethod
     def stack(members: Sequence[Representation]) -> Representation:

@@ -29,6 +29,7 @@ class ScalarGrid(Parametrization):
     """
 
     stacks = True
+    common_values = ()
     pull_sums_all = True
     has_levels = True
     usual_start = "gptq"

@@ -71,6 +71,7 @@ class SharedValues(Parametrization):
         check_integer("num_values", self.num_values, 1, 1 << 16)
 
     stacks = True
+    common_values = ("values",)
     pull_sums_all = True
     has_levels = True
     scaling = ("values",)

@@ -19,7 +19,7 @@ from pvopt.tuning.bases import BASES
 
 from .passes import PassCost, pass_cost
 from .probe import Machine
-from .states import BaseCost, code_bytes, value_count
+from .states import BaseCost, code_bytes, common_value_count, value_count
 
 __all__ = ["TuningMemory", "tuning_memory", "tuning_passes"]
 
@@ -135,7 +135,8 @@ def tuning_memory(
     """Return what a tuning run takes, from shapes alone.
 
     With several devices each has a part of all weights, gradients and states, as
-    ``fully_shard`` cuts them, and its share of a batch.
+    ``fully_shard`` cuts them, and its share of a batch. Codebooks, and other values that all rows
+    of a weight have in common, are kept by each.
 
     Args:
         model: the full-precision causal language model; its tensors may be on the meta device.
@@ -170,6 +171,7 @@ def tuning_memory(
     quantized = sum(counts[name] for name in schemes)
     keeps_latents = group["latent_decay"] < 1 and not group["freeze_codes"]
     values = 4 * value_count(schemes, shapes)
+    common = 4 * common_value_count(schemes, shapes)  # every device has all of them
     dense = sum(p.numel() * p.element_size() for p in model.parameters())
     undo = itemsize * sum(counts[name] for name in others) + values
     # Weights in half precision are stepped in full precision: copies of gradients, and of weights.
@@ -183,7 +185,7 @@ def tuning_memory(
         teacher=dense // devices,
         student=dense // devices,
         codes=code_bytes(schemes, shapes) // devices,
-        values=3 * values // devices,
+        values=3 * (common + (values - common) // devices),
         latents=4 * quantized // devices if keeps_latents else 0,
         base_state=sum(base.kept(shapes[name]) for name in (*others, *moved)) // devices,
         gradients=passes.gradient_bytes // devices,

@@ -14,7 +14,7 @@ from pvopt.tuning.bases import Base
 
 from .watch import MemoryWatch
 
-__all__ = ["BaseCost", "code_bytes", "value_count"]
+__all__ = ["BaseCost", "code_bytes", "common_value_count", "value_count"]
 
 # Sizes of small parameters: what the state has in common with them tells the real sizes.
 _PRIMES = (61, 53, 7, 5, 3)
@@ -35,6 +35,22 @@ def value_count(schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, .
     """Return the number of continuous values, arguments as in :func:`code_bytes`."""
     sizes = [v for n, scheme in schemes.items() for v in scheme.value_shapes(shapes[n]).values()]
     return sum(map(math.prod, sizes))
+
+
+def common_value_count(schemes: Mapping[str, Scheme], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of values that all rows of a weight share, such as codebooks.
+
+    Example:
+        >>> from pvopt import parse_scheme
+        >>> from pvopt.planning.states import common_value_count
+        >>> common_value_count({"a": parse_scheme("2x8g8")}, {"a": (64, 64)})  # 2 * 256 * 8
+        4096
+    """
+    return sum(
+        math.prod(scheme.value_shapes(shapes[name])[value])
+        for name, scheme in schemes.items()
+        for value in scheme.parametrization.common_values or ()
+    )
 
 
 @dataclass(frozen=True)

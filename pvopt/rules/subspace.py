@@ -67,11 +67,32 @@ class Subspace(ABC):
     #: Whether :meth:`select` takes a ``Farthest`` in place of magnitudes, those of all groups of
     #: all weights are then never kept together.
     reads_largest: bool = False
+    #: Whether ``select`` takes the groups of the largest ``keys``, ``count`` of them: processes
+    #: that hold some rows each can then select together.
+    keyed: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "select" in vars(cls) and "reads_largest" not in vars(cls):
-            cls.reads_largest = False  # another selection than the inherited one
+        if "select" in vars(cls):  # another selection than the inherited one
+            for name in ("reads_largest", "keyed"):
+                if name not in vars(cls):
+                    setattr(cls, name, False)
+
+    def count(self, num_groups: int) -> int:
+        """Return how many of ``num_groups`` groups are selected: usually all."""
+        return num_groups
+
+    def keys(self, magnitudes: Tensor, draws: Draws) -> Tensor:
+        """Return what the groups of the largest of are selected: usually the magnitudes.
+
+        Args:
+            magnitudes: ``[weights, n]`` of some groups of each weight.
+            draws: source of a random number for each of these groups.
+
+        Returns:
+            ``[weights, n]``, floating.
+        """
+        return magnitudes
 
     @abstractmethod
     def select(
@@ -109,6 +130,7 @@ class AllGroups(Subspace):
     """
 
     ranks = True
+    keyed = True
 
     def select(
         self,
@@ -180,6 +202,7 @@ class Greedy(_Fraction):
 
     ranks = True
     reads_largest = True
+    keyed = True
 
     def select(
         self,
@@ -212,6 +235,11 @@ class Uniform(_Fraction):
         torch.Size([1, 5])
     """
 
+    keyed = True
+
+    def keys(self, magnitudes: Tensor, draws: Draws) -> Tensor:
+        return draws.uniform(magnitudes.shape[1])
+
     def select(
         self,
         magnitudes: Tensor,
@@ -220,8 +248,7 @@ class Uniform(_Fraction):
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        draws = Draws.of(draws, magnitudes.device)
-        return self._largest(draws.uniform(magnitudes.shape[1]))
+        return self._largest(self.keys(magnitudes, Draws.of(draws, magnitudes.device)))
 
 
 @SUBSPACES.register(_by_share("proportional", "groups at random, by the size of their change"))
@@ -259,6 +286,14 @@ class Proportional(_Fraction):
         if not self.temperature > 0:
             raise ValueError(f"temperature must be positive, got {self.temperature}")
 
+    keyed = True
+
+    def keys(self, magnitudes: Tensor, draws: Draws) -> Tensor:
+        # float64 keeps the keys distinct: float32 uniforms have 2^24 values only.
+        uniform = draws.uniform(magnitudes.shape[1], torch.float64)
+        gumbel = -torch.log(-torch.log(uniform))
+        return magnitudes.double().log() / self.temperature + gumbel
+
     def select(
         self,
         magnitudes: Tensor,
@@ -267,12 +302,7 @@ class Proportional(_Fraction):
         ordered: bool = True,
         decreases: Decreases | None = None,
     ) -> Tensor:
-        # float64 keeps the keys distinct: float32 uniforms have 2^24 values only.
-        draws = Draws.of(draws, magnitudes.device)
-        uniform = draws.uniform(magnitudes.shape[1], torch.float64)
-        gumbel = -torch.log(-torch.log(uniform))
-        keys = magnitudes.double().log() / self.temperature + gumbel
-        return self._largest(keys)
+        return self._largest(self.keys(magnitudes, Draws.of(draws, magnitudes.device)))
 
 
 @SUBSPACES.register(_by_share("gain", "the groups of largest predicted decrease"))

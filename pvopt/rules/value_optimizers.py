@@ -56,7 +56,7 @@ class ValueOptimizer(ABC):
         moments: Mapping[str, list[Tensor]],
         lrs: Sequence[float],
         steps: Sequence[int],
-        units: Sequence[float | None],
+        units: Sequence[float | Tensor | None],
     ) -> None:
         """Move value tensors in place, each by itself; gradients and moments stay as they are.
 
@@ -70,7 +70,8 @@ class ValueOptimizer(ABC):
                 before left them.
             lrs: learning rate of each value (the ratio is already applied).
             steps: number of each value's update, from 1.
-            units: how large a relative step of each value is; None for its own size.
+            units: how large a relative step of each value is; None for its own size, a tensor for
+                the size of the whole of which the value is some rows.
         """
 
     @abstractmethod
@@ -126,7 +127,7 @@ class SGDValues(ValueOptimizer):
         moments: Mapping[str, list[Tensor]],
         lrs: Sequence[float],
         steps: Sequence[int],
-        units: Sequence[float | None],
+        units: Sequence[float | Tensor | None],
     ) -> None:
         """Take one gradient step."""
         lengths = [-lr for lr in lrs]
@@ -220,7 +221,7 @@ class AdamValues(ValueOptimizer):
         moments: Mapping[str, list[Tensor]],
         lrs: Sequence[float],
         steps: Sequence[int],
-        units: Sequence[float | None],
+        units: Sequence[float | Tensor | None],
     ) -> None:
         """Take one Adam step."""
         first, second = self.betas
@@ -230,13 +231,17 @@ class AdamValues(ValueOptimizer):
         torch._foreach_sqrt_(divisors)
         torch._foreach_add_(divisors, self.eps)
         if self.relative:
-            sizes = torch._foreach_norm(values)
+            # In double precision: the same size, whatever the order of the entries.
+            sizes = list(torch._foreach_norm(values, dtype=torch.float64))
             torch._foreach_div_(sizes, [value.numel() ** 0.5 for value in values])
+            for place, unit in enumerate(units):
+                if isinstance(unit, Tensor):
+                    sizes[place].copy_(unit)
             torch._foreach_clamp_min_(sizes, self.floor)
             for place, unit in enumerate(units):
-                if unit is not None:
+                if isinstance(unit, float):
                     sizes[place].fill_(unit)
-            torch._foreach_div_(divisors, sizes)
+            torch._foreach_div_(divisors, _rounded(sizes, values))
         means = torch._foreach_lerp(moments["exp_avg"], gradients, 1 - first)
         lengths = [-lr / (1 - first**step) for lr, step in zip(lrs, steps, strict=True)]
         torch._foreach_addcdiv_(values, means, divisors, lengths)
@@ -248,3 +253,10 @@ class AdamValues(ValueOptimizer):
         squares = moments["exp_avg_sq"]
         torch._foreach_mul_(squares, second)
         torch._foreach_addcmul_(squares, gradients, gradients, value=1 - second)
+
+
+def _rounded(sizes: list[Tensor], values: list[Tensor]) -> list[Tensor]:
+    """Return scalars in the precision of the values."""
+    if len({(value.device, value.dtype) for value in values}) == 1:
+        return list(torch.stack(sizes).to(values[0].dtype).unbind())
+    return [size.to(value.dtype) for size, value in zip(sizes, values, strict=True)]

@@ -82,7 +82,8 @@ weight, 7.60 per parameter of the model
         named = dict(model.named_parameters(remove_duplicate=False))
         quantized = {id(named[name]): name for name in representations}
         bits = sum(
-            rep.bits_per_weight() * named[name].numel() for name, rep in representations.items()
+            rep.bits_per_weight(shape=tuple(named[name].shape)) * named[name].numel()
+            for name, rep in representations.items()
         )
         dense, everything, others, total = [], bits, 0, 0
         for name, parameter in model.named_parameters():

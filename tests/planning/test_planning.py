@@ -134,7 +134,7 @@ def test_several_devices_share_all_but_the_block_they_compute():
     model = empty_model("tiny-llama")
     schemes = {n: parse_scheme("grid:2g16") for n, _ in model.named_parameters() if "_proj" in n}
 
-    def memory(devices, **changes):
+    def memory(devices, schemes=schemes, **changes):
         own = replace(SETTINGS, **changes)
         cost = tuning_passes(model, schemes, own, devices=devices)
         return tuning_memory(model, schemes, own, cost, devices=devices)
@@ -144,6 +144,9 @@ def test_several_devices_share_all_but_the_block_they_compute():
     assert two.gradients == one.gradients // 2
     assert two.activations == one.activations > 0
     assert two.gathered > 0 == one.gathered
+    books = {name: parse_scheme("vq:8g8") for name in schemes}
+    kept = 3 * 4 * 256 * 8 * len(books)  # each device has all codebooks, and their moments
+    assert 2 * (memory(2, books).values - kept) == memory(1, books).values - kept
     with pytest.raises(ValueError, match="devices must be at least 1, got 0"):
         memory(0)
 
