@@ -67,8 +67,8 @@ class Subspace(ABC):
     #: Whether :meth:`select` takes a ``Farthest`` in place of magnitudes, those of all groups of
     #: all weights are then never kept together.
     reads_largest: bool = False
-    #: Whether ``select`` takes the groups of the largest ``keys``, ``count`` of them: processes
-    #: that hold some rows each can then select together.
+    #: Whether ``select`` takes the groups of the largest ``keys``, ``count`` of them, so that
+    #: processes that hold some rows each can select together.
     keyed: bool = False
 
     def __init_subclass__(cls, **options: Any) -> None:
