@@ -26,6 +26,7 @@ sys.path.insert(0, str(DOCS / "_ext"))
 import api_pages  # noqa: E402
 import public_names  # noqa: E402
 import results  # noqa: E402
+import site_browser  # noqa: E402
 import site_checks  # noqa: E402
 
 PUBLIC = [n for n in public_names.public_names() if n.home == n.package]
@@ -242,3 +243,11 @@ def test_examples_on_page(page):
     test = doctest.DocTestParser().get_doctest(source, names, page.name, str(page), 0)
     failed = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test).failed
     assert failed == 0, f"{failed} examples of {page.name} fail; the output above says how"
+
+
+@pytest.mark.skipif(site_browser.BROWSER is None, reason="chromium is not installed")
+def test_pages_that_do_not_fit_on_a_phone_are_found(tmp_path):
+    for name, width in (("fits", 380), ("wide", 500)):
+        style = f"margin:0;min-width:{width}px"
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html><body style='{style}'>x")
+    assert site_browser.wide_pages(tmp_path, ["fits.html", "wide.html"]) == {"wide.html": 500}
