@@ -28,6 +28,7 @@ import api_pages  # noqa: E402
 import math_font  # noqa: E402
 import public_names  # noqa: E402
 import results  # noqa: E402
+import site_browser  # noqa: E402
 import site_checks  # noqa: E402
 
 PUBLIC = [n for n in public_names.public_names() if n.home == n.package]
@@ -260,3 +261,11 @@ def test_formulas_have_a_font_with_all_their_glyphs():
     font = TTFont(io.BytesIO(math_font.subset(text)))
     assert set(map(ord, text)) <= font.getBestCmap().keys()
     assert "braceleft" in font["MATH"].table.MathVariants.VertGlyphCoverage.glyphs
+
+
+@pytest.mark.skipif(site_browser.BROWSER is None, reason="chromium is not installed")
+def test_pages_that_do_not_fit_on_a_phone_are_found(tmp_path):
+    for name, width in (("fits", 380), ("wide", 500)):
+        style = f"margin:0;min-width:{width}px"
+        (tmp_path / f"{name}.html").write_text(f"<!doctype html><body style='{style}'>x")
+    assert site_browser.wide_pages(tmp_path, ["fits.html", "wide.html"]) == {"wide.html": 500}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from site_browser import BROWSER, WIDTH, wide_pages
 from sphinx.errors import SphinxError
 
 #: Bytes of one page; a phone on a slow net loads that in a second or two.
@@ -44,9 +45,18 @@ def problems(site: Path) -> Iterator[str]:
                 yield f"{name}: leads to {link}, where there is no such place"
 
 
+def _too_wide(site: Path) -> Iterator[str]:
+    """Yield which pages do not fit on a phone, where there is a browser to look at them."""
+    if BROWSER is not None:
+        pages = [f"{p.relative_to(site)}" for p in (*site.glob("*.html"), *site.glob("api/*.html"))]
+        for page, width in wide_pages(site, sorted(pages)).items():
+            yield f"{page}: is {width} pixels wide on a screen of {WIDTH}"
+
+
 def _check(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
-        found = sorted(problems(Path(app.outdir).resolve()))
+        site = Path(app.outdir).resolve()
+        found = sorted([*problems(site), *_too_wide(site)])
         if found:
             raise SphinxError("\n".join(["the pages have faults:", *found]))
 

@@ -24,8 +24,9 @@ def add_mixing(parser: Any) -> None:
     group.add_argument(
         "--bits",
         type=float,
-        help="bits per quantized weight, scales and codebooks counted, such as 2.25: every layer "
-        "gets the candidate with which the model predicts most like the original",
+        help="bits per weight of the layers, scales and codebooks counted, such as 2.25: every "
+        "layer gets the candidate with which the model predicts most like the original; --head and "
+        "--embeddings are not among them",
     )
     group.add_argument(
         "--candidates",
