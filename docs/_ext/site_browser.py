@@ -55,7 +55,7 @@ def wide_pages(site: Path, pages: Sequence[str]) -> dict[str, int]:
     probe = _PROBE.replace("PAGES", json.dumps(list(pages))).replace("WIDTH", str(WIDTH)).encode()
 
     class Handler(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             """Say nothing."""
 
         def do_GET(self) -> None:

@@ -40,8 +40,8 @@ class TuningMemory:
         activations: what the passes take beyond the gradients.
         step: what the optimizer's step takes beyond the gradients.
         holes: memory that is free again and that the allocator keeps all the same, in pieces that
-            nothing fits into, as large as the gradients: these are freed after each step, smaller
-            tensors are put where they were, and the next gradients are put elsewhere.
+            nothing fits into. Measured runs (``benchmarks.plan``) have about as much of it as the
+            gradients take, which come and go in each step.
         gathered: weights of the largest block, where each device has a part of them.
     """
 
