@@ -94,7 +94,7 @@ class ShardedSearch(StackedSearch):
         most = min(count, max(share.counts))
         padded = torch.nn.functional.pad(keys, (0, most - keys.shape[1]))
         found = yield Gather(share.channel, padded)
-        places = self._places_among(found, count)[:, : keys.shape[1]]
+        places = places_among(found, share, count)[:, : keys.shape[1]]
         allowed = places < count
         # Most first: those of this process that are among the largest of all.
         longest = int(allowed.sum(1).max())
@@ -151,25 +151,6 @@ class ShardedSearch(StackedSearch):
     def _counted(self, numbers: Tensor) -> Tensor:
         return torch.zeros_like(numbers) if self.share.empty else numbers
 
-    def _places_among(self, every: Tensor, count: int) -> Tensor:
-        """Return how many keys of all processes come before each of this one's, ``[weights, n]``.
-
-        Args:
-            every: ``[processes, weights, n]`` keys, filled up behind those of fewer groups.
-            count: how many groups are selected; places from there on do not matter.
-        """
-        share = self.share
-        held = [min(count, own) for own in share.counts]
-        keys = torch.cat([own[:, :n] for own, n in zip(every.unbind(0), held, strict=True)], dim=1)
-        # As in one process: a stable sort, in which the groups of earlier rows come first.
-        order = (-keys).sort(dim=1, stable=True).indices
-        places = torch.arange(keys.shape[1], device=keys.device).expand_as(order)
-        places = torch.empty_like(order).scatter_(1, order, places)
-        start = sum(held[: share.rank])
-        if share.empty:  # none of the zeros that this process works on may move
-            return torch.full_like(places[:, :1], count).expand(-1, every.shape[2])
-        return places[:, start : start + held[share.rank]]
-
     def accepted(
         self, trust_region: TrustRegion, moves: Moves, selection: Selection
     ) -> Exchange[Tensor]:
@@ -202,3 +183,24 @@ class ShardedSearch(StackedSearch):
         own = moves.counts(self.rep.count)
         total = yield Sum(self.share.channel, self._counted(own.double()))
         return total.to(own.dtype)
+
+
+def places_among(every: Tensor, share: Share, count: int) -> Tensor:
+    """Return how many keys of all processes come before each of this one's, ``[weights, n]``.
+
+    Args:
+        every: ``[processes, weights, n]`` keys of each, the largest first, filled up behind those
+            of fewer groups.
+        share: which groups are whose.
+        count: how many groups are selected; places from there on do not matter.
+    """
+    held = [min(count, own) for own in share.counts]
+    keys = torch.cat([own[:, :n] for own, n in zip(every.unbind(0), held, strict=True)], dim=1)
+    # As in one process: a stable sort, in which the groups of earlier rows come first.
+    order = (-keys).sort(dim=1, stable=True).indices
+    places = torch.arange(keys.shape[1], device=keys.device).expand_as(order)
+    places = torch.empty_like(order).scatter_(1, order, places)
+    start = sum(held[: share.rank])
+    if share.empty:  # none of the zeros that this process works on may move
+        return torch.full_like(places[:, :1], count).expand(-1, every.shape[2])
+    return places[:, start : start + held[share.rank]]

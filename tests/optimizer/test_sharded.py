@@ -10,10 +10,16 @@ from typing import Any
 import pytest
 import sharding
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from schemes import PARAMETRIZATIONS, SHAPE
 from torch import Tensor
+from torch.nn.functional import pad
 
 from pvopt import Representation
+from pvopt.engine.exchange import Channel
+from pvopt.engine.sharded_search import Share, places_among
+from pvopt_kernels import largest
 
 
 @pytest.fixture(scope="module")
@@ -169,3 +175,30 @@ def test_rows_of_a_weight_decode_to_its_rows(name):
     assert torch.equal(part.decode(), weight[2:])
     same = Representation(parametrization, part.codes, part.values, (4, *SHAPE[1:]))
     assert torch.equal(same.decode(), weight[2:])
+
+
+@given(
+    keys=st.lists(st.integers(-2, 2), min_size=6, max_size=6),
+    counts=st.sampled_from([(3, 3), (4, 2), (2, 2, 2), (3, 3, 0), (6,)]),
+    count=st.integers(1, 6),
+)
+def test_all_processes_select_what_one_would_ties_and_all(keys, counts, count):
+    whole = torch.tensor([keys], dtype=torch.float32)
+    selected = largest(whole, count)[1][0].tolist()
+    most, found = min(count, max(counts)), []
+    parts = [
+        largest(own, min(count, own.shape[1])) if own.shape[1] else None
+        for own in whole.split(list(counts), dim=1)
+    ]
+    every = torch.stack(
+        [pad(p[0] if p else whole[:, :0], (0, most - (p[0].shape[1] if p else 0))) for p in parts]
+    )
+    for rank, part in enumerate(parts):
+        share = Share(Channel(None, "cpu"), counts, rank)
+        places = places_among(every, share, count)[0].tolist()
+        if part is None:
+            assert min(places) >= count
+        else:
+            groups = (part[1][0] + share.first).tolist()
+            found += [(p, g) for p, g in zip(places, groups, strict=True) if p < count]
+    assert [group for _, group in sorted(found)] == selected
