@@ -204,8 +204,8 @@ RANDOM = {
 }
 GREEDY = {"latent_decay": 0.5, "subspace": Greedy(0.2), "trust_ratio": 0.3}
 RULES: dict[str, tuple[int, Layers, dict[str, Any]]] = {
-    "straight-through": (3, SMALL, {}),
-    "random": (10, PAIR, RANDOM),
+    "straight-through": (2, SMALL, {}),
+    "random": (6, PAIR, RANDOM),
     "greedy": (2, LARGE, GREEDY | {"sharded_first": True}),
     "grids": (2, GRIDS, GREEDY),
     "uniform": (2, GRIDS, {"subspace": Uniform(0.3), "rounding": Forced(), "latent_decay": 1.0}),
