@@ -91,8 +91,9 @@ gpu: $(READY)
 gpu-here:
 	PYTHONPATH=$(CURDIR) $(PYTHON) -m benchmarks.gpu_here --json runs/gpu-here.json
 
+# On one thread, as the tests: each way to run a loop is compiled by itself.
 docs: $(READY)
-	$(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
+	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -n -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 lint: $(READY)

@@ -14,8 +14,8 @@ __all__ = ["e8p_decode"]
 def e8p_decode(codes: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     r"""Return the points of E8P that codes stand for.
 
-    .. math:: x = s \circ a + c, \qquad a \in \text{256 absolute vectors},\
-        s \in \{\pm1\}^8,\ c = \pm\tfrac14, \qquad \textstyle\prod_i s_i = (-1)^{\sum_i a_i}
+    .. math:: x = s \circ a + c, \qquad a \in \text{256 absolute vectors}, \quad
+        s \in \{\pm1\}^8, \quad c = \pm\tfrac14, \quad \textstyle\prod_i s_i = (-1)^{\sum_i a_i}
 
     Args:
         codes: ``[..., 2]`` integers in 0..255: the number of ``a``; then bits 0 to 6, set where
