@@ -26,8 +26,8 @@ from pvopt import (
     SecondMoment,
     Space,
     Subspace,
-    v_step,
 )
+from pvopt.engine.v_step import v_step_task
 
 SHAPE, STEPS = (6, 8), 4
 
@@ -166,11 +166,11 @@ def weights_before_v_steps(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Record the weights that each V step starts from."""
     found: list[Tensor] = []
 
-    def recorded(rep: Representation, targets: Sequence[Tensor], **rules: Any) -> Tensor:
+    def recorded(rep: Representation, targets: Sequence[Tensor], **rules: Any) -> Any:
         found.append(rep.decode().clone())
-        return v_step(rep, targets, **rules)
+        return v_step_task(rep, targets, **rules)
 
-    monkeypatch.setattr("pvopt.optimizer.v_step", recorded)
+    monkeypatch.setattr("pvopt.optimizer.v_step_task", recorded)
     return found
 
 
