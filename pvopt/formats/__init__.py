@@ -4,7 +4,11 @@
 is lossless for every representation, and the only one that training can be resumed from.
 """
 
-from . import aqlm as _aqlm  # noqa: F401, it registers itself
+# The first to be asked, and to be named: folders of ours are no other's.
+from . import native as _native  # noqa: F401, it registers itself
+
+# isort: split
+from . import aqlm as _aqlm  # noqa: F401, alike
 from . import compressed_tensors as _compressed_tensors  # noqa: F401, alike
 from . import dense as _dense  # noqa: F401, alike
 from . import exl3 as _exl3  # noqa: F401, alike
