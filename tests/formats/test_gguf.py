@@ -383,7 +383,7 @@ def test_types_of_blocks_are_chosen(tmp_path, text, name):
     ours = logits(model)[0, -1].log_softmax(-1)
     theirs = LlamaCpp(file).log_probs(IDS[0].tolist(), 259)
     assert float((theirs - ours).square().mean().sqrt()) < 0.03 * float(ours.std())
-    for format in ("gguf:Q5_0", "gguf:", "native:x"):
+    for format in ("gguf:Q5_0", "gguf:", "dense:x"):
         with pytest.raises(ValueError, match=r"blocks must be some of|takes no settings"):
             save(tmp_path / "y", model, weights, format=format)
 
