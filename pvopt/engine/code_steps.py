@@ -42,6 +42,7 @@ class CodeStep:
         states: of the weights whose lengths are measured, else none.
         kept: what is kept for all of these weights, if there are any.
         selected: number of groups of each matrix that is kept at least.
+        learns: whether lengths of later steps follow from what this one finds.
     """
 
     lengths: Tensor
@@ -49,6 +50,7 @@ class CodeStep:
     states: Sequence[WeightState] = ()
     kept: CodeMemory | None = None
     selected: int = 0
+    learns: bool = False
     _parts: list[CodeStep] = field(default_factory=list, init=False)
     _seen: tuple[Tensor, Tensor, Tensor] | None = field(default=None, init=False)
 
@@ -64,17 +66,12 @@ class CodeStep:
         """Return steps of the lengths that are kept for each weight."""
         kept = _joined(states)
         selected = max(state.code_memory().groups.shape[1] for state in states)
-        return cls(kept.length, before.matrices, states, kept, selected)
-
-    @property
-    def learns(self) -> bool:
-        """Whether lengths of later steps follow from what this one finds."""
-        return self.kept is not None
+        return cls(kept.length, before.matrices, states, kept, selected, learns=True)
 
     def each(self) -> list[CodeStep]:
         """Return the steps of each matrix by itself."""
-        members = self.before.members()
-        self._parts = [CodeStep(n, m) for n, m in zip(self.lengths.split(1), members, strict=True)]
+        pairs = zip(self.lengths.split(1), self.before.members(), strict=True)
+        self._parts = [CodeStep(length, own, learns=self.learns) for length, own in pairs]
         return self._parts
 
     def extend(self, goals: Tensor, groups: Tensor | None = None) -> Tensor:

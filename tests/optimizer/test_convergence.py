@@ -16,9 +16,12 @@ from pvopt import (
     AllGroups,
     Alternate,
     Greedy,
+    Identity,
     Proportional,
     PVOptimizer,
     Representation,
+    Rotation,
+    Scheme,
     SGDValues,
     SharedValues,
     Simultaneous,
@@ -150,16 +153,21 @@ def test_a_subspace_step_crosses_where_the_full_step_is_too_short():
 
 
 @pytest.mark.parametrize(
-    ("subspace", "trust_ratio", "lr_ratio"),
+    ("subspace", "trust_ratio", "lr_ratio", "space"),
     [
-        (Greedy(0.1), None, 0.01),
-        (Greedy(0.1), None, 1.0),
-        (Uniform(0.2), 0.3, 0.1),
-        (Greedy(0.3), 0.1, 0.01),
-        (Greedy(0.3), 0.1, 1.0),
+        (Greedy(0.1), None, 0.01, Identity()),
+        (Greedy(0.1), None, 1.0, Identity()),
+        (Uniform(0.2), 0.3, 0.1, Identity()),
+        (Greedy(0.3), 0.1, 0.01, Identity()),
+        (Greedy(0.3), 0.1, 1.0, Identity()),
+        # Weights that are searched by themselves.
+        (Greedy(0.1), None, 0.01, Rotation()),
+        (Greedy(0.3), 0.1, 1.0, Rotation()),
     ],
 )
-def test_measured_steps_on_codes_lower_the_loss_and_come_to_rest(subspace, trust_ratio, lr_ratio):
+def test_measured_steps_on_codes_lower_the_loss_and_come_to_rest(
+    subspace, trust_ratio, lr_ratio, space
+):
     """From learning rates at which plain steps are too short, on random quadratics.
 
     A single step may raise the loss: that is how the length of steps is found. In the end codes
@@ -172,7 +180,7 @@ def test_measured_steps_on_codes_lower_the_loss_and_come_to_rest(subspace, trust
         for ratio in (1.0, None):
             source = torch.Generator().manual_seed(seed)
             start = torch.randn(4, 10, dtype=DOUBLE, generator=source)
-            rep = UniformGrid(bits=2).fit(start)
+            rep = Scheme(UniformGrid(bits=2), space).fit(start)
             parameter = nn.Parameter(rep.decode())
             base = torch.optim.SGD([{"params": [parameter], "freeze_values": True}], lr=lr)
             optimizer = PVOptimizer(
