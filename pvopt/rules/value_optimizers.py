@@ -239,7 +239,7 @@ class AdamValues(ValueOptimizer):
                     sizes[place].copy_(unit)
             torch._foreach_clamp_min_(sizes, self.floor)
             for place, unit in enumerate(units):
-                if isinstance(unit, float):
+                if unit is not None and not isinstance(unit, Tensor):
                     sizes[place].fill_(unit)
             torch._foreach_div_(divisors, _rounded(sizes, values))
         means = torch._foreach_lerp(moments["exp_avg"], gradients, 1 - first)
