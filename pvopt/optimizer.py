@@ -420,8 +420,8 @@ class PVOptimizer(Optimizer):
         """Yield the weights that take a step together."""
         for stack in self._stacks:
             own = [jobs.get(binding.name) for binding in stack.bindings]
-            together = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
-            yield from runs_of(stack, own, together)
+            at_once = stackable(stack.rep, metric=self.metric, subspace=self.subspace)
+            yield from runs_of(stack, own, at_once)
 
     def _v_step(
         self, run: Run, undo: Undo, code_step: CodeStep | None, *, begins: bool

@@ -76,10 +76,9 @@ def learn(lessons: Iterable[Lesson]) -> None:
     alike: dict[torch.device, list[tuple[Lesson, CodeMemory]]] = {}
     for lesson in lessons:
         if lesson.step.kept is not None:
-            together = alike.setdefault(lesson.step.lengths.device, [])
-            together.append((lesson, lesson.step.kept))
-    for together in alike.values():
-        _learn(together)
+            alike.setdefault(lesson.step.lengths.device, []).append((lesson, lesson.step.kept))
+    for known in alike.values():
+        _learn(known)
 
 
 def _learn(lessons: Sequence[tuple[Lesson, CodeMemory]]) -> None:
