@@ -12,7 +12,7 @@ from torch import Tensor
 from pvopt.core.layout import matrix_shape
 from pvopt.parametrizations.representation import Representation
 
-from .placement import local
+from .placement import is_sharded
 from .writing import write_decoded_
 
 __all__ = ["Seen", "WeightsChangedError", "check_decoded", "differs", "record", "same_samples"]
@@ -143,7 +143,7 @@ def check_decoded(weights: Iterable[tuple[str, Tensor, Representation]]) -> None
     """
     wrong: list[str] = []
     for name, parameter, rep in weights:
-        if local(parameter) is not parameter:
+        if is_sharded(parameter):
             raise ValueError(
                 f"{name!r} is sharded: weights.gathered() returns representations of all rows, "
                 "QuantizedWeights(model, found) binds them to a model that is not, and write_() "

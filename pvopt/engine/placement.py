@@ -7,7 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 import torch.distributed as dist
@@ -20,15 +20,22 @@ from .searches import GroupSearch
 from .stacked_search import StackedSearch
 from .state import WeightState
 
-__all__ = ["WHOLE", "Placement", "Pulled", "Whole", "local"]
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+
+__all__ = ["WHOLE", "Placement", "Pulled", "Whole", "is_sharded", "local"]
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Tell whether processes share out a tensor, as ``fully_shard`` does."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 @torch.no_grad()
 def local(tensor: Tensor) -> Tensor:
     """Return the entries of a tensor that this process holds; all of them unless it is sharded."""
-    module = sys.modules.get("torch.distributed.tensor")
-    sharded = module is not None and isinstance(tensor, module.DTensor)
-    return tensor.to_local() if sharded else tensor  # type: ignore[attr-defined]
+    return tensor.to_local() if is_sharded(tensor) else tensor
 
 
 @dataclass(frozen=True, eq=False)

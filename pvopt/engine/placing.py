@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,7 +13,7 @@ from pvopt.rules.metric_sources import MetricSource
 from pvopt.rules.subspace import Subspace
 
 from .agreement import WeightsChangedError
-from .placement import WHOLE, Placement, local
+from .placement import WHOLE, Placement, is_sharded, local
 from .writing import write_decoded_
 
 if TYPE_CHECKING:
@@ -48,7 +47,7 @@ def placement_of(
         TypeError: for a parameter that is not shared out by rows, or codes that cannot be.
         WeightsChangedError: if codes and values are of other rows.
     """
-    if not _is_sharded(parameter):
+    if not is_sharded(parameter):
         return WHOLE
     if known.key == _key(parameter):
         return known
@@ -68,7 +67,7 @@ def placement_of(
 
 def check_scheme(name: str, parameter: Tensor, scheme: Scheme) -> None:
     """Raise a TypeError unless a weight can be represented so where its rows are."""
-    if _is_sharded(parameter):
+    if is_sharded(parameter):
         _shards_of(name, parameter, scheme)
 
 
@@ -76,12 +75,7 @@ def check_scheme(name: str, parameter: Tensor, scheme: Scheme) -> None:
 def whole(parameter: Tensor) -> Tensor:
     """Return a parameter with all rows; every process has to ask for those of a sharded one."""
     found = parameter.detach()
-    return found.full_tensor() if _is_sharded(found) else found
-
-
-def _is_sharded(parameter: Tensor) -> TypeGuard[DTensor]:
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(parameter, module.DTensor)
+    return found.full_tensor() if is_sharded(found) else found
 
 
 def _shards_of(name: str, parameter: DTensor, scheme: Scheme) -> RowShards:
