@@ -118,6 +118,9 @@ class QuantizedWeights(Mapping[str, Representation]):
     def placement(self, name: str) -> Placement:
         """Return which rows of a weight this process holds; its representation is of these.
 
+        Args:
+            name: of the parameter.
+
         Raises:
             TypeError: if the weight is sharded in a way that its representation cannot be.
             WeightsChangedError: if the representation is of other rows.
@@ -131,7 +134,14 @@ class QuantizedWeights(Mapping[str, Representation]):
         return found
 
     def entries(self, name: str) -> Tensor:
-        """Return the entries of a weight that its representation is of, to be read and written."""
+        """Return the entries of a weight that its representation is of, to be read and written.
+
+        Args:
+            name: of the parameter.
+
+        Returns:
+            ``[*shape]`` of the representation, in the parameter's dtype; it shares its memory.
+        """
         return self.placement(name).entries(self.parameter(name))
 
     def start(self, name: str) -> DenseStart | None:
@@ -304,6 +314,17 @@ class QuantizedWeights(Mapping[str, Representation]):
         To save or export what a sharded model has learnt: ``QuantizedWeights(model, found)`` binds
         them to a model that is not sharded, and ``write_()`` decodes them into it. Every process
         has to call this; codes and values are sent, weights are not.
+
+        Returns:
+            Copies by name, of the shapes that the weights have as a whole.
+
+        Example:
+            >>> import torch
+            >>> from pvopt import UniformGrid, quantize_
+            >>> model = torch.nn.Linear(8, 4)
+            >>> weights = quantize_(model, UniformGrid(bits=2))
+            >>> torch.equal(weights.gathered()["weight"].decode(), model.weight)
+            True
         """
         return {name: self.placement(name).gathered(rep) for name, rep in self.items()}
 
