@@ -56,11 +56,11 @@ def _write(app: Any, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     folder = Path(app.outdir)
-    text = characters([page.read_text() for page in sorted(folder.rglob("*.html"))])
+    text = characters([page.read_text("utf-8") for page in sorted(folder.rglob("*.html"))])
     file, note = folder / "_static" / "math.woff2", Path(app.doctreedir) / "math-font.txt"
-    if not (file.exists() and note.exists() and note.read_text() == text):
+    if not (file.exists() and note.exists() and note.read_text("utf-8") == text):
         file.write_bytes(subset(text))
-        note.write_text(text)
+        note.write_text(text, "utf-8")
 
 
 def setup(app: Any) -> dict[str, bool]:
