@@ -28,6 +28,9 @@ class AsymmetricCalibration:
     A share of 0 is plain calibration, of 1 the method of the reference. At 2 bits inputs are so
     far from the original's that regression shrinks every layer; half of the way does better there.
 
+    Block-wise fine-tuning aims as far: at outputs of the block that are ``a`` of the way from those
+    on its own inputs to those of the full-precision model.
+
     Costs a second forward pass of every block and the memory of a second set of hidden states.
     Experts, and layers that are not given all tokens in order, keep their targets.
 
