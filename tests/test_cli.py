@@ -740,6 +740,14 @@ def test_module_runs():
     assert "quantize" in done.stdout
 
 
+def test_the_list_of_commands_loads_nothing():
+    """An answer takes a fraction of a second; torch alone takes seconds to import."""
+    code = "import sys; sys.modules['torch'] = None; from pvopt.cli import main; main(['--help'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "quantize" in done.stdout
+
+
 @pytest.mark.parametrize(
     "command", ["quantize", "tune", "eval", "info", "demo", "generate", "report"]
 )

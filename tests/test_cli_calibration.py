@@ -57,20 +57,8 @@ def test_the_usual_start_suits_the_format_and_helps(tmp_path, text, capsys, form
 
 
 def test_an_interrupted_command_goes_on(tmp_path, text, monkeypatch):
-    assert (
-        main(
-            flags(
-                text,
-                tmp_path / "whole",
-                "grid:2g16",
-                "--fine-tune",
-                "1",
-                "--end-loss",
-                "--asymmetric",
-            )
-        )
-        == 0
-    )
+    given = ["--fine-tune", "1", "--end-loss", "--asymmetric"]
+    assert main(flags(text, tmp_path / "whole", "grid:2g16", *given)) == 0
     more = ["--fine-tune", "1", "--end-loss", "0.5", "--asymmetric", "0.5"]
     more += ["--work", str(tmp_path / "work")]
 
